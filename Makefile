@@ -1,0 +1,34 @@
+# Every target sets up all it needs, in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/ready
+NATIVE := $(shell find csrc build_tools -type f -not -name '*.pyc')
+
+.PHONY: demo test lint bench cuda-check
+
+demo: $(READY)  ## learn CartPole from scratch, then evaluate
+	$(BIN)/fastwm train dreamerv3 --env cartpole --preset cartpole --logdir runs/demo
+	$(BIN)/fastwm eval runs/demo --episodes 20
+
+test: lint  ## all tests that this machine can run
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## measure every operator against its baselines; leaves JSON, Markdown and plots in bench/results
+	mkdir -p bench/results
+	$(BIN)/pytest bench --benchmark-only --benchmark-json=bench/results/bench.json
+	$(BIN)/python bench/report.py bench/results/bench.json
+
+cuda-check:  ## compile every CUDA kernel, GPU or not, and read its registers and spills
+	$(PYTHON) build_tools/cuda_check.py
+
+$(READY): pyproject.toml setup.py $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0 'setuptools>=77'
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[dev]'
+	touch $@

@@ -1,0 +1,9 @@
+// Every operator's schema. A forward returns what its backward reads, so nothing is hidden from autograd.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(fastwm, m) {
+  m.def("lambda_return(Tensor reward, Tensor cont, Tensor next_value, Tensor? lam, float lam_value) "
+        "-> Tensor");
+  m.def("lambda_return_backward(Tensor grad, Tensor cont, Tensor next_value, Tensor ret, Tensor? lam, "
+        "float lam_value) -> (Tensor, Tensor, Tensor)");
+}

@@ -1,0 +1,20 @@
+"""World models in PyTorch: fused kernels, the field's modules, and five published agents, whole."""
+
+from typing import Any
+
+from fastwm import _lib, ops
+from fastwm.info import info
+from fastwm.ops import backend
+
+__version__ = "0.1.0"
+__all__ = ["backend", "info", "load", "ops"]
+
+_lib.warn_if_missing()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":  # the agents and their environments are imported by those who use them
+        from fastwm.runner import load
+
+        return load
+    raise AttributeError(f"module 'fastwm' has no attribute '{name}'")

@@ -1,0 +1,86 @@
+"""What every agent is to those who run it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastwm.nn.spaces import SpaceDict, is_image
+
+WriteBack = Callable[[Tensor, dict[str, Tensor]], None]
+
+
+class Agent(nn.Module, ABC):
+    """A plain module that acts, learns from replayed rows, and shows what it imagines.
+
+    Its state dict holds everything a resume needs: weights, normalisers and optimisers.
+    """
+
+    obs_space: SpaceDict
+    act_space: SpaceDict
+    latent_keys: tuple[str, ...] = ()
+    """Names of the latents that replay keeps beside each row."""
+
+    @abstractmethod
+    def act(
+        self, obs: Mapping[str, Any], state: dict[str, Tensor] | None = None, mode: str = "train"
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Actions for a batch of observations `[B, ...]`, and the state to pass with the next one.
+
+        `obs` holds the keys of `obs_space` and `is_first` [B] bool; `mode` is "train" or "eval".
+        """
+
+    @abstractmethod
+    def update(self, batch: Mapping[str, Tensor], *, write_back: WriteBack | None = None) -> dict[str, Tensor]:
+        """One gradient step on replayed rows, time-major; returns scalar metrics.
+
+        `write_back(index, latents)` receives fresh latents for the rows `batch["index"]`, from agents that have any.
+        """
+
+    @abstractmethod
+    def open_loop(self, batch: Mapping[str, Tensor], context: int) -> dict[str, Tensor]:
+        """Predicted observations [T, B, ...]: filtered for `context` rows, then from the actions alone."""
+
+    def latents(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What replay stores of an acting state."""
+        return {}
+
+    def imagine_video(self, batch: Mapping[str, Tensor], context: int = 5) -> dict[str, Tensor]:
+        """Truth, open-loop prediction and error below each other, for every image key: uint8 [T, B, 3H, W, C]."""
+        keys = [key for key, space in self.obs_space.items() if is_image(space)]
+        if not keys:
+            raise ValueError("imagine_video: this agent has no image observation; use open_loop for vectors")
+        predictions = self.open_loop(batch, context)
+        videos = {}
+        for key in keys:
+            prediction = predictions[key]
+            truth = batch[key][-len(prediction) :].float() / 255
+            error = (prediction - truth + 1) / 2
+            videos[key] = (torch.cat([truth, prediction, error], -3).clamp(0, 1) * 255).round().to(torch.uint8)
+        return videos
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """All optimisers, by name; their state travels with the module's."""
+        return {}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        for name, optimizer in self.optimizers().items():
+            optimizer.load_state_dict(clone(state[name]))  # torch's optimisers would share the tensors
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+def clone(state: Any) -> Any:
+    """A nested state with tensors of its own."""
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {key: clone(value) for key, value in state.items()}
+    return [clone(value) for value in state] if isinstance(state, list) else state

@@ -1,0 +1,383 @@
+"""DreamerV3 (Hafner et al., Nature 2025), in the form of the official code of May 2026.
+
+A world model learns to encode, predict and reconstruct what the environment shows; an actor and a critic learn only
+from what the model dreams. Every equation is named in `loss`; tensors are time-major `[T, B, ...]`.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from fastwm import ops
+from fastwm.agents.agent import Agent, WriteBack
+from fastwm.nn.distributions import Categorical, SquaredError, TwoHot
+from fastwm.nn.encoder import Decoder, Encoder
+from fastwm.nn.heads import Action, Actor, BernoulliHead, Policy, TwoHotHead
+from fastwm.nn.normalize import PercentileNormalizer
+from fastwm.nn.rssm import RSSM, State, stoch_onehot
+from fastwm.nn.spaces import as_dict, encode, is_image, total_width
+from fastwm.optim import LaProp
+
+
+@dataclass
+class DreamerV3Config:
+    """Every number of the agent. The defaults are the official ones at size200m; `fastwm.configs` holds presets."""
+
+    deter: int = 8192
+    hidden: int = 1024
+    stoch: int = 32
+    classes: int = 64
+    blocks: int = 8
+    units: int = 1024
+    depth: int = 64
+    """Channels of the image networks, before `mults`."""
+    mults: tuple[int, ...] = (2, 3, 4, 4)
+    kernel: int = 5
+    unimix: float = 0.01
+    """Share of the uniform mixed into the latent categoricals."""
+    policy_unimix: float = 0.0
+    """The same for discrete actions; the official code configures 0.01 but does not apply it."""
+    free_nats: float = 1.0
+    prior_layers: int = 2
+    post_layers: int = 1
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    reward_layers: int = 1
+    cont_layers: int = 1
+    actor_layers: int = 3
+    critic_layers: int = 3
+    bins: int = 255
+    actor_outscale: float = 0.01
+    rec_scale: float = 1.0
+    reward_scale: float = 1.0
+    cont_scale: float = 1.0
+    dyn_scale: float = 1.0
+    rep_scale: float = 0.1
+    policy_scale: float = 1.0
+    value_scale: float = 1.0
+    replay_value_scale: float = 0.3
+    imag_length: int = 15
+    horizon: float = 333.0
+    """Effective length of the discount `1 - 1/horizon`."""
+    lam: float = 0.95
+    actor_entropy: float = 3e-4
+    slow_reg: float = 1.0
+    """Weight of the critic's pull towards its own slow average."""
+    slow_rate: float = 0.02
+    return_rate: float = 0.01
+    return_limit: float = 1.0
+    lr: float = 4e-5
+    warmup: int = 1000
+    agc: float = 0.3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    precision: str = "bf16"
+    """Matrix products in `bf16` or `fp32`; parameters, carries, norms, losses and the optimiser stay float32."""
+
+    @property
+    def discount(self) -> float:
+        return 1 - 1 / self.horizon
+
+
+@dataclass
+class Noise:
+    """Every random number of one update; `None` draws from torch's generator."""
+
+    post: Tensor | None = None
+    """Uniform [T, B, S]."""
+    prior: Tensor | None = None
+    """Uniform [H, T*B, S]."""
+    action: Action | None = None
+    """[H+1, T*B, ...]: uniform for discrete actions, standard normal for continuous ones."""
+
+
+@dataclass
+class World:
+    """The world model's view of a batch, [T, B, ...]."""
+
+    tokens: Tensor
+    state: State
+    post_logits: Tensor
+    prior_logits: Tensor
+    recon: "dict[str, SquaredError | Categorical]"
+    losses: dict[str, Tensor]
+
+
+@dataclass
+class Dream:
+    """Imagined trajectories from all `N = T*B` posterior states: states 0..H, [H+1, N, ...]."""
+
+    state: State
+    prior_logits: Tensor  # [H, N, S, C]
+    action: Action
+    reward: Tensor
+    cont: Tensor
+    policy: Policy
+    value: TwoHot
+    slow_value: TwoHot
+    returns: Tensor  # [H, N]
+    scale: Tensor
+    losses: dict[str, Tensor]  # [H, N]
+
+
+@dataclass
+class Loss:
+    """`total` is the sum of the scaled means of `terms`; the rest is what they were made of."""
+
+    total: Tensor
+    terms: dict[str, Tensor]  # [T, B], `replay_value` [T-1, B]
+    world: World
+    dream: Dream
+    replay_value: TwoHot
+    replay_slow_value: TwoHot
+    replay_returns: Tensor  # [T-1, B]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class DreamerV3(Agent):
+    """The agent: world model, actor, critic, slow critic, return scale and optimiser.
+
+    `obs_space` is a dictionary of Box, Discrete or MultiDiscrete spaces (images uint8 `[H, W, C]`); `act_space` is one
+    such space or a dictionary of them. Actions are in [-1, 1] for Box spaces.
+    """
+
+    latent_keys = ("deter", "stoch")
+
+    def __init__(
+        self,
+        obs_space: "spaces.Space | Mapping[str, spaces.Space]",
+        act_space: "spaces.Space | Mapping[str, spaces.Space]",
+        config: DreamerV3Config | None = None,
+    ):
+        super().__init__()
+        self.config = c = config or DreamerV3Config()
+        self.obs_space = as_dict(obs_space, "obs")
+        self.act_space = as_dict(act_space, "action")
+        self.single_action = not isinstance(act_space, (Mapping, spaces.Dict))
+        action_dim, stoch_dim = total_width(self.act_space), c.stoch * c.classes
+        self.encoder = Encoder(self.obs_space, c.units, c.encoder_layers, c.depth, c.mults, c.kernel)
+        self.rssm = RSSM(
+            self.encoder.out_dim, action_dim, c.deter, c.hidden, c.stoch, c.classes, c.blocks, c.unimix,
+            c.prior_layers, c.post_layers,
+        )  # fmt: skip
+        self.decoder = Decoder(
+            self.obs_space, c.deter, stoch_dim, c.units, c.decoder_layers, c.depth, c.mults, c.kernel, c.blocks
+        )
+        feat = self.rssm.feat_dim
+        self.reward = TwoHotHead(feat, c.units, c.reward_layers, c.bins)
+        self.cont = BernoulliHead(feat, c.units, c.cont_layers)
+        self.actor = Actor(feat, c.units, c.actor_layers, self.act_space, c.actor_outscale, c.policy_unimix)
+        self.critic = TwoHotHead(feat, c.units, c.critic_layers, c.bins)
+        self.slow_critic = TwoHotHead(feat, c.units, c.critic_layers, c.bins).requires_grad_(False)
+        self.slow_critic.load_state_dict(self.critic.state_dict())
+        self.return_norm = PercentileNormalizer(c.return_rate, c.return_limit)
+        self.optimizer = LaProp(
+            [p for p in self.parameters() if p.requires_grad],
+            lr=c.lr, betas=(c.beta1, c.beta2), agc=c.agc, warmup=c.warmup,
+        )  # fmt: skip
+
+    def initial(self, batch: int) -> dict[str, Tensor]:
+        """The acting state before the first observation."""
+        state = self.rssm.initial(batch)
+        action = state.deter.new_zeros(batch, total_width(self.act_space))
+        return {"deter": state.deter, "stoch": state.stoch, "action": action}
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Mapping[str, Any],
+        state: dict[str, Tensor] | None = None,
+        mode: str = "train",
+        noise: tuple[Tensor, Action] | None = None,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Choose actions for observations `[B, ...]`: the keys of the spaces, and `is_first` [B] bool.
+
+        Returns the action (a dictionary where the action space is one) and the state to pass with the next
+        observation. The policy is sampled in both modes, "train" and "eval", as in the official code; actions are
+        not clipped. `noise` fixes the draws: uniform [B, S], and one array for each action.
+        """
+        obs = {key: torch.as_tensor(obs[key], device=self.device) for key in (*self.obs_space, "is_first")}
+        is_first = obs["is_first"].bool()
+        state = self.initial(len(is_first)) if state is None else state
+        uniform, action_noise = noise if noise is not None else (None, None)
+        with self.autocast():
+            past = State(state["deter"], state["stoch"])
+            post, _ = self.rssm.observe_step(past, state["action"], self.encoder(obs), is_first, uniform)
+            action = self.actor(post.feat).sample(action_noise)
+        state = {"deter": post.deter, "stoch": post.stoch, "action": encode(self.act_space, action)}
+        return (action["action"] if self.single_action else action), state
+
+    def latents(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What replay stores of a state: deter (bfloat16 under bf16), and stoch as uint8 class indices."""
+        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        return {"deter": state["deter"].detach().to(dtype), "stoch": state["stoch"].argmax(-1).to(torch.uint8)}
+
+    def update(
+        self,
+        batch: Mapping[str, Tensor],
+        noise: Noise | None = None,
+        write_back: WriteBack | None = None,
+    ) -> dict[str, Tensor]:
+        """One gradient step on a batch of replayed rows `[1+T, B, ...]` (see `loss`); returns scalar metrics.
+
+        `write_back(index, latents)` receives the fresh latents of the trained rows and their `batch["index"]`.
+        """
+        loss = self.loss(batch, noise)
+        self.optimizer.zero_grad()
+        loss.total.backward()
+        self.optimizer.step()
+        self.update_slow_critic()
+        if write_back is not None:
+            state = loss.world.state
+            write_back(batch["index"][1:], self.latents({"deter": state.deter, "stoch": state.stoch.detach()}))
+        return loss.metrics
+
+    @torch.no_grad()
+    def update_slow_critic(self) -> None:
+        """`slow <- (1 - rate) slow + rate fast`."""
+        torch._foreach_lerp_(list(self.slow_critic.parameters()), list(self.critic.parameters()), self.config.slow_rate)
+
+    def loss(self, batch: Mapping[str, Tensor], noise: Noise | None = None) -> Loss:
+        """The one loss of all modules.
+
+        `batch` holds `[1+T, B, ...]`: the observations, `reward`, `is_first`, `is_last`, `is_terminal`, the action
+        chosen at each row, and the latents `deter`, `stoch`. Row 0 is context: it only gives the start state and
+        the first previous action.
+        """
+        c, noise = self.config, noise or Noise()
+        with self.autocast():
+            world = self.world_model(batch, noise.post)
+        dream = self.dream(world.state, noise)
+        with self.autocast():
+            value, slow_value = self.values(world.state.feat)
+        last, term, reward = (batch[key][1:].float() for key in ("is_last", "is_terminal", "reward"))
+        boot = dream.returns[0].view_as(reward)
+        # R_t = r' + live' ((1 - lam') boot' + lam' R'), where ' is the next row: an end of either kind cuts the chain.
+        live, lam = (1 - term) * c.discount, (1 - last) * c.lam
+        returns = ops.lambda_return(reward[1:], live[1:], boot[1:], lam[1:])
+        replay_value = (1 - last[:-1]) * self.value_loss(value, slow_value, returns)
+        terms = dict(world.losses)
+        terms |= {key: loss.mean(0).view_as(reward) for key, loss in dream.losses.items()}
+        terms["replay_value"] = replay_value
+        total = torch.stack([self.scale(key) * loss.mean() for key, loss in terms.items()]).sum()
+        metrics = {f"loss/{key}": loss.detach().mean() for key, loss in terms.items()} | self.metrics(world, dream)
+        return Loss(total, terms, world, dream, value, slow_value, returns, metrics)
+
+    def scale(self, term: str) -> float:
+        """Weight of a loss term; the reconstructions `rec/<key>` share one."""
+        return float(getattr(self.config, f"{term.split('/')[0]}_scale"))
+
+    def world_model(self, batch: Mapping[str, Tensor], uniform: Tensor | None = None) -> World:
+        """Filter the batch and predict all of it: reconstruction, reward, continuation and the two KL terms."""
+        rows = {key: value[1:] for key, value in batch.items()}
+        start = State(batch["deter"][0].float(), stoch_onehot(batch["stoch"][0], self.config.classes))
+        prev_action = encode(self.act_space, {key: batch[key][:-1] for key in self.act_space})  # [T, B, A]
+        tokens = self.encoder(rows)
+        state, post_logits = self.rssm.observe(start, prev_action, tokens, rows["is_first"].bool(), uniform)
+        prior_logits = self.rssm.prior_logits(state.deter)
+        losses = {}
+        losses["dyn"], losses["rep"] = self.rssm.kl(post_logits, prior_logits, self.config.free_nats)
+        recon = self.decoder(state.deter, state.stoch.flatten(-2))
+        for key, dist in recon.items():
+            target = rows[key].float() / 255 if is_image(self.obs_space[key]) else rows[key]
+            loss = dist.loss(target)
+            losses[f"rec/{key}"] = loss.flatten(2).sum(-1) if loss.ndim > 2 else loss
+        losses["reward"] = self.reward(state.feat).loss(rows["reward"])
+        # The soft target puts the discount into the continuation probability.
+        losses["cont"] = self.cont(state.feat).loss((1 - rows["is_terminal"].float()) * self.config.discount)
+        return World(tokens, state, post_logits, prior_logits, recon, losses)
+
+    def dream(self, posterior: State, noise: Noise) -> Dream:
+        """Imagine from every posterior state, without gradient to the model, and score actor and critic there."""
+        c = self.config
+        state, action, prior_logits = self.rollout(posterior.detach().flatten(), noise)
+        with self.autocast():
+            with torch.no_grad():
+                reward, cont = self.reward(state.feat).mean, self.cont(state.feat).prob
+            policy = self.actor(state.feat)
+            value, slow_value = self.values(state.feat)
+        baseline = value.mean.detach()
+        returns = ops.lambda_return(reward[1:], cont[1:], baseline[1:], c.lam)  # [H, N]
+        scale = self.return_norm.update(returns)
+        advantage = (returns - baseline[:-1]) / scale
+        weight = cont.cumprod(0)[:-1]
+        objective = policy.log_prob(action)[:-1] * advantage + c.actor_entropy * policy.entropy()[:-1]
+        losses = {"policy": -weight * objective, "value": weight * self.value_loss(value, slow_value, returns)}
+        return Dream(state, prior_logits, action, reward, cont, policy, value, slow_value, returns, scale, losses)
+
+    @torch.no_grad()
+    def rollout(self, start: State, noise: Noise) -> tuple[State, Action, Tensor]:
+        """States 0..H and the actions sampled at them [H+1, N, ...], with the prior logits of states 1..H.
+
+        It has an autocast region of its own: casts cached here carry no gradient and must not serve the losses.
+        """
+
+        def policy(state: State, step: int) -> tuple[Action, Tensor]:
+            draws = noise.action and {key: value[step] for key, value in noise.action.items()}
+            action = self.actor(state.feat).sample(draws)
+            return action, encode(self.act_space, action)
+
+        horizon = self.config.imag_length
+        with self.autocast():
+            states, actions, prior_logits = self.rssm.imagine(start, policy, horizon, noise.prior)
+            last, _ = policy(State(states.deter[-1], states.stoch[-1]), horizon)
+        state = State(*(torch.cat([first[None], rest]) for first, rest in zip(start, states)))
+        return state, {key: torch.cat([actions[key], last[key][None]]) for key in actions}, prior_logits
+
+    def values(self, feat: Tensor) -> tuple[TwoHot, TwoHot]:
+        """(fast, slow) critic."""
+        with torch.no_grad():
+            slow = self.slow_critic(feat)
+        return self.critic(feat), slow
+
+    def value_loss(self, value: TwoHot, slow_value: TwoHot, returns: Tensor) -> Tensor:
+        """Cross-entropy to the returns [K, ...], and to the slow critic's mean; `value` has one row more, left out."""
+        padded = torch.cat([returns, torch.zeros_like(returns[:1])])
+        return (value.loss(padded) + self.config.slow_reg * value.loss(slow_value.mean))[:-1]
+
+    @torch.no_grad()
+    def metrics(self, world: World, dream: Dream) -> dict[str, Tensor]:
+        """Scalars worth a plot."""
+        return {
+            "entropy/post": self.rssm.dist(world.post_logits).entropy().sum(-1).mean(),
+            "entropy/prior": self.rssm.dist(world.prior_logits).entropy().sum(-1).mean(),
+            "entropy/policy": dream.policy.entropy().mean(),
+            "dream/reward": dream.reward.mean(),
+            "dream/cont": dream.cont.mean(),
+            "dream/return": dream.returns.mean(),
+            "dream/value": dream.value.mean.mean(),
+            "dream/return_scale": dream.scale,
+        }
+
+    @torch.no_grad()
+    def open_loop(self, batch: Mapping[str, Tensor], context: int) -> dict[str, Tensor]:
+        """Predict the rows of a batch [1+T, B, ...] after the first `context` ones from the actions alone.
+
+        Returns the decoded observations [T, B, ...] in their own units: filtered for `context` steps, then dreamt.
+        """
+        with self.autocast():
+            rows = {key: value[1:] for key, value in batch.items()}
+            start = State(batch["deter"][0].float(), stoch_onehot(batch["stoch"][0], self.config.classes))
+            actions = encode(self.act_space, {key: batch[key][:-1] for key in self.act_space})
+            seen = {key: value[:context] for key, value in rows.items()}
+            state, _ = self.rssm.observe(start, actions[:context], self.encoder(seen), seen["is_first"].bool())
+
+            def policy(_: State, step: int) -> tuple[Action, Tensor]:
+                return {}, actions[context + step]
+
+            last = State(state.deter[-1], state.stoch[-1])
+            states, _, _ = self.rssm.imagine(last, policy, len(actions) - context)
+            deter, stoch = (torch.cat(parts) for parts in zip(state, states))
+            recon = self.decoder(deter, stoch.flatten(-2))
+        return {key: dist.prediction for key, dist in recon.items()}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"optimizer": self.optimizer}
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")

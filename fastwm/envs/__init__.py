@@ -1,0 +1,17 @@
+"""Environments behind one small interface: actions in, dicts of arrays out, one row an observation."""
+
+from .registry import make_env, register
+from .spaces import ArrayTree
+from .vec import Action, Backend, Record, UnknownEnv, VecEnv, describe
+
+__all__ = [
+    "Action",
+    "ArrayTree",
+    "Backend",
+    "Record",
+    "UnknownEnv",
+    "VecEnv",
+    "describe",
+    "make_env",
+    "register",
+]

@@ -1,0 +1,120 @@
+"""Names of environments, and how to add more."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import VectorEnv
+
+from ..errors import FastwmError
+from .envpool import import_envpool, make_atari, make_dmc, make_envpool, task_names
+from .gym import GymBackend, import_factory, make_from, make_gym
+from .vec import UnknownEnv, VecEnv
+
+Factory = Callable[..., VecEnv | VectorEnv]
+
+ALIASES = {
+    "cartpole": "CartPole-v1",
+    "pendulum": "Pendulum-v1",
+    "acrobot": "Acrobot-v1",
+    "mountaincar": "MountainCar-v0",
+    "mountaincar_continuous": "MountainCarContinuous-v0",
+    "lunarlander": "LunarLander-v3",
+    "lunarlander_continuous": "LunarLanderContinuous-v3",
+    "bipedalwalker": "BipedalWalker-v3",
+    "carracing": "CarRacing-v3",
+    "takecover": "TakeCover-v1",
+}
+
+_FORMS = (
+    "names are short (cartpole), dmc:walker_walk, atari:Pong, envpool:<id>, gym:<id>, "
+    "package.module:factory, or <prefix>:<name> of a plug-in"
+)
+_factories: dict[str, Factory] = {
+    "dmc": make_dmc,
+    "atari": make_atari,
+    "envpool": make_envpool,
+    "gym": make_gym,
+}
+
+
+def register(prefix: str, factory: Factory) -> None:
+    """Makes `make_env("<prefix>:<name>")` call `factory(name, num_envs=, seed=, size=, repeat=, **options)`.
+
+    The factory returns a VecEnv or a Gymnasium VectorEnv. A package can do the same without being imported,
+    by an entry point named `<prefix>` in the group `fastwm.envs`. Raises ValueError if the prefix is taken.
+    """
+    if prefix in _factories:
+        raise ValueError(f"the prefix {prefix!r} is taken")
+    _factories[prefix] = factory
+
+
+def make_env(
+    name: Any, num_envs: int = 1, seed: int = 0, *, size: int | None = 64, repeat: int = 1, **options: Any
+) -> VecEnv:
+    """Makes `num_envs` environments that step together.
+
+    name: `cartpole` and other short names or bare EnvPool/Gymnasium ids; `dmc:walker_walk` (option `pixels`);
+        `atari:Pong` (options `gray`, `sticky`, `full_action_space`, `noop_max`); `envpool:<id>`; `gym:<id>`
+        (option `async_`); `package.module:factory`; or no string but an Env, a VectorEnv, or a callable that
+        makes one.
+    seed: environments and runs get unrelated streams.
+    size: side in pixels of all images, rendered so where the engine can, else area-averaged; None keeps it.
+    repeat: every action is stepped this often and the rewards are summed.
+    options: go to the environment (`render_mode="rgb_array"` for `render()`).
+
+    Raises FastwmError for a name or option that does not exist, or an engine that is not installed.
+    """
+    if num_envs < 1:
+        raise FastwmError(f"num_envs must be at least 1, got {num_envs}")
+    if seed < 0:
+        raise FastwmError(f"seed must not be negative, got {seed}")
+    common: dict[str, Any] = {"num_envs": num_envs, "seed": seed, "size": size, "repeat": repeat}
+    if not isinstance(name, str):
+        return make_from(name, **common, **options)
+    try:
+        prefix, colon, rest = name.partition(":")
+        if not colon:
+            return _by_id(ALIASES.get(name.lower(), name))(**common, **options)
+        factory = _factory(prefix)
+        if factory is None:
+            return make_from(import_factory(name), **common, **options)
+        env = factory(rest, **common, **options)
+    except UnknownEnv:
+        raise UnknownEnv(_advice(name)) from None
+    return env if isinstance(env, VecEnv) else VecEnv(GymBackend(env, seed), size)
+
+
+def _factory(prefix: str) -> Factory | None:
+    if prefix not in _factories:
+        for entry in entry_points(group="fastwm.envs", name=prefix):
+            _factories[prefix] = entry.load()
+    return _factories.get(prefix)
+
+
+def _by_id(env_id: str) -> Callable[..., VecEnv]:
+    make = make_envpool if env_id in _envpool_ids() else make_gym
+    return lambda **kwargs: make(env_id, **kwargs)
+
+
+def _envpool_ids() -> list[str]:
+    try:
+        return import_envpool().list_all_envs()
+    except FastwmError:
+        return []
+
+
+def _advice(name: str) -> str:
+    known = [*ALIASES, *(f"gym:{env_id}" for env_id in gymnasium.registry)]
+    if ids := _envpool_ids():
+        known += [f"envpool:{env_id}" for env_id in ids]
+        known += [f"dmc:{task}" for task in task_names("envpool.mujoco.dmc")]
+        known += [f"atari:{task}" for task in task_names("envpool.atari")]
+    spelled = {candidate.lower(): candidate for candidate in known}
+    close = [spelled[match] for match in difflib.get_close_matches(name.lower(), spelled, n=3)]
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"there is no environment {name!r}; {hint}{_FORMS}"

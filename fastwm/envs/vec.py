@@ -1,0 +1,126 @@
+"""The batched environment that everything above this folder sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import torch
+from gymnasium import Space
+from gymnasium import spaces as gs
+
+from ..errors import FastwmError
+from .spaces import ActAdapter, ActSpace, ArrayTree, ObsAdapter
+
+Record: TypeAlias = dict[str, np.ndarray]
+Action: TypeAlias = np.ndarray | torch.Tensor | Mapping[str, np.ndarray | torch.Tensor]
+StepResult: TypeAlias = tuple[ArrayTree, np.ndarray, np.ndarray, np.ndarray]
+
+
+class UnknownEnv(FastwmError):
+    """No environment has this name."""
+
+
+class Backend(Protocol):
+    """What `VecEnv` needs of an engine: Gymnasium's next-step autoreset, spaces of one environment."""
+
+    num_envs: int
+    obs_space: Space
+    act_space: Space
+
+    def reset(self) -> ArrayTree:
+        """Starts new episodes everywhere; returns observations [num_envs, ...]."""
+
+    def step(self, action: ArrayTree) -> StepResult:
+        """Returns observation, reward, terminated, truncated. The step after an end resets instead."""
+
+    def render(self) -> np.ndarray:
+        """Returns frames [num_envs, H, W, 3]."""
+
+    def close(self) -> None: ...
+
+
+class VecEnv:
+    """`num_envs` environments in step; each row is one observation.
+
+    `obs_space` maps keys to spaces of one environment: images uint8 [H, W, C], integers int64, all else
+    float32. `act_space` is Box(-1, 1) float32, Discrete, MultiDiscrete, or a dict of those.
+
+    A record holds the observation keys [B, ...] and `reward` float32 [B] (received on arriving at this row),
+    `is_first`, `is_last`, `is_terminal` bool [B]. A time limit sets `is_last` only. The row after an end is
+    the reset row: `is_first`, reward 0, and the action given to that step is ignored (it is no decision).
+    """
+
+    def __init__(self, backend: Backend, size: int | None = None) -> None:
+        self._backend = backend
+        self._obs = ObsAdapter(backend.obs_space, size)
+        self._act = ActAdapter(backend.act_space, backend.num_envs)
+        self._done: np.ndarray | None = None
+        self.num_envs = backend.num_envs
+        self.obs_space: dict[str, Space] = self._obs.spaces
+        self.act_space: ActSpace = self._act.space
+
+    def reset(self) -> Record:
+        """Starts new episodes in all environments."""
+        none = np.zeros(self.num_envs, bool)
+        return self._record(self._backend.reset(), np.zeros(self.num_envs), none, none, ~none)
+
+    def step(self, action: Action) -> Record:
+        """Acts with [num_envs, ...] arrays or tensors (a dict of them for dict spaces).
+
+        Raises ValueError for a wrong shape or dtype, NaN, or a discrete action out of range. Continuous
+        actions are clipped to [-1, 1].
+        """
+        if self._done is None:
+            raise RuntimeError("call reset() before step()")
+        return self._record(*self._backend.step(self._act(action)), self._done)
+
+    def sample_action(self, rng: np.random.Generator) -> np.ndarray | dict[str, np.ndarray]:
+        """Uniform random actions for all environments, from a generator that the caller can save."""
+        if isinstance(self.act_space, dict):
+            return {key: self._sample(space, rng) for key, space in self.act_space.items()}
+        return self._sample(self.act_space, rng)
+
+    def render(self) -> np.ndarray:
+        """Returns frames uint8 [num_envs, H, W, 3]; needs `make_env(..., render_mode="rgb_array")`."""
+        return self._backend.render()
+
+    def close(self) -> None:
+        """Frees the environments."""
+        self._backend.close()
+
+    def _sample(self, space: Space, rng: np.random.Generator) -> np.ndarray:
+        shape = (self.num_envs, *(space.shape or ()))
+        if isinstance(space, gs.Box):
+            return rng.uniform(-1, 1, shape).astype(np.float32)
+        return rng.integers(space.n if isinstance(space, gs.Discrete) else space.nvec, size=shape)  # type: ignore
+
+    def _record(
+        self,
+        obs: ArrayTree,
+        reward: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        is_first: np.ndarray,
+    ) -> Record:
+        record = self._obs(obs)
+        rows = {len(value) for value in record.values()}
+        if rows != {self.num_envs}:
+            raise FastwmError(f"{self.num_envs} environments gave {rows} observations: only one player each works")
+        done = ~is_first & (terminated | truncated)
+        self._done = done
+        flags = {"is_first": is_first.copy(), "is_last": done, "is_terminal": done & terminated}
+        return record | {"reward": np.where(is_first, 0, reward).astype(np.float32)} | flags
+
+
+def describe(env: VecEnv) -> str:
+    """One line on the spaces: `8 x {image: uint8 (64, 64, 3)} -> Discrete(6)`."""
+    obs = ", ".join(f"{key}: {space.dtype} {space.shape}" for key, space in env.obs_space.items())
+    act = env.act_space
+    acts = ", ".join(f"{k}: {_brief(s)}" for k, s in act.items()) if isinstance(act, dict) else _brief(act)
+    return f"{env.num_envs} x {{{obs}}} -> {acts}"
+
+
+def _brief(space: Space) -> str:
+    return f"Box(-1, 1, {space.shape})" if isinstance(space, gs.Box) else str(space)

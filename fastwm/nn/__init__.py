@@ -1,0 +1,44 @@
+"""Modules with the field's names; each is a plain `nn.Module` that can be used alone."""
+
+from fastwm.nn.distributions import (
+    Bernoulli,
+    BoundedNormal,
+    Categorical,
+    SquaredError,
+    SymlogSquaredError,
+    TwoHot,
+)
+from fastwm.nn.encoder import Decoder, Encoder
+from fastwm.nn.functional import symexp, symexp_bins, symlog
+from fastwm.nn.heads import Actor, BernoulliHead, Policy, TwoHotHead
+from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm
+from fastwm.nn.normalize import PercentileNormalizer
+from fastwm.nn.rssm import RSSM, BlockGRU, State
+
+__all__ = [
+    "MLP",
+    "RSSM",
+    "Actor",
+    "Bernoulli",
+    "BernoulliHead",
+    "BlockGRU",
+    "BlockLinear",
+    "BoundedNormal",
+    "Categorical",
+    "Conv2d",
+    "Decoder",
+    "Dense",
+    "Encoder",
+    "Linear",
+    "PercentileNormalizer",
+    "Policy",
+    "RMSNorm",
+    "SquaredError",
+    "State",
+    "SymlogSquaredError",
+    "TwoHot",
+    "TwoHotHead",
+    "symexp",
+    "symexp_bins",
+    "symlog",
+]

@@ -1,0 +1,116 @@
+"""Networks that end in a prediction."""
+
+from math import prod
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from fastwm.nn.distributions import Bernoulli, BoundedNormal, Categorical, TwoHot
+from fastwm.nn.functional import symexp_bins
+from fastwm.nn.layers import MLP, Linear
+from fastwm.nn.spaces import SpaceDict, classes, shape, total_width
+
+
+class TwoHotHead(nn.Module):
+    """MLP -> logits over symexp bins; zero-initialised, so the first prediction is exactly zero."""
+
+    bins: Tensor
+
+    def __init__(self, inputs: int, units: int, layers: int, bins: int = 255):
+        super().__init__()
+        self.mlp = MLP(inputs, units, layers)
+        self.out = Linear(units, bins, outscale=0.0)
+        self.register_buffer("bins", symexp_bins(bins), persistent=False)
+
+    def forward(self, feat: Tensor) -> TwoHot:
+        return TwoHot(self.out(self.mlp(feat)), self.bins)
+
+
+class BernoulliHead(nn.Module):
+    """MLP -> one logit."""
+
+    def __init__(self, inputs: int, units: int, layers: int):
+        super().__init__()
+        self.mlp = MLP(inputs, units, layers)
+        self.out = Linear(units, 1)
+
+    def forward(self, feat: Tensor) -> Bernoulli:
+        return Bernoulli(self.out(self.mlp(feat))[..., 0])
+
+
+Action = dict[str, Tensor]
+
+
+class CategoricalAction(nn.Module):
+    """Logits for one Discrete or MultiDiscrete action; classes beyond an entry's own count are ruled out."""
+
+    def __init__(self, units: int, space: spaces.Space, outscale: float, unimix: float):
+        super().__init__()
+        self.shape, self.classes, self.unimix = shape(space), classes(space), unimix
+        self.logits = Linear(units, prod(self.shape) * self.classes, outscale)
+        invalid = None
+        if isinstance(space, spaces.MultiDiscrete) and (space.nvec < self.classes).any():
+            invalid = torch.arange(self.classes) >= torch.as_tensor(space.nvec)[..., None]
+        self.register_buffer("invalid", invalid, persistent=False)
+
+    def forward(self, x: Tensor) -> Categorical:
+        logits = self.logits(x).reshape(*x.shape[:-1], *self.shape, self.classes).float()
+        if self.invalid is not None:
+            logits = logits.masked_fill(self.invalid, -1e9)
+        return Categorical(logits, self.unimix)
+
+
+class NormalAction(nn.Module):
+    """Mean and standard deviation of one continuous action, in two layers of their own (AGC clips each alone)."""
+
+    def __init__(self, units: int, space: spaces.Space, outscale: float):
+        super().__init__()
+        self.shape = shape(space)
+        self.mean = Linear(units, prod(self.shape), outscale)
+        self.std = Linear(units, prod(self.shape), outscale)
+
+    def forward(self, x: Tensor) -> BoundedNormal:
+        full = (*x.shape[:-1], *self.shape)
+        return BoundedNormal(self.mean(x).reshape(full), self.std(x).reshape(full))
+
+
+class Policy:
+    """Independent distributions, one an action; log-probabilities and entropies are summed over all dimensions."""
+
+    def __init__(self, dists: "dict[str, Categorical | BoundedNormal]", batch_ndim: int):
+        self.dists = dists
+        self.batch_ndim = batch_ndim
+
+    def sample(self, noise: Action | None = None) -> Action:
+        return {key: dist.sample(noise[key] if noise else None) for key, dist in self.dists.items()}
+
+    def log_prob(self, action: Action) -> Tensor:
+        return self._sum({key: dist.log_prob(action[key]) for key, dist in self.dists.items()})
+
+    def entropy(self) -> Tensor:
+        return self._sum({key: dist.entropy() for key, dist in self.dists.items()})
+
+    def _sum(self, terms: Action) -> Tensor:
+        flat = [x.flatten(self.batch_ndim).sum(-1) if x.ndim > self.batch_ndim else x for x in terms.values()]
+        return torch.stack(flat).sum(0)
+
+
+class Actor(nn.Module):
+    """MLP -> a `Policy` over a dictionary of action spaces."""
+
+    def __init__(self, inputs: int, units: int, layers: int, space: SpaceDict, outscale: float, unimix: float):
+        super().__init__()
+        self.mlp = MLP(inputs, units, layers)
+        self.keys = sorted(space)
+        self.heads = nn.ModuleList(
+            CategoricalAction(units, space[key], outscale, unimix)
+            if classes(space[key])
+            else NormalAction(units, space[key], outscale)
+            for key in self.keys
+        )
+        self.action_dim = total_width(space)
+
+    def forward(self, feat: Tensor) -> Policy:
+        x = self.mlp(feat)
+        return Policy({key: head(x) for key, head in zip(self.keys, self.heads)}, x.ndim - 1)

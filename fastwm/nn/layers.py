@@ -1,0 +1,98 @@
+"""The layers every DreamerV3 network is built from: Linear -> RMSNorm -> SiLU, and their block-diagonal form."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# A standard normal cut at two standard deviations has a standard deviation of 0.8796; this brings it back to one.
+TRUNCATED_STD = 1.1368
+
+
+def truncated_normal_(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
+    """Fill `weight` with a cut normal of standard deviation `scale / sqrt(fan_in)`."""
+    std = TRUNCATED_STD / math.sqrt(fan_in)
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+    with torch.no_grad():
+        weight.mul_(scale)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` with DreamerV3's initialisation: fan-in truncated normal times `outscale`, zero bias."""
+
+    def __init__(self, inputs: int, outputs: int, outscale: float = 1.0):
+        self.outscale = outscale
+        super().__init__(inputs, outputs)
+
+    def reset_parameters(self) -> None:
+        truncated_normal_(self.weight, self.in_features, self.outscale)
+        nn.init.zeros_(self.bias)
+
+
+class BlockLinear(nn.Module):
+    """Block-diagonal linear layer: `blocks` independent products, side by side.
+
+    Weight `[G, in/G, out/G]`, bias `[out]`. The initialisation uses the full input width as fan-in, as the
+    official code does (`sqrt(G)` smaller than per-block scaling would be).
+    """
+
+    def __init__(self, inputs: int, outputs: int, blocks: int):
+        super().__init__()
+        if inputs % blocks or outputs % blocks:
+            raise ValueError(f"BlockLinear: {inputs} inputs and {outputs} outputs must divide into {blocks} blocks")
+        self.blocks = blocks
+        self.weight = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        truncated_normal_(self.weight, inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in] -> [..., out]`."""
+        batch = x.shape[:-1]
+        x = x.reshape(-1, self.blocks, self.weight.shape[1]).transpose(0, 1)  # [G, N, in/G]
+        x = torch.bmm(x, self.weight).transpose(0, 1)  # [N, G, out/G]
+        return x.reshape(*batch, -1) + self.bias
+
+
+class Conv2d(nn.Conv2d):
+    """Stride-1 convolution that keeps the image size, with DreamerV3's initialisation."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int):
+        super().__init__(inputs, outputs, kernel, padding="same")
+
+    def reset_parameters(self) -> None:
+        truncated_normal_(self.weight, self.weight[0].numel())
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class RMSNorm(nn.Module):
+    """`x / sqrt(mean(x^2) + 1e-4) * scale` over the last axis, computed in float32."""
+
+    eps = 1e-4
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+class Dense(nn.Module):
+    """Linear -> RMSNorm -> SiLU; block-diagonal where `blocks` is given (the norm still spans the whole width)."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int | None = None):
+        super().__init__()
+        self.linear = BlockLinear(inputs, outputs, blocks) if blocks else Linear(inputs, outputs)
+        self.norm = RMSNorm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.norm(self.linear(x)))
+
+
+class MLP(nn.Sequential):
+    """`layers` Dense layers of `units`."""
+
+    def __init__(self, inputs: int, units: int, layers: int):
+        super().__init__(*(Dense(inputs if i == 0 else units, units) for i in range(layers)))

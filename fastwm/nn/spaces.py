@@ -1,0 +1,63 @@
+"""Observation and action spaces as the networks see them: flat float vectors and channels-last images."""
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+from torch.nn import functional as F
+
+SpaceDict = dict[str, spaces.Space]
+
+
+def as_dict(space: "spaces.Space | Mapping[str, spaces.Space]", name: str) -> SpaceDict:
+    """A dictionary of leaf spaces; a lone space becomes `{name: space}`."""
+    if isinstance(space, spaces.Dict):
+        space = space.spaces
+    result = dict(space) if isinstance(space, Mapping) else {name: space}
+    for key, leaf in result.items():
+        if not isinstance(leaf, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete)):
+            raise ValueError(f"space {key!r}: Box, Discrete and MultiDiscrete are supported, got {leaf}")
+    return result
+
+
+def is_image(space: spaces.Space) -> bool:
+    """Channels-last uint8 images `[H, W, C]`."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def classes(space: spaces.Space) -> int:
+    """Number of classes of a discrete space (every entry of a MultiDiscrete gets the largest), 0 if continuous."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.max())
+    return 0
+
+
+def shape(space: spaces.Space) -> tuple[int, ...]:
+    """Shape of one value; `()` for scalars and single choices."""
+    return tuple(space.shape or ())
+
+
+def width(space: spaces.Space) -> int:
+    """Length of a value once encoded."""
+    return prod(shape(space)) * (classes(space) or 1)
+
+
+def total_width(space: SpaceDict) -> int:
+    return sum(width(leaf) for leaf in space.values())
+
+
+def encode(space: SpaceDict, values: Mapping[str, Tensor]) -> Tensor:
+    """Concatenate the values, sorted by name, into one float vector [..., width]; discrete ones become one-hot."""
+    parts = []
+    for key in sorted(space):
+        value, leaf = values[key], space[key]
+        batch = value.shape[: value.ndim - len(shape(leaf))]
+        if classes(leaf):
+            value = F.one_hot(value.long(), classes(leaf))
+        parts.append(value.float().reshape(*batch, width(leaf)))
+    return torch.cat(parts, -1)

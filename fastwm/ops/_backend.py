@@ -1,0 +1,190 @@
+"""Which backend serves a call, and how an operator is registered: everything that operators share."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastwm import _lib
+
+if _lib.has_triton:
+    import fastwm.triton  # noqa: F401  (defines the operators of fastwm_triton)
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def _serves(available: bool, library: str, *devices: str) -> dict[tuple[str, torch.dtype], str]:
+    return {(device, dtype): library for device in devices for dtype in _DTYPES} if available else {}
+
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# backend -> (device, dtype) -> operator library; what is not listed is plain PyTorch
+_SERVES = {
+    "cpu": _serves(_lib.has_cpu, "fastwm", "cpu"),
+    "cuda": _serves(_lib.has_cuda, "fastwm", "cuda"),
+    "triton": _serves(_lib.has_triton, "fastwm_triton", "cuda", *(["cpu"] if _INTERPRETED else [])),
+    "ref": {},
+}
+_FASTEST = _serves(_lib.has_triton, "fastwm_triton", "cuda") | _SERVES["cuda"] | _SERVES["cpu"]
+
+
+def _known(name: str | None) -> str | None:
+    if name is not None and name not in _SERVES:
+        raise ValueError(f"unknown backend '{name}'; the backends are {', '.join(_SERVES)}")
+    return name
+
+
+_forced = _known(os.environ.get("FASTWM_BACKEND") or None)
+
+
+class backend:
+    """Forces one backend inside a `with` block: `cpu`, `cuda`, `triton` or `ref`.
+
+    Without it (and without the environment variable `FASTWM_BACKEND`) each call takes the fastest backend for
+    its device and dtype. `ref`, plain PyTorch, serves every device and dtype. One setting for the process.
+
+    Raises:
+        ValueError: for an unknown name; in an operator, where the forced backend cannot serve the tensors.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = _known(name)
+
+    def __enter__(self) -> None:
+        global _forced
+        self.outer, _forced = _forced, self.name
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _forced
+        _forced = self.outer
+
+
+def select(x: Tensor) -> str | None:
+    """The operator library that serves tensors like `x`; None means the plain PyTorch of `fastwm.ref`."""
+    where = (x.device.type, x.dtype)
+    if _forced is None:
+        return _FASTEST.get(where)
+    if _forced == "ref":
+        return None
+    if where not in _SERVES[_forced]:
+        missing = _lib.problems.get({"cpu": "_C", "cuda": "_C_cuda"}.get(_forced, _forced))
+        raise ValueError(
+            f"backend '{_forced}' does not serve {x.dtype} on {x.device}" + (f": {missing}" if missing else "")
+        )
+    return _SERVES[_forced][where]
+
+
+def autocast_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast, the tensors in float32 at least, in which returns are computed; else as they are."""
+    if not torch.is_autocast_enabled(tensors[0].device.type):
+        return tensors
+    return tuple(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in tensors)
+
+
+def check_alike(**tensors: Tensor) -> None:
+    """Raises ValueError unless all tensors have one shape, one floating dtype and one device."""
+    first, *others = tensors.values()
+    for x in others:
+        if x.shape != first.shape or x.dtype != first.dtype or x.device != first.device:
+            names = ", ".join(f"{name} {list(x.shape)} {x.dtype} {x.device}" for name, x in tensors.items())
+            raise ValueError(f"expected tensors of one shape, dtype and device, got {names}")
+    if not first.dtype.is_floating_point:
+        raise ValueError(f"expected floating-point tensors, got {', '.join(tensors)} of {first.dtype}")
+
+
+class Operator:
+    """One operator of both libraries, `fastwm::name` (C++) and `fastwm_triton::name`, called by library.
+
+    Args:
+        name: as in csrc/schema.cpp; a library that lacks it is passed over.
+        fake: `fake(*args)` gives outputs of the right shapes, dtypes and strides.
+        vmap: `vmap(op, info, in_dims, *args)`, its batching rule.
+        backward: `backward(library, ctx, *grads)`, its derivative. Without one, differentiating is an error.
+        setup_context: `setup_context(ctx, inputs, output)`, which saves what `backward` reads.
+
+    A call takes the shortest way there is. What `torch.library.register_autograd` makes serves torch.compile
+    and export. It does not know torch.func, and costs eager code about 14 us a forward and backward: these
+    two go through an autograd.Function of the same formula. A call without gradients passes below autograd.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        fake: Callable[..., Any],
+        vmap: Callable[..., Any],
+        backward: Callable[..., Any] | None = None,
+        setup_context: Callable[..., None] | None = None,
+    ) -> None:
+        self.ops: dict[str, Any] = {}
+        self.eager: dict[str, type[torch.autograd.Function]] = {}
+        self.functional: dict[str, type[torch.autograd.Function]] = {}
+        for library in ("fastwm", "fastwm_triton"):
+            if not hasattr(getattr(torch.ops, library), name):
+                continue
+            op = self.ops[library] = getattr(getattr(torch.ops, library), name).default
+            formula = partial(backward, library) if backward else partial(_refuse, name)
+            torch.library.register_fake(f"{library}::{name}", fake)
+            torch.library.register_vmap(f"{library}::{name}", partial(vmap, op))
+            torch.library.register_autograd(f"{library}::{name}", formula, setup_context=setup_context)
+            self.eager[library] = _eager_function(op, formula, setup_context)
+            self.functional[library] = _functional_function(op, formula, setup_context)
+
+    def __call__(self, library: str, *args: Any) -> Any:
+        op = self.ops[library]
+        if torch.compiler.is_compiling():
+            return op(*args)
+        if torch._C._are_functorch_transforms_active():
+            return self.functional[library].apply(*args)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return self.eager[library].apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+
+def _refuse(name: str, ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(f"fastwm::{name} has no derivative; `with fastwm.backend('ref')` has derivatives of any order")
+
+
+def _eager_function(
+    op: Any, backward: Callable[..., Any], setup_context: Callable[..., None] | None
+) -> type[torch.autograd.Function]:
+    def forward(ctx: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op(*args)
+        if setup_context:
+            setup_context(ctx, args, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(f"Eager_{op.name()}", (torch.autograd.Function,), methods)
+
+
+def _functional_function(
+    op: Any, backward: Callable[..., Any], setup_context: Callable[..., None] | None
+) -> type[torch.autograd.Function]:
+    methods = {
+        "forward": staticmethod(lambda *args: op(*args)),
+        "setup_context": staticmethod(setup_context or (lambda ctx, inputs, output: None)),
+        "backward": staticmethod(backward),
+        "generate_vmap_rule": True,
+    }
+    return type(f"Functional_{op.name()}", (torch.autograd.Function,), methods)
+
+
+def vmap_columns(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    """The batching rule of time-major operators over independent columns: map the dimension after time."""
+
+    def column(x: Any, dim: int | None) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x.movedim(dim, 1) if dim is not None else x.unsqueeze(1).expand(len(x), info.batch_size, *x.shape[1:])
+
+    outputs = op(*map(column, args, in_dims))
+    return outputs, (1,) * len(outputs) if isinstance(outputs, tuple) else 1

@@ -1,0 +1,6 @@
+"""Training, evaluation and everything a run writes to its folder."""
+
+from fastwm.runner.evaluate import evaluate, load
+from fastwm.runner.train import Trainer, train
+
+__all__ = ["Trainer", "evaluate", "load", "train"]

@@ -1,0 +1,136 @@
+"""What a run is: one typed dataclass, filled from defaults, presets, the run's own folder and the command line."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+import yaml
+
+from fastwm.errors import FastwmError
+
+AgentConfig = TypeVar("AgentConfig")
+
+
+@dataclass
+class TrainConfig(Generic[AgentConfig]):
+    """Settings of a run. Steps are rows of replay: one observation of one environment each, reset rows included."""
+
+    agent: AgentConfig
+    env: str = ""
+    """`cartpole`, `dmc:walker_walk`, `atari:Pong`, `gym:<id>`, `envpool:<id>` or `module:factory`."""
+    env_args: dict[str, str] = field(default_factory=dict)
+    """Options of the environment, for example `size 64 repeat 2`."""
+    logdir: str = ""
+    """Folder of the run; the same command again continues it."""
+    preset: tuple[str, ...] = ()
+    """Named blocks of settings, applied in order."""
+    steps: int = 1_000_000
+    seed: int = 0
+    device: str = "auto"
+    """`auto` takes a GPU where there is one."""
+    num_envs: int = 16
+    batch_size: int = 16
+    batch_length: int = 64
+    """Trained rows of a window; one row of context comes before them."""
+    train_ratio: float = 32.0
+    """Replayed steps per step taken: `batch_size * batch_length` of them are one update."""
+    replay_capacity: int = 5_000_000
+    """Rows kept."""
+    log_every: float = 10.0
+    """Seconds between lines of progress."""
+    save_every: float = 300.0
+    """Seconds between checkpoints."""
+    tensorboard: bool = False
+    """Also write TensorBoard files (needs the extra `log`)."""
+
+
+def preset_blocks(agent: str) -> dict[str, dict[str, Any]]:
+    """All named blocks of an agent."""
+    text = resources.files("fastwm.configs").joinpath(f"{agent}.yaml").read_text()
+    blocks: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return blocks
+
+
+def with_presets(config: TrainConfig[Any], agent: str, names: Iterable[str]) -> TrainConfig[Any]:
+    """`config` with the named blocks applied in order."""
+    blocks = preset_blocks(agent)
+    for name in names:
+        if name not in blocks:
+            raise FastwmError(f"unknown preset {name!r} for {agent}; there is: {', '.join(blocks)}")
+        block = dict(blocks[name])
+        config = with_presets(config, agent, block.pop("base", ()))
+        config = merge(config, block)
+    return config
+
+
+def merge(config: Any, values: Mapping[str, Any]) -> Any:
+    """A dataclass with nested `values` put in; unknown names are an error."""
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in {f.name for f in dataclasses.fields(config)}:
+            raise FastwmError(f"unknown setting {name!r}; {type(config).__name__} has: {field_names(config)}")
+        old = getattr(config, name)
+        if dataclasses.is_dataclass(old):
+            value = merge(old, value)
+        elif isinstance(old, tuple):
+            value = tuple(value)
+        elif isinstance(old, dict):
+            value = {key: str(v) for key, v in value.items()}
+        elif isinstance(old, float):
+            value = float(value)
+        changes[name] = value
+    return dataclasses.replace(config, **changes)
+
+
+def field_names(config: Any) -> str:
+    return ", ".join(f.name for f in dataclasses.fields(config))
+
+
+def write_config(path: Path, agent: str, config: TrainConfig[Any]) -> None:
+    """The resolved settings as YAML, under the agent's name."""
+    values = dataclasses.asdict(config)
+    path.write_text(yaml.safe_dump({"agent_name": agent} | plain(values), sort_keys=False))
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def read_config(path: Path, config: TrainConfig[Any], agent: str) -> TrainConfig[Any]:
+    """The settings of an earlier run of the same agent, over `config`'s defaults."""
+    try:
+        values = yaml.safe_load(path.read_text())
+        name = values.pop("agent_name")
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise FastwmError(f"{path} is not a run's configuration; remove it or use another logdir") from error
+    if name != agent:
+        raise FastwmError(f"{path.parent} is a run of {name}, not of {agent}; use another logdir")
+    return merge(config, values)
+
+
+def env_options(config: TrainConfig[Any]) -> dict[str, Any]:
+    """`env_args` with their values read as YAML: `64` is a number, `true` a flag."""
+    return {key: yaml.safe_load(value) for key, value in config.env_args.items()}
+
+
+def resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise FastwmError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def default_preset() -> tuple[str, ...]:
+    """What fits the machine when no preset is named."""
+    return ("size12m",) if torch.cuda.is_available() else ("small",)

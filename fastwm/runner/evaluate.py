@@ -1,0 +1,97 @@
+"""Use a trained agent: load it, act with it, score it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastwm.agents import agent_spec
+from fastwm.envs import make_env
+from fastwm.errors import FastwmError
+from fastwm.replay import Replay
+from fastwm.runner import checkpoint, plots
+from fastwm.runner.config import TrainConfig, env_options, read_config, resolve_device
+from fastwm.runner.train import Episodes
+
+
+def run_config(logdir: Path) -> tuple[str, TrainConfig[Any]]:
+    """The agent's name and the settings of a run."""
+    path = logdir / "config.yaml"
+    if not path.is_file():
+        raise FastwmError(f"{logdir} is not the folder of a run: it has no config.yaml")
+    meta = checkpoint.newest(logdir, checkpoint.read_meta)
+    if meta is None:
+        raise FastwmError(f"{logdir} has no checkpoint yet")
+    name = str(meta["agent"])
+    return name, read_config(path, TrainConfig(agent_spec(name).config()), name)
+
+
+def load(logdir: str | Path, device: str = "cpu") -> Any:
+    """The agent of a run, ready to `act`.
+
+    `logdir` is the folder given to `fastwm train`. Raises FastwmError where there is no run or no readable checkpoint.
+    """
+    logdir = Path(logdir)
+    name, config = run_config(logdir)
+
+    def build(path: Path) -> Any:
+        meta = checkpoint.read_meta(path)
+        obs_space, act_space = (checkpoint.space_from_json(meta[key]) for key in ("obs_space", "act_space"))
+        agent = agent_spec(name).agent(obs_space, act_space, config.agent).to(resolve_device(device))
+        checkpoint.load_agent(path, agent)
+        return agent.eval()
+
+    return checkpoint.newest(logdir, build)
+
+
+def evaluate(logdir: Path, episodes: int, seed: int, device: str = "auto") -> dict[str, Any]:
+    """Returns of whole episodes, the same number from each environment so that short ones are not favoured.
+
+    Writes `eval.json` into the run's folder and returns what is in it.
+    """
+    if episodes < 1:
+        raise FastwmError(f"episodes must be at least 1, got {episodes}")
+    _, config = run_config(logdir)
+    agent = load(logdir, str(resolve_device(device)))
+    num_envs = next(n for n in range(min(episodes, 20), 0, -1) if episodes % n == 0)
+    torch.manual_seed(seed)
+    env = make_env(config.env, num_envs, seed, **env_options(config))
+    running, returns = Episodes(num_envs), [[] for _ in range(num_envs)]  # type: tuple[Episodes, list[list[float]]]
+    record, state = env.reset(), None
+    while any(len(own) < episodes // num_envs for own in returns):
+        action, state = agent.act(record, state, mode="eval")
+        record = env.step(action)
+        running.add(record)
+        for i in np.flatnonzero(record["is_last"]):
+            returns[i].append(float(running.total[i]))
+    env.close()
+    scores = [score for own in returns for score in own[: episodes // num_envs]]
+    result = {"env": config.env, "episodes": episodes, "seed": seed, "mean": float(np.mean(scores)),
+              "std": float(np.std(scores)), "min": min(scores), "max": max(scores), "returns": scores}  # fmt: skip
+    (logdir / "eval.json").write_text(json.dumps(result, indent=1))
+    return result
+
+
+def dream(logdir: Path, seed: int) -> Path:
+    """Redraw `plots/imagination.png` from another window of the run's replay."""
+    _, config = run_config(logdir)
+    agent = load(logdir)
+
+    def read_replay(path: Path) -> Replay:
+        state = torch.load(path / "state.pt", weights_only=True)
+        replay = Replay(config.replay_capacity, config.num_envs, config.batch_length + 1, latent_keys=agent.latent_keys)
+        replay.load(path, logdir / "replay", state["more"])
+        replay.reseed(seed)
+        return replay
+
+    replay = checkpoint.newest(logdir, read_replay)
+    if not len(replay):
+        raise FastwmError(f"{logdir}: replay holds no window of {config.batch_length + 1} rows yet")
+    torch.manual_seed(seed)
+    (logdir / "plots").mkdir(exist_ok=True)
+    path = plots.imagination(logdir / "plots" / "imagination.png", agent, replay)
+    if path is None:
+        raise FastwmError(f"{logdir}: there is no image and no continuous observation to draw")
+    return path

@@ -1,0 +1,87 @@
+"""What a run tells: `metrics.jsonl` always, TensorBoard when asked, and a line of progress."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from fastwm.errors import FastwmError
+
+
+class MetricsLog:
+    """Append scalars to `metrics.jsonl`, one object a line with its `step`."""
+
+    def __init__(self, logdir: Path, step: int, tensorboard: bool):
+        self.path = logdir / "metrics.jsonl"
+        self._drop_after(step)
+        self.writer = summary_writer(logdir) if tensorboard else None
+
+    def _drop_after(self, step: int) -> None:
+        """A run that was killed may have logged past its last checkpoint: those steps will come again."""
+        if self.path.exists():
+            kept = [line for line in read_lines(self.path) if line["step"] <= step]
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.rename(self.path)
+        self.path.touch()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+        if self.writer:
+            for key, value in values.items():
+                self.writer.add_scalar(key, value, step)
+
+
+def summary_writer(logdir: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise FastwmError("tensorboard needs the extra: pip install 'fastwm[log]'") from error
+    return SummaryWriter(str(logdir))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics file; a torn last line is passed over."""
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+class Progress:
+    """One live line on a terminal, plain lines every `every` seconds elsewhere."""
+
+    def __init__(self, every: float):
+        self.every = every
+        self.console = Console(file=sys.stdout, highlight=False)
+        self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        self.last = -float("inf")
+
+    def __enter__(self) -> "Progress":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def show(self, text: str) -> None:
+        if self.live:
+            self.live.update(Text(text))
+        elif time.monotonic() - self.last >= self.every:
+            self.last = time.monotonic()
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, soft_wrap=True, markup=False)

@@ -1,0 +1,103 @@
+"""Pictures of a run: its returns, and what its model imagines beside what happened."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastwm.nn.spaces import classes, is_image
+from fastwm.replay import Replay
+from fastwm.runner.log import read_lines
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+CONTEXT = 5
+MAX_CURVES = 6
+
+
+def write_all(logdir: Path, agent: Any, replay: Replay) -> list[Path]:
+    """Every picture there is something to show for; returns their paths."""
+    (logdir / "plots").mkdir(exist_ok=True)
+    paths = [returns(logdir)]
+    if len(replay):
+        paths.append(imagination(logdir / "plots" / "imagination.png", agent, replay))
+    return [path for path in paths if path is not None]
+
+
+def returns(logdir: Path) -> Path | None:
+    """Episode returns against steps, with their moving mean."""
+    lines = [line for line in read_lines(logdir / "metrics.jsonl") if "episode/return" in line]
+    if not lines:
+        return None
+    step = np.array([line["step"] for line in lines])
+    value = np.array([line["episode/return"] for line in lines])
+    window = min(20, len(value))
+    mean = np.convolve(value, np.ones(window) / window, "valid")
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(step, value, ".", color="tab:blue", alpha=0.25, label="episode")
+    axes.plot(step[window - 1 :], mean, color="tab:blue", label=f"mean of {window}")
+    axes.set(xlabel="environment steps", ylabel="return", title=logdir.name)
+    axes.legend(loc="upper left")
+    axes.grid(alpha=0.3)
+    return save(figure, logdir / "plots" / "returns.png")
+
+
+def save(figure: Any, path: Path) -> Path:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def imagination(path: Path, agent: Any, replay: Replay) -> Path | None:
+    """One replayed window: what happened, and what the model dreams from its first rows and the actions alone."""
+    batch = {key: value.to(agent.device) for key, value in replay.sample(8).items()}
+    whole = int((~batch["is_first"][1:].bool()).sum(0).argmax())  # the window with the fewest resets
+    batch = {key: value[:, whole : whole + 1] for key, value in batch.items()}
+    context = min(CONTEXT, len(batch["reward"]) - 2)
+    predictions = {key: value[:, 0].cpu() for key, value in agent.open_loop(batch, context).items()}
+    truth = {key: batch[key][1:, 0].cpu() for key in predictions}
+    images = [key for key in predictions if is_image(agent.obs_space[key])]
+    if images:
+        return film_strip(path, truth[images[0]].float() / 255, predictions[images[0]])
+    vectors = [key for key in predictions if not classes(agent.obs_space[key])]
+    return curves(path, truth, predictions, vectors, context) if vectors else None
+
+
+def curves(path: Path, truth: dict[str, Tensor], prediction: dict[str, Tensor], keys: list[str], context: int) -> Path:
+    """Each entry of the vector observations over time."""
+    entries = [(key, i) for key in keys for i in range(truth[key][0].numel())][:MAX_CURVES]
+    figure, grid = plt.subplots(
+        len(entries), 1, figsize=(7, 1.5 * len(entries)), sharex=True, squeeze=False, layout="constrained"
+    )
+    for axes, (key, i) in zip(grid[:, 0], entries):
+        axes.plot(truth[key].flatten(1)[:, i] if truth[key].ndim > 1 else truth[key], "k", label="real")
+        axes.plot(
+            prediction[key].flatten(1)[:, i] if prediction[key].ndim > 1 else prediction[key],
+            "--",
+            color="tab:orange",
+            label="imagined",
+        )
+        axes.axvspan(0, context - 1, color="tab:green", alpha=0.15, label="seen")
+        axes.set_ylabel(f"{key}[{i}]")
+    grid[0, 0].legend(loc="upper left", ncols=3, fontsize="small")
+    grid[-1, 0].set_xlabel("step")
+    return save(figure, path)
+
+
+def film_strip(path: Path, truth: Tensor, prediction: Tensor) -> Path:
+    """Every few frames: truth, dream, and their difference below each other."""
+    at = torch.linspace(0, len(truth) - 1, min(12, len(truth))).long()
+    rows = [truth[at], prediction[at].clamp(0, 1), (prediction[at] - truth[at] + 1) / 2]
+    strip = torch.cat([row.movedim(0, 1).flatten(1, 2) for row in rows])  # [3H, N*W, C]
+    if strip.shape[-1] not in (1, 3):
+        strip = strip[..., :1]
+    figure, axes = plt.subplots(figsize=(12, 3.4), layout="constrained")
+    axes.imshow(strip.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+    axes.set_xticks([])
+    height = truth.shape[1]
+    axes.set_yticks([height // 2 + height * i for i in range(3)], ["real", "imagined", "error"])
+    return save(figure, path)

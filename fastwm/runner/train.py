@@ -1,0 +1,254 @@
+"""The loop: act, remember, learn, and be able to stop at any moment."""
+
+import math
+import signal
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastwm.agents import agent_spec
+from fastwm.envs import Record, describe, make_env
+from fastwm.errors import FastwmError
+from fastwm.replay import Replay
+from fastwm.runner import checkpoint, plots
+from fastwm.runner.config import TrainConfig, env_options, resolve_device, write_config
+from fastwm.runner.log import MetricsLog, Progress
+
+
+class Ratio:
+    """Fractional counter: how many updates are due after one more step; the first call answers 1."""
+
+    def __init__(self, per_step: float):
+        self.per_step = per_step
+        self.calls = 0
+        self.paid = 0
+
+    def __call__(self) -> int:
+        self.calls += 1
+        if self.per_step <= 0:
+            return 0
+        due = 1 + math.floor((self.calls - 1) * self.per_step + 1e-9) - self.paid
+        self.paid += due
+        return due
+
+
+class Episodes:
+    """Returns and lengths of the running episodes; a length counts decisions."""
+
+    def __init__(self, num_envs: int):
+        self.total = np.zeros(num_envs)
+        self.length = np.zeros(num_envs, int)
+        self.recent: deque[float] = deque(maxlen=20)
+
+    def add(self, record: Record) -> list[tuple[float, int]]:
+        """Take in one row of every environment; returns (return, length) of the episodes that end with it."""
+        self.total = np.where(record["is_first"], 0, self.total) + record["reward"]
+        self.length = np.where(record["is_first"], 0, self.length + 1)
+        done = [(float(self.total[i]), int(self.length[i])) for i in np.flatnonzero(record["is_last"])]
+        self.recent.extend(value for value, _ in done)
+        return done
+
+
+class Trainer:
+    """One run in one folder. `step` counts rows of replay, `decisions` those of them that were acted on."""
+
+    def __init__(self, name: str, config: TrainConfig[Any], logdir: Path):
+        if config.steps < 1 or config.num_envs < 1 or config.batch_size < 1 or config.batch_length < 2:
+            raise FastwmError("steps, num_envs and batch_size must be at least 1, and batch_length at least 2")
+        self.name, self.config, self.logdir = name, config, logdir
+        self.device = resolve_device(config.device)
+        torch.manual_seed(config.seed)
+        self.env = make_env(config.env, config.num_envs, config.seed, **env_options(config))
+        spec = agent_spec(name)
+        self.agent = spec.agent(self.env.obs_space, self.env.act_space, config.agent).to(self.device)
+        rows = min(config.replay_capacity, config.steps + config.num_envs * (config.batch_length + 1))
+        self.replay = Replay(
+            rows, config.num_envs, config.batch_length + 1, seed=config.seed,
+            latent_keys=self.agent.latent_keys,
+        )  # fmt: skip
+        self.ratio = Ratio(config.train_ratio / (config.batch_size * config.batch_length))
+        self.episodes = Episodes(config.num_envs)
+        self.step = self.decisions = self.updates = 0
+        self.seconds = 0.0
+        self.sums: dict[str, Any] = defaultdict(float)
+        self.summed = 0
+        self.stop: str | None = None
+        self.resume()
+
+    # Checkpoints
+
+    def resume(self) -> None:
+        """Continue from the newest readable checkpoint, if there is one."""
+        state = checkpoint.newest(self.logdir, self._load)
+        if state is not None:
+            for key in ("step", "decisions", "updates", "seconds"):
+                setattr(self, key, state[key])
+            self.ratio.calls, self.ratio.paid = state["ratio"]
+            checkpoint.set_rng_state(state["rng"])
+        self.log = MetricsLog(self.logdir, self.step, self.config.tensorboard)
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        state = checkpoint.load_agent(path, self.agent)
+        self.replay.load(path, self.logdir / "replay", state["more"])
+        return state
+
+    def save(self) -> None:
+        state = {key: getattr(self, key) for key in ("step", "decisions", "updates", "seconds")}
+        state |= {"ratio": (self.ratio.calls, self.ratio.paid), "rng": checkpoint.rng_state()}
+        meta = {
+            "agent": self.name,
+            "obs_space": checkpoint.space_to_json(self.env.obs_space),
+            "act_space": checkpoint.space_to_json(self.env.act_space),
+            "oldest_row": self.replay.oldest,
+        }
+        checkpoint.save(self.logdir, self.step, self.agent, state, meta, self._save_replay)
+        self.replay.prune(self.logdir / "replay", checkpoint.oldest_row(self.logdir))
+
+    def _save_replay(self, path: Path) -> dict[str, Any]:
+        return self.replay.save(path, self.logdir / "replay")
+
+    # The loop
+
+    def run(self) -> None:
+        """Train until `steps`; a signal, an error and the end all leave a checkpoint behind."""
+        c = self.config
+        with Progress(c.log_every) as progress, self._signals():
+            progress.say(f"environment: {c.env}: {describe(self.env)}")
+            progress.say(self._summary())
+            if self.step:
+                progress.say(f"continuing at step {self.step:,}, update {self.updates:,}")
+            try:
+                self._loop(progress)
+            finally:
+                self.save()
+            progress.say(self._status())
+        if self.stop:
+            print(f"{self.stop}: saved at step {self.step:,}; the same command continues", flush=True)
+        else:
+            for path in plots.write_all(self.logdir, self.agent, self.replay):
+                print(f"wrote {path}", flush=True)
+
+    def _loop(self, progress: Progress) -> None:
+        record, state = self.env.reset(), None
+        logged = saved = clock = time.monotonic()
+        while self.step < self.config.steps and not self.stop:
+            action, state = self._remember(record, state)
+            self._learn()
+            record = self.env.step(action)
+            now = time.monotonic()
+            self.seconds, clock = self.seconds + now - clock, now
+            if now - logged >= self.config.log_every:
+                logged = now
+                self._log_training()
+            if now - saved >= self.config.save_every:
+                self.save()
+                saved = time.monotonic()
+            progress.show(self._status())
+
+    def _remember(self, record: Record, state: Any) -> tuple[Any, Any]:
+        """Choose actions for a record and put the row into replay."""
+        self._check_finite(record)
+        action, state = self.agent.act(record, state)
+        actions = action if isinstance(action, dict) else {"action": action}
+        row = {key: value.cpu() for key, value in (actions | self.agent.latents(state)).items()}
+        self.replay.add(record | row)
+        self.step += self.config.num_envs
+        self.decisions += int((~record["is_last"]).sum())
+        for value, length in self.episodes.add(record):
+            self.log.write(self.step, {"episode/return": value, "episode/length": length})
+        return action, state
+
+    def _check_finite(self, record: Record) -> None:
+        for key, value in record.items():
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                env = int(np.argwhere(~np.isfinite(value))[0][0])
+                raise FastwmError(f"{key!r} of environment {env} is not finite (NaN or infinite) at step {self.step}")
+
+    def _learn(self) -> None:
+        """As many updates as the steps just taken owe, once replay holds a batch's worth of windows."""
+        c = self.config
+        if len(self.replay) < c.batch_size * c.batch_length:
+            return
+        for _ in range(sum(self.ratio() for _ in range(c.num_envs))):
+            batch = {key: value.to(self.device) for key, value in self.replay.sample(c.batch_size).items()}
+            metrics = self.agent.update(batch, write_back=self.replay.write_back)
+            for key, value in metrics.items():
+                self.sums[key] += value
+            self.summed += 1
+            self.updates += 1
+
+    def _log_training(self) -> None:
+        if self.summed:
+            values = {f"train/{key}": float(value) / self.summed for key, value in self.sums.items()}
+            if broken := [key for key, value in values.items() if not math.isfinite(value)]:
+                raise FastwmError(f"training diverged: {', '.join(broken)} not finite at step {self.step}")
+            values |= {"updates": self.updates, "decisions": self.decisions, "seconds": round(self.seconds, 1)}
+            self.log.write(self.step, values)
+            self.sums.clear()
+            self.summed = 0
+
+    # Telling
+
+    def _summary(self) -> str:
+        c = self.config
+        params = sum(p.numel() for p in self.agent.parameters() if p.requires_grad)
+        every = c.batch_size * c.batch_length / max(c.train_ratio, 1e-9)
+        return (
+            f"{self.name}: {params:,} parameters on {self.device}; an update replays {c.batch_size} x {c.batch_length} "
+            f"steps, train ratio {c.train_ratio:g} replayed steps a step = one update every {every:g} steps"
+        )
+
+    def _status(self) -> str:
+        c, recent = self.config, self.episodes.recent
+        score = f"return {np.mean(recent):.1f} (last {len(recent)})" if recent else "no episode yet"
+        rate = self.step / max(self.seconds, 1e-9)
+        left = (c.steps - self.step) / max(rate, 1e-9)
+        return (
+            f"step {self.step:,}/{c.steps:,}  {score}  updates {self.updates:,}  "
+            f"{self.seconds:.0f} s, about {max(left, 0):.0f} s left"
+        )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the loop after the step at hand; a second one of them acts as usual."""
+        previous: dict[int, Any] = {}
+
+        def handle(number: int, _: FrameType | None) -> None:
+            self.stop = f"stopped by {signal.Signals(number).name}"
+            restore()
+
+        def restore() -> None:
+            for known, handler in previous.items():
+                signal.signal(known, handler)
+
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                previous[number] = signal.signal(number, handle)
+        except ValueError:  # not in the main thread: the caller's handlers stay
+            pass
+        try:
+            yield
+        finally:
+            restore()
+
+
+def train(name: str, config: TrainConfig[Any], logdir: Path) -> Trainer:
+    """Start or continue the run in `logdir`."""
+    try:
+        logdir.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(name, config, logdir)
+        write_config(logdir / "config.yaml", name, config)
+    except OSError as error:
+        raise FastwmError(f"cannot use the folder {logdir}: {error.strerror or error}") from error
+    try:
+        trainer.run()
+    finally:
+        trainer.env.close()
+    return trainer

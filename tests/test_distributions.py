@@ -1,0 +1,144 @@
+"""Distributions against hand-derived numbers (G1-G3, G9, G14, G16) and the traps around them."""
+
+import math
+
+import pytest
+import torch
+
+from fastwm.nn import Bernoulli, BoundedNormal, Categorical, TwoHot, symexp, symexp_bins, symlog
+from fastwm.nn.heads import TwoHotHead
+
+
+def test_g1_symlog_and_symexp() -> None:
+    assert symlog(torch.tensor(100.0)).item() == pytest.approx(4.61512052, rel=1e-6)
+    assert symexp(torch.tensor(2.0)).item() == pytest.approx(6.38905610, rel=1e-6)
+    x = torch.linspace(-50, 50, 101, dtype=torch.float64)
+    torch.testing.assert_close(symexp(symlog(x)), x)
+
+
+def test_g2_bins() -> None:
+    bins = symexp_bins(255)
+    assert bins[127] == 0 and torch.equal(bins, -bins.flip(0)) and len(bins.unique()) == 255
+    expected = {0: -485165194.4098, 1: -414473535.0560, 126: -0.1705577153, 128: 0.1705577153, 129: 0.3702053648,
+                130: 0.6039044613, 254: 485165194.4098}  # fmt: skip
+    for index, value in expected.items():
+        assert bins[index].item() == pytest.approx(value, rel=1e-5)
+    for count in (254, 1):
+        with pytest.raises(ValueError, match="odd"):
+            symexp_bins(count)
+
+
+def twohot(count: int = 255) -> TwoHot:
+    return TwoHot(torch.zeros(count), symexp_bins(count))
+
+
+@pytest.mark.parametrize(
+    ("value", "below", "weights"),
+    [
+        (0.1, 127, (0.41368821, 0.58631179)),
+        (1.0, 131, (0.61732908, 0.38267092)),
+        (-1.0, 122, (0.38267092, 0.61732908)),
+        (10.0, 142, (0.78696302, 0.21303698)),
+        (1000.0, 170, (0.13844850, 0.86155150)),
+    ],
+)
+def test_g3_t24_two_hot_weights_live_in_raw_space(value: float, below: int, weights: tuple[float, float]) -> None:
+    low, high, weight = twohot().encode(torch.tensor([value]))
+    assert (low.item(), high.item()) == (below, below + 1)
+    assert (1 - weight.item(), weight.item()) == pytest.approx(weights, abs=2e-5)
+
+
+def test_g3_t26_two_hot_edges() -> None:
+    """T26: exactly a bin, zero, above the top, below the bottom; weights always sum to one, no NaN."""
+    bins = symexp_bins(255)
+    values = torch.cat([bins, torch.tensor([1e9, -1e9, 0.0])])
+    dist = TwoHot(torch.randn(len(values), 255), bins)
+    below, above, weight = dist.encode(values)
+    target = torch.zeros(len(values), 255)
+    target.scatter_add_(1, below[:, None], 1 - weight[:, None])
+    target.scatter_add_(1, above[:, None], weight[:, None])
+    torch.testing.assert_close(target.sum(-1), torch.ones(len(values)))
+    torch.testing.assert_close(target[:255], torch.eye(255), atol=1e-6, rtol=0)
+    assert target[255].argmax() == 254 and target[256].argmax() == 0 and target[257].argmax() == 127
+    assert dist.loss(values).isfinite().all()
+    inside = values[:255].double()
+    decoded = (target[:255].double() * bins.double()).sum(-1)
+    torch.testing.assert_close(decoded, inside)
+
+
+def test_g3_t25_uniform_logits_decode_to_exactly_zero() -> None:
+    """T25: the mirrored sum; a naive left-to-right float32 sum gives -0.25. Fresh heads predict exactly 0."""
+    assert twohot().mean.item() == 0
+    assert twohot().loss(torch.tensor(3.0)).item() == pytest.approx(math.log(255), rel=1e-6)
+    head = TwoHotHead(6, 8, 1)
+    assert torch.equal(head(torch.randn(5, 6)).mean, torch.zeros(5))
+
+
+def test_g9_t9_unimix_bounds_the_kl() -> None:
+    """T9: the mixture is inside KL, entropy and sampling."""
+    dist = Categorical(torch.tensor([50.0, 0, 0, 0]), 0.01)
+    torch.testing.assert_close(dist.probs, torch.tensor([0.9925, 0.0025, 0.0025, 0.0025]))
+    assert dist.kl(Categorical(torch.zeros(4), 0.01)).item() == pytest.approx(1.33388657, rel=1e-5)
+    for classes, expected in {4: 5.92409692, 16: 7.29465649, 32: 7.98055965, 64: 8.66661914}.items():
+        a, b = torch.zeros(2, classes), torch.zeros(2, classes)
+        a[:, 0], b[:, 1] = 50, 50
+        assert Categorical(a, 0.01).kl(Categorical(b, 0.01))[0].item() == pytest.approx(expected, rel=1e-5)
+    assert dist.entropy().item() == pytest.approx(-(0.9925 * math.log(0.9925) + 0.0075 * math.log(0.0025)), rel=1e-5)
+
+
+def test_t10_straight_through_gradient_ignores_the_draw() -> None:
+    """T10: the softmax Jacobian of the mixed probabilities, whatever was sampled; the value is exactly 0/1."""
+    weight, gradients = torch.randn(3, 5), []
+    base = torch.randn(3, 5)
+    for _ in range(4):
+        logits = base.clone().requires_grad_()
+        sample = Categorical(logits, 0.01).onehot()
+        assert ((sample == 0) | (sample == 1)).all() and (sample.sum(-1) == 1).all()
+        (sample * weight).sum().backward()
+        gradients.append(logits.grad)
+    logits = base.clone().requires_grad_()
+    ((0.99 * logits.softmax(-1)) * weight).sum().backward()
+    for gradient in gradients:
+        torch.testing.assert_close(gradient, logits.grad)
+
+
+def test_inverse_cdf_sampling() -> None:
+    dist = Categorical(torch.tensor([0.2, 0.3, 0.5]).log())
+    uniform = torch.tensor([0.0, 0.19, 0.21, 0.49, 0.51, 0.999999])
+    wide = Categorical(dist.log_probs.expand(6, 3))
+    assert wide.sample(uniform).tolist() == [0, 0, 1, 1, 2, 2]
+    torch.manual_seed(0)
+    counts = torch.bincount(Categorical(dist.log_probs.expand(20000, 3)).sample(), minlength=3)
+    chi2 = ((counts - 20000 * torch.tensor([0.2, 0.3, 0.5])) ** 2 / (20000 * torch.tensor([0.2, 0.3, 0.5]))).sum()
+    assert chi2 < 13.8  # p = 0.001 at two degrees of freedom
+
+
+def test_g14_bounded_normal() -> None:
+    dist = BoundedNormal(torch.tensor([0.1]), torch.tensor([0.0]))
+    assert dist.std.item() == pytest.approx(0.89271737, rel=1e-6)
+    assert dist.entropy().item() == pytest.approx(1.30545329, rel=1e-6)
+    assert dist.log_prob(torch.tensor([0.3])).item() == pytest.approx(-0.83063254, rel=1e-6)
+    for raw, entropy in ((-40.0, -0.88364656), (40.0, 1.41893853)):
+        assert BoundedNormal(torch.zeros(1), torch.tensor([raw])).entropy().item() == pytest.approx(entropy, rel=1e-6)
+
+
+def test_t23_the_sample_is_not_clipped() -> None:
+    """T23: a sample of 1.7 stays 1.7, and its log-probability is that of 1.7."""
+    dist = BoundedNormal(torch.tensor([0.0]), torch.tensor([0.0]))
+    sample = dist.sample(torch.tensor([1.7]) / dist.std)
+    assert sample.item() == pytest.approx(1.7)
+    expected = torch.distributions.Normal(0.0, dist.std).log_prob(torch.tensor([1.7]))
+    torch.testing.assert_close(dist.log_prob(sample), expected)
+
+
+def test_g16_t17_continue_target_holds_the_discount() -> None:
+    """T17: the soft target's minimum is 0.0204 nats, reached at the discount itself."""
+    target = torch.tensor(1 - 1 / 333)
+    best = Bernoulli(torch.logit(target))
+    assert best.loss(target).item() == pytest.approx(0.02044036, rel=1e-4)
+    assert best.prob.item() == pytest.approx(0.996996997, rel=1e-6)
+
+
+def test_t18_continue_is_a_probability() -> None:
+    """T18: logit 0 means 0.5, not a threshold."""
+    assert Bernoulli(torch.tensor(0.0)).prob.item() == 0.5

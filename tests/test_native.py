@@ -1,0 +1,154 @@
+"""The native library: what it links to, what it knows, how it is controlled, and life without it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastwm
+from fastwm import _lib
+
+ROOT = Path(fastwm.__file__).parent.parent
+needs_native = pytest.mark.skipif(_lib.host is None, reason="native library not built")
+needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
+
+
+def run(code: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_philox_known_answers(counter: list[int], key: list[int], expected: list[int]) -> None:
+    """Random123's kat_vectors for philox4x32, 10 rounds."""
+    assert _lib.host is not None
+    assert _lib.host.philox4x32(counter, key) == expected
+
+
+@needs_native
+@needs_nm
+@pytest.mark.parametrize("name", ["_C", "_C_cuda"])
+def test_only_stable_symbols_are_imported(name: str) -> None:
+    library = ROOT / "fastwm" / f"{name}.so"
+    if not library.exists():
+        pytest.skip(f"{name} not built")
+    lines = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True).stdout
+    symbols = {line.split()[-1] for line in lines.splitlines()}
+    torch_symbols = {name for name in symbols if "@" not in name and not name.startswith(("_ITM_", "__gmon"))}
+    assert all(re.match(r"(aoti_)?torch_[a-z0-9_]+$", symbol) for symbol in torch_symbols)
+    versions = {re.split("@+", name)[1].split("_")[0] for name in symbols if "@" in name}
+    assert versions <= {"GLIBC", "GLIBCXX", "CXXABI", "GCC", "GOMP", "OMP"}
+
+
+@needs_nm
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler")
+def test_kernels_of_an_instruction_set_share_nothing(tmp_path: Path) -> None:
+    """A weak symbol compiled with AVX-512 could be the one the linker keeps, and crash a lesser CPU."""
+    sources = sorted((ROOT / "csrc" / "cpu").glob("*_kernel.cpp"))
+    assert sources
+    for source in sources:
+        flags = ["-std=c++17", "-O3", "-fopenmp", "-DFASTWM_ISA=baseline", f"-I{ROOT / 'csrc/include'}"]
+        subprocess.run(["c++", *flags, "-c", source, "-o", tmp_path / "kernel.o"], check=True)
+        command = ["nm", "-C", "--defined-only", tmp_path / "kernel.o"]
+        symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        shared = [line.split(maxsplit=2)[1:] for line in symbols if line.split()[1] in "TDBRWVu"]
+        assert shared
+        assert all(kind == "T" and name.startswith("fastwm::baseline::") for kind, name in shared), shared
+
+
+@needs_native
+def test_instruction_set_control() -> None:
+    host = _lib.host
+    assert host is not None
+    assert host.isa_levels()[0] == "baseline"
+    best = host.isa()
+    for level in host.isa_levels():
+        host.set_isa(level)
+        assert host.isa() == level
+    host.set_isa(best)
+    with pytest.raises(ValueError, match=r"'sse9' is not available on this CPU; available: baseline"):
+        host.set_isa("sse9")
+
+
+@needs_native
+def test_instruction_set_variable() -> None:
+    show = "import fastwm; print(fastwm.info()['isa'])"
+    assert run(show, FASTWM_ISA="baseline").stdout.strip() == "baseline"
+    assert "FASTWM_ISA: instruction set level 'sse9' is not available" in run(show, FASTWM_ISA="sse9").stderr
+
+
+@needs_native
+def test_threads_are_torchs() -> None:
+    assert _lib.host is not None
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert _lib.host.num_threads() == 1
+    torch.set_num_threads(before)
+
+
+def test_backend_names() -> None:
+    with pytest.raises(ValueError, match="unknown backend 'tpu'; the backends are cpu, cuda, triton, ref"):
+        fastwm.backend("tpu")
+    assert "unknown backend 'tpu'" in run("import fastwm", FASTWM_BACKEND="tpu").stderr
+    forced = "import fastwm, torch; x = torch.ones(2, 2); fastwm.ops.lambda_return(x, x, x)"
+    assert run(forced, FASTWM_BACKEND="ref").returncode == 0
+    if not torch.cuda.is_available():
+        assert "backend 'cuda' does not serve torch.float32 on cpu: " in run(forced, FASTWM_BACKEND="cuda").stderr
+        message = run(forced, FASTWM_BACKEND="triton", TRITON_INTERPRET="0").stderr
+        assert re.search(r"backend 'triton' does not serve .*TRITON_INTERPRET=1", message)
+
+
+def test_backend_nests_and_restores() -> None:
+    forced = fastwm.ops._backend
+    before = forced._forced
+    with fastwm.backend("ref"):
+        with fastwm.backend("triton"):
+            assert forced._forced == "triton"
+        assert forced._forced == "ref"
+    assert forced._forced == before
+
+
+def test_works_without_the_library(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "fastwm", tmp_path / "fastwm", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    code = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import fastwm, torch
+    x = torch.full([3, 2], 0.5, requires_grad=True)
+    fastwm.ops.lambda_return(x, x, x).sum().backward()
+print(fastwm.__file__)
+print([str(w.message) for w in caught if "fastwm" in str(w.message)])
+print(fastwm.info()["library _C"])
+"""
+    done = run(code, cwd=tmp_path, PYTHONPATH=str(tmp_path), FASTWM_ISA="", FASTWM_BACKEND="")
+    where, warned, reason = done.stdout.splitlines()
+    assert where.startswith(str(tmp_path))
+    assert warned.count("native library _C is not available (not built)") == 1
+    assert warned.count("', '") == 0
+    assert reason == "not built"
+
+
+def test_info_and_doctor() -> None:
+    facts = fastwm.info()
+    assert facts["torch"] == torch.__version__
+    text = fastwm.info.doctor()  # type: ignore[attr-defined]
+    assert len(text.splitlines()) == len(facts)
+    assert all(name in text for name in facts)

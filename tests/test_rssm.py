@@ -1,0 +1,195 @@
+"""The recurrent state-space model: G7, G8, G10 and traps T1-T3, T5-T8, T10-T13."""
+
+import pytest
+import torch
+
+from fastwm.nn import RSSM, BlockGRU, BlockLinear, Decoder, RMSNorm, State
+from fastwm.nn.distributions import Categorical
+from fastwm.nn.spaces import as_dict
+
+
+def constant_gates(core: BlockGRU, reset: float, cand: float, update: float) -> None:
+    """Make the pre-activations of all gates constants."""
+    core.gates.weight.data.zero_()
+    core.gates.bias.data.view(core.blocks, 3, -1).copy_(torch.tensor([reset, cand, update])[:, None])
+
+
+def make_core(deter: int = 4, blocks: int = 2) -> BlockGRU:
+    torch.manual_seed(0)
+    return BlockGRU(deter, stoch=3, action=2, hidden=5, blocks=blocks)
+
+
+def step(core: BlockGRU, deter: torch.Tensor) -> torch.Tensor:
+    return core(deter, torch.zeros(len(deter), 3), torch.zeros(len(deter), 2))
+
+
+def test_g7_t1_t6_gates() -> None:
+    """T1, T6: reset, cand, update; update writes; bias -1; reset scales the candidate's pre-activation."""
+    core = make_core()
+    constant_gates(core, 0.5, 1.0, 0.3)
+    torch.testing.assert_close(step(core, torch.full((1, 4), 0.2)), torch.full((1, 4), 0.31707597))
+    constant_gates(core, 0.0, 0.0, 0.0)
+    torch.testing.assert_close(step(core, torch.ones(1, 4)), torch.full((1, 4), 0.73105858))
+
+
+def test_g8_t2_gates_split_within_each_block() -> None:
+    """T2: of 2 blocks and deter 4, flat outputs 0, 1, 6, 7 are reset, 2, 3, 8, 9 cand, 4, 5, 10, 11 update."""
+    core = make_core()
+    parts = {0: "reset", 1: "reset", 2: "cand", 3: "cand", 4: "update", 5: "update"}
+    for flat in range(12):
+        constant_gates(core, 0.5, 1.0, 0.3)
+        base = step(core, torch.full((1, 4), 0.2))
+        core.gates.bias.data[flat] += 1.0
+        moved = (step(core, torch.full((1, 4), 0.2)) - base)[0]
+        unit = (flat // 6) * 2 + flat % 2
+        changed = torch.zeros(4, dtype=torch.bool)
+        changed[unit] = True
+        assert torch.equal(moved.abs() > 1e-6, changed), parts[flat % 6]
+        reset, cand, update = (
+            v + (name == parts[flat % 6]) for v, name in zip((0.5, 1, 0.3), ("reset", "cand", "update"))
+        )
+        u, c = 1 / (1 + torch.tensor(1 - update).exp()), torch.tanh(torch.tensor(reset).sigmoid() * cand)
+        assert (base[0, unit] + moved[unit]).item() == pytest.approx((u * c + (1 - u) * 0.2).item(), rel=1e-5)
+
+
+def test_t3_norm_spans_the_whole_deter() -> None:
+    """T3: one RMS for all blocks, no per-block norm, scale only."""
+    norm = RMSNorm(2)
+    norm.eps = 0.0
+    torch.testing.assert_close(norm(torch.tensor([3.0, 4.0])), torch.tensor([0.84852814, 1.13137085]))
+    core = make_core()
+    assert core.hidden.norm.weight.shape == (4,) and [n for n, _ in core.hidden.norm.named_parameters()] == ["weight"]
+    # T2: an input of block 0 alone reaches the other block's gates through that norm.
+    core.embed_deter.linear.weight.data.zero_()
+    deter = torch.randn(1, 4)
+    other = deter.clone()
+    other[:, :2] += 1.0
+    moved = step(core, other) - step(core, deter)
+    assert (moved[:, 2:].abs() > 1e-6).all()
+
+
+def test_block_linear_is_block_diagonal() -> None:
+    layer = BlockLinear(6, 9, 3)
+    x = torch.randn(4, 6)
+    dense = torch.block_diag(*layer.weight)
+    torch.testing.assert_close(layer(x), x @ dense + layer.bias)
+    with pytest.raises(ValueError, match="blocks"):
+        BlockLinear(7, 9, 3)
+
+
+def make_rssm(**kwargs: int) -> RSSM:
+    torch.manual_seed(1)
+    sizes = dict(tokens=7, action=3, deter=8, hidden=6, stoch=4, classes=5, blocks=2)
+    return RSSM(**(sizes | kwargs))
+
+
+def test_t5_concatenation_orders() -> None:
+    """T5: core [h_g, x0, x1, x2], posterior [h, tokens], features [h, z], decoder [z, h]."""
+    state = State(torch.zeros(1, 8), torch.ones(1, 4, 5))
+    assert torch.equal(state.feat[0, 8:], torch.ones(20)) and state.feat.shape == (1, 28)
+    rssm = make_rssm()
+    assert rssm.core.hidden.linear.weight.shape == (2, 8 // 2 + 3 * 6, 4)
+    rssm.core.hidden.linear.weight.data[:, 4:] = 0  # only the own slice of h is left
+    rssm.core.hidden.norm.eps = 1.0  # and the norm cannot hide a change of scale
+    deter, other = torch.randn(1, 8), torch.randn(1, 20)
+    same = rssm.core(deter, other, torch.ones(1, 3)), rssm.core(deter, torch.zeros(1, 20), torch.zeros(1, 3))
+    assert torch.equal(*same)
+    rssm.post[0][0].linear.weight.data[:, 8:] = 0  # after h come the tokens
+    reset = torch.tensor([True])
+    a, b = (rssm.observe_step(rssm.initial(1), torch.zeros(1, 3), torch.full((1, 7), v), reset)[1] for v in (0.0, 1.0))
+    assert torch.equal(a, b)
+    import numpy as np
+    from gymnasium.spaces import Box
+
+    space = as_dict({"x": Box(-1, 1, (2,), np.float32)}, "obs")
+    decoder = Decoder(space, deter=8, stoch=20, units=6, layers=1, depth=2, mults=(1,), kernel=3, blocks=2)
+    decoder.mlp[0].linear.weight.data[:, 20:] = 0  # stoch first, then deter
+    x = [decoder(torch.full((1, 1, 8), v), torch.ones(1, 1, 20))["x"].mean for v in (0.0, 1.0)]
+    assert torch.equal(*x)
+
+
+def test_t7_reset_forgets_everything() -> None:
+    """T7: deter, stoch and the previous action are zero at is_first; class 0 of a discrete action is not."""
+    rssm, tokens, uniform = make_rssm(), torch.randn(2, 7), torch.rand(2, 4)
+    first = torch.tensor([True, True])
+    carry = State(torch.randn(2, 8), torch.randn(2, 4, 5))
+    action = torch.eye(3)[[0, 0]]
+    state, logits = rssm.observe_step(carry, action, tokens, first, uniform)
+    zero, zero_logits = rssm.observe_step(rssm.initial(2), torch.zeros(2, 3), tokens, first, uniform)
+    torch.testing.assert_close(logits, zero_logits)
+    torch.testing.assert_close(state.deter, zero.deter)
+    _, class0 = rssm.observe_step(rssm.initial(2), action, tokens, ~first, uniform)
+    assert not torch.allclose(class0, zero_logits)
+
+
+def test_t8_large_actions_are_scaled_elementwise() -> None:
+    """T8: [0.5, -2, 1] acts as [0.5, -1, 1], and the gradient of the -2 is halved, not cut."""
+    core = BlockGRU(4, stoch=3, action=3, hidden=5, blocks=2)
+    deter, stoch = torch.randn(1, 4), torch.randn(1, 3)
+    big = torch.tensor([[0.5, -2.0, 1.0]], requires_grad=True)
+    small = torch.tensor([[0.5, -1.0, 1.0]], requires_grad=True)
+    outputs = core(deter, stoch, big), core(deter, stoch, small)
+    torch.testing.assert_close(*outputs)
+    for output in outputs:
+        output.sum().backward()
+    assert big.grad is not None and small.grad is not None
+    torch.testing.assert_close(big.grad, small.grad * torch.tensor([1.0, 0.5, 1.0]))
+
+
+def test_g10_t11_free_nats() -> None:
+    """T11: max per row after summing the latents; no gradient at all below one nat."""
+    rssm = make_rssm(stoch=2, classes=3)
+    post = torch.zeros(2, 1, 2, 3)
+    post[1, 0, :, 0] = 30.0
+    post.requires_grad_()
+    prior = torch.zeros(2, 1, 2, 3, requires_grad=True)
+    dyn, rep = rssm.kl(post, prior, 1.0)
+    assert dyn[0, 0] == 1.0 and dyn[1, 0] > 1.5
+    (dyn.sum() + rep.sum()).backward()
+    assert post.grad is not None and prior.grad is not None
+    assert (post.grad[0] == 0).all() and (prior.grad[0] == 0).all() and (prior.grad[1] != 0).any()
+    kls = torch.tensor([0.0, 6.0])
+    assert kls.clamp(min=1.0).mean().item() == 3.5
+
+
+def test_t12_each_side_trains_one_of_the_two() -> None:
+    """T12: dyn trains the prior only, rep the posterior only, and both have the same value."""
+    rssm = make_rssm()
+    post = torch.randn(1, 3, 4, 5).requires_grad_()
+    prior = torch.randn(1, 3, 4, 5).requires_grad_()
+    dyn, rep = rssm.kl(post, prior, 0.0)
+    torch.testing.assert_close(dyn, rep)
+    assert torch.autograd.grad(dyn.sum(), [post, prior], allow_unused=True, retain_graph=True)[0] is None
+    assert torch.autograd.grad(rep.sum(), [post, prior], allow_unused=True)[1] is None
+
+
+def test_t13_the_prior_reads_the_filtered_deter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T13: one posterior draw a step and nothing else; the prior is a function of the posterior path's deter."""
+    rssm, draws = make_rssm(), []
+    monkeypatch.setattr(Categorical, "noise", lambda self: draws.append(1) or torch.rand(self.event_shape))
+    tokens, action, first = torch.randn(6, 2, 7), torch.randn(6, 2, 3), torch.zeros(6, 2, dtype=torch.bool)
+    state, _ = rssm.observe(rssm.initial(2), action, tokens, first)
+    assert len(draws) == 6
+    assert rssm.prior_logits(state.deter).shape == (6, 2, 4, 5)
+
+
+def test_observe_resets_anywhere_and_replays_noise() -> None:
+    rssm, uniform = make_rssm(), torch.rand(5, 2, 4)
+    tokens, action = torch.randn(5, 2, 7), torch.randn(5, 2, 3)
+    first = torch.zeros(5, 2, dtype=torch.bool)
+    first[3, 0] = True
+    whole, _ = rssm.observe(rssm.initial(2), action, tokens, first, uniform)
+    again, _ = rssm.observe(rssm.initial(2), action, tokens, first, uniform)
+    assert torch.equal(whole.stoch, again.stoch)
+    fresh, _ = rssm.observe(rssm.initial(1), action[3:, :1], tokens[3:, :1], first[3:, :1], uniform[3:, :1])
+    torch.testing.assert_close(whole.deter[3:, :1], fresh.deter)
+
+
+def test_imagine_follows_given_actions() -> None:
+    rssm, actions, uniform = make_rssm(), torch.randn(4, 3, 3), torch.rand(4, 3, 4)
+    states, _, logits = rssm.imagine(rssm.initial(3), lambda _, t: ({}, actions[t]), 4, uniform)
+    state = rssm.initial(3)
+    for t in range(4):
+        state, logit = rssm.imagine_step(state, actions[t], uniform[t])
+        torch.testing.assert_close(states.deter[t], state.deter)
+        torch.testing.assert_close(logits[t], logit)

@@ -1,0 +1,264 @@
+"""Runs: counters, checkpoints, exact resume, signals, and what wrong use is told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import fastwm
+from fastwm.agents import DreamerV3
+from fastwm.cli import main
+from fastwm.errors import FastwmError
+from fastwm.replay import Replay
+from fastwm.runner import checkpoint
+from fastwm.runner.train import Episodes, Ratio
+from tests.test_dreamerv3 import make_batch, tiny
+
+FAST = [
+    "--agent.deter", "16", "--agent.hidden", "8", "--agent.units", "8", "--agent.classes", "4", "--agent.stoch", "4",
+    "--agent.imag-length", "3", "--batch-size", "4", "--batch-length", "8", "--replay-capacity", "4000",
+    "--train-ratio", "8",
+]  # fmt: skip
+
+
+def run(*args: str) -> int:
+    return main(["train", "dreamerv3", "--env", "cartpole", "--preset", "cartpole", *FAST, *args])
+
+
+class Broken(gymnasium.Env):
+    """Observations turn to NaN after 20 steps."""
+
+    observation_space = spaces.Box(-1, 1, (3,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        self.count = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.count += 1
+        return np.full(3, np.nan if self.count > 20 else 0.5, np.float32), 1.0, False, False, {}
+
+
+# Counters
+
+
+@pytest.mark.parametrize(("ratio", "updates"), [(32, 313), (256, 2500), (512, 5000), (1024, 10000), (0, 0)])
+def test_g19_t42_train_ratio(ratio: int, updates: int) -> None:
+    """T42: replayed steps a step taken; 10,000 steps at 1024 replayed ones an update."""
+    due = Ratio(ratio / 1024)
+    assert sum(due() for _ in range(10_000)) == updates
+
+
+def test_t43_a_length_counts_decisions() -> None:
+    """T43: an episode of 2 decisions has 3 rows; the reset row carries no reward of it."""
+    episodes, ended = Episodes(1), []
+    for first, last, reward in (
+        (True, False, 0),
+        (False, False, 1),
+        (False, True, 2),
+        (True, False, 0),
+        (False, True, 5),
+    ):
+        flags = {"is_first": np.array([first]), "is_last": np.array([last])}
+        ended += episodes.add(flags | {"reward": np.array([reward], np.float32)})
+    assert ended == [(3.0, 2), (5.0, 1)]
+
+
+# Exact resume
+
+
+def fixed_replay(agent: DreamerV3) -> Replay:
+    torch.manual_seed(5)
+    replay = Replay(200, 2, 6, seed=3, latent_keys=agent.latent_keys, chunk_rows=16)
+    for t in range(50):
+        row = {key: value[0] for key, value in make_batch(agent, 1, 2).items() if key != "index"}
+        row["is_first"] = torch.tensor([t % 7 == 0, t % 11 == 0])
+        replay.add(row)
+    return replay
+
+
+def learn(agent: DreamerV3, replay: Replay, updates: int) -> None:
+    for _ in range(updates):
+        agent.update(replay.sample(4), write_back=replay.write_back)
+
+
+def test_forty_updates_equal_twenty_and_a_resume(tmp_path: Path) -> None:
+    """Weights, optimiser, normaliser, replay with its latents, and all random numbers: bitwise the same."""
+    straight = tiny()
+    replay = fixed_replay(straight)
+    learn(straight, replay, 40)
+
+    agent = tiny()
+    replay = fixed_replay(agent)
+    learn(agent, replay, 20)
+    checkpoint.save(
+        tmp_path, 20, agent, {"rng": checkpoint.rng_state()}, {}, lambda p: replay.save(p, tmp_path / "replay")
+    )
+    torch.manual_seed(99)
+
+    resumed = tiny()
+    resumed.reward.out.weight.data.normal_()
+    again = Replay(200, 2, 6, seed=8, latent_keys=agent.latent_keys, chunk_rows=16)
+    path = checkpoint.checkpoints(tmp_path)[0]
+    state = checkpoint.load_agent(path, resumed)
+    again.load(path, tmp_path / "replay", state["more"])
+    checkpoint.set_rng_state(state["rng"])
+    learn(resumed, again, 20)
+    for (name, p), q in zip(straight.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    assert torch.equal(straight.return_norm.hi, resumed.return_norm.hi)
+
+
+def test_a_run_continues_and_the_command_line_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logdir = str(tmp_path / "run")
+    assert run("--logdir", logdir, "--steps", "200") == 0
+    assert main(["train", "dreamerv3", "--logdir", logdir, "--steps", "400", "--agent.lr", "1e-5"]) == 0
+    assert "continuing at step 200" in capsys.readouterr().out
+    config = (tmp_path / "run/config.yaml").read_text()
+    assert "lr: 1.0e-05" in config and "deter: 16" in config and "env: cartpole" in config
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and steps[-1] > 200
+    assert (tmp_path / "run/plots/returns.png").stat().st_size > 1000
+    assert (tmp_path / "run/plots/imagination.png").stat().st_size > 1000
+    assert main(["eval", logdir, "--episodes", "4"]) == 0
+    result = json.loads((tmp_path / "run/eval.json").read_text())
+    assert len(result["returns"]) == 4 and "mean return" in capsys.readouterr().out
+    assert main(["dream", logdir]) == 0
+    agent = fastwm.load(logdir)
+    action, state = agent.act({"obs": np.zeros((2, 4), np.float32), "is_first": np.ones(2, bool)})
+    action, _ = agent.act({"obs": np.zeros((2, 4), np.float32), "is_first": np.zeros(2, bool)}, state)
+    assert action.shape == (2,)
+
+
+def spawn(logdir: Path, *args: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "fastwm.cli", "train", "dreamerv3", "--env", "cartpole", "--preset", "cartpole",
+               *FAST, "--logdir", str(logdir), "--log-every", "0.2", *args]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env=os.environ | {"PYTHONUNBUFFERED": "1"})  # fmt: skip
+
+
+def wait_for(done: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end and process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def test_killed_in_mid_training_it_continues(tmp_path: Path) -> None:
+    process = spawn(tmp_path, "--save-every", "0.5")
+    wait_for(lambda: len(checkpoint.checkpoints(tmp_path)) >= 2, process)
+    process.kill()
+    process.communicate()
+    step = int(checkpoint.checkpoints(tmp_path)[0].name)
+    (tmp_path / "metrics.jsonl").open("a").write(json.dumps({"step": step + 10**6, "episode/return": 1.0}) + '\n{"torn')
+    assert main(["train", "dreamerv3", "--logdir", str(tmp_path), "--steps", str(step + 100)]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["step"] for line in lines) <= step + 100  # what was lost with the kill is not told twice
+    assert int(checkpoint.checkpoints(tmp_path)[0].name) == step + 100
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_signals_save_and_leave(tmp_path: Path, number: signal.Signals) -> None:
+    process = spawn(tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and f"stopped by {number.name}: saved at step" in output
+    assert len(checkpoint.checkpoints(tmp_path)) == 1
+
+
+# Wrong use
+
+
+def error_of(code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line a wrong command prints."""
+    error = capsys.readouterr().err.strip()
+    assert code == 2 and error.startswith("fastwm: error: ") and "\n" not in error, error
+    return error
+
+
+def test_wrong_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logdir = ["--logdir", str(tmp_path / "x")]
+    for args, message in (
+        (["train", "dreamerv9"], "unknown agent 'dreamerv9'; there is: dreamerv3"),
+        (["fly"], "unknown command 'fly'"),
+        (["train"], "needs an agent"),
+        (["train", "dreamerv3", *logdir], "no environment given"),
+        (["train", "dreamerv3", "--env", "cartpol", *logdir], "cartpole"),
+        (["train", "dreamerv3", "--env", "cartpole", "--preset", "size2m", *logdir], "unknown preset 'size2m'"),
+        (["train", "dreamerv3", "--env", "cartpole", "--device", "tpu", *logdir], "device 'tpu'"),
+        (["train", "dreamerv3", "--env", "cartpole", "--steps", "0", *logdir], "at least 1"),
+        (["eval", str(tmp_path / "none")], "not the folder of a run"),
+        (["dream", str(tmp_path / "none")], "not the folder of a run"),
+    ):
+        assert message in error_of(main(args), capsys)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "dreamerv3", "--env", "cartpole", "--no-such-setting", "3", *logdir])
+    assert stop.value.code == 2
+
+
+def test_a_nan_observation_is_named_with_its_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["train", "dreamerv3", "--env", "tests.test_runner:Broken", "--preset", "cartpole", *FAST,
+                 "--num-envs", "2", "--logdir", str(tmp_path)])  # fmt: skip
+    error = error_of(code, capsys)
+    assert "'obs' of environment 0" in error and "step 42" in error
+    assert len(checkpoint.checkpoints(tmp_path)) == 1  # nothing is lost
+
+
+def test_the_folder_of_another_agent_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("agent_name: planet\nsteps: 5\n")
+    assert "is a run of planet" in error_of(run("--logdir", str(tmp_path)), capsys)
+    (tmp_path / "config.yaml").write_text("][")
+    assert "not a run's configuration" in error_of(run("--logdir", str(tmp_path)), capsys)
+
+
+def test_a_corrupted_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logdir = ["--logdir", str(tmp_path)]
+    assert run(*logdir, "--steps", "200") == 0
+    assert run(*logdir, "--steps", "400") == 0
+    newest = checkpoint.checkpoints(tmp_path)[0]
+    weights = newest / "agent.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert run(*logdir, "--steps", "420") == 0
+    assert "continuing at step 200" in capsys.readouterr().out and "agent.safetensors is corrupted" in caplog.text
+    for path in checkpoint.checkpoints(tmp_path):
+        (path / "meta.json").write_text("{")
+    assert "can be read" in error_of(run(*logdir, "--steps", "500"), capsys)
+
+
+def test_other_sizes_do_not_fit_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--logdir", str(tmp_path), "--steps", "40") == 0
+    assert "does not fit the settings" in error_of(run("--logdir", str(tmp_path), "--agent.units", "16"), capsys)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = tiny()
+    checkpoint.save(tmp_path, 1, agent, {}, {})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(FastwmError, match="the disk is full; earlier checkpoints are untouched"):
+        checkpoint.save(tmp_path, 2, agent, {}, {})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000000000001"]
+
+
+def test_spaces_survive_json() -> None:
+    for space in (spaces.Discrete(5), spaces.MultiDiscrete([2, 3]), spaces.Box(0, 255, (8, 8, 3), np.uint8),
+                  {"a": spaces.Box(-np.inf, np.inf, (), np.float32), "b": spaces.Discrete(2)}):  # fmt: skip
+        assert checkpoint.space_from_json(json.loads(json.dumps(checkpoint.space_to_json(space)))) == space
