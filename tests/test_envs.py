@@ -533,3 +533,17 @@ def test_render_needs_the_mode(name):
     drawn = make_env("envpool:CartPole-v1", 2, render_mode="rgb_array")
     drawn.reset()
     assert drawn.render().shape == (2, 400, 600, 3)
+
+
+def test_crafter_dies_or_runs_out_of_time() -> None:
+    pytest.importorskip("crafter")
+    env = make_env("crafter:reward", num_envs=2, seed=1, size=32)
+    record = env.reset()
+    assert record["image"].shape == (2, 32, 32, 3)
+    assert record["image"].dtype == np.uint8
+    again = make_env("crafter:reward", num_envs=2, seed=1, size=32).reset()
+    np.testing.assert_array_equal(record["image"], again["image"])
+    assert (record["image"][0] != record["image"][1]).any()
+    assert env.step(np.array([0, 16]))["reward"].shape == (2,)
+    with pytest.raises(FastwmError, match="there is no environment 'crafter:hard'"):
+        make_env("crafter:hard")

@@ -11,6 +11,7 @@ import gymnasium
 from gymnasium.vector import VectorEnv
 
 from ..errors import FastwmError
+from .crafter import make_crafter
 from .envpool import import_envpool, make_atari, make_dmc, make_envpool, task_names
 from .gym import GymBackend, import_factory, make_from, make_gym
 from .vec import UnknownEnv, VecEnv
@@ -31,7 +32,7 @@ ALIASES = {
 }
 
 _FORMS = (
-    "names are short (cartpole), dmc:walker_walk, atari:Pong, envpool:<id>, gym:<id>, "
+    "names are short (cartpole), dmc:walker_walk, atari:Pong, crafter:reward, envpool:<id>, gym:<id>, "
     "package.module:factory, or <prefix>:<name> of a plug-in"
 )
 _factories: dict[str, Factory] = {
@@ -39,6 +40,7 @@ _factories: dict[str, Factory] = {
     "atari": make_atari,
     "envpool": make_envpool,
     "gym": make_gym,
+    "crafter": make_crafter,
 }
 
 
@@ -60,8 +62,8 @@ def make_env(
 
     name: `cartpole` and other short names or bare EnvPool/Gymnasium ids; `dmc:walker_walk` (option `pixels`);
         `atari:Pong` (options `gray`, `sticky`, `full_action_space`, `noop_max`); `envpool:<id>`; `gym:<id>`
-        (option `async_`); `package.module:factory`; or no string but an Env, a VectorEnv, or a callable that
-        makes one.
+        (option `async_`); `crafter:reward`; `package.module:factory`; or no string but an Env, a VectorEnv, or a
+        callable that makes one.
     seed: environments and runs get unrelated streams.
     size: side in pixels of all images, rendered so where the engine can, else area-averaged; None keeps it.
     repeat: every action is stepped this often and the rewards are summed.

@@ -104,8 +104,8 @@ def load_agent(path: Path, agent: nn.Module) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(path / "state.pt", map_location=device, weights_only=True)
     try:
         agent.load_state_dict(tensors | {EXTRA: state.pop("extra")})
-    except RuntimeError as error:
-        detail = str(error).splitlines()[1].strip()
+    except (RuntimeError, KeyError, ValueError) as error:
+        detail = (str(error).splitlines()[1:] or [str(error)])[0].strip()
         raise FastwmError(f"checkpoint {path} does not fit the settings given: {detail}") from error
     return state
 
