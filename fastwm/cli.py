@@ -48,7 +48,7 @@ def train(args: Sequence[str]) -> None:
         default = cfg.with_presets(default, name, known.preset or cfg.default_preset())
     config: Any = tyro.cli(
         cfg.TrainConfig[spec.config],  # type: ignore[name-defined]
-        args=[arg.replace("_", "-") if arg.startswith("--") and "=" not in arg else arg for arg in args],
+        args=args,
         default=default,
         prog=f"fastwm train {name}",
         config=(tyro.conf.AvoidSubcommands,),

@@ -16,12 +16,13 @@ import torch
 from gymnasium import spaces
 
 import fastwm
-from fastwm.agents import DreamerV3
+from fastwm.agents import DreamerV3, DreamerV3Config
 from fastwm.cli import main
 from fastwm.errors import FastwmError
 from fastwm.replay import Replay
 from fastwm.runner import checkpoint
-from fastwm.runner.train import Episodes, Ratio
+from fastwm.runner.config import TrainConfig, with_presets
+from fastwm.runner.train import Episodes, Ratio, Trainer
 from tests.test_dreamerv3 import make_batch, tiny
 
 FAST = [
@@ -262,3 +263,13 @@ def test_spaces_survive_json() -> None:
     for space in (spaces.Discrete(5), spaces.MultiDiscrete([2, 3]), spaces.Box(0, 255, (8, 8, 3), np.uint8),
                   {"a": spaces.Box(-np.inf, np.inf, (), np.float32), "b": spaces.Discrete(2)}):  # fmt: skip
         assert checkpoint.space_from_json(json.loads(json.dumps(checkpoint.space_to_json(space)))) == space
+
+
+def test_diverged_weights_are_not_saved(tmp_path: Path) -> None:
+    config = with_presets(TrainConfig(DreamerV3Config()), "dreamerv3", ["cartpole"])
+    trainer = Trainer("dreamerv3", config, tmp_path)
+    trainer.save()
+    trainer.agent.critic.out.bias.data[3] = float("nan")
+    with pytest.raises(FastwmError, match=r"critic\.out\.bias is not finite; nothing was saved"):
+        trainer.save()
+    assert len(checkpoint.checkpoints(tmp_path)) == 1

@@ -77,6 +77,13 @@ class Agent(nn.Module, ABC):
         return next(self.parameters()).device
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are native there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def clone(state: Any) -> Any:
     """A nested state with tensors of its own."""
     if isinstance(state, Tensor):

@@ -7,14 +7,14 @@ from what the model dreams. Every equation is named in `loss`; tensors are time-
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from fastwm import ops
-from fastwm.agents.agent import Agent, WriteBack
+from fastwm.agents.agent import Agent, WriteBack, has_bfloat16
 from fastwm.nn.distributions import Categorical, SquaredError, TwoHot
 from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.heads import Action, Actor, BernoulliHead, Policy, TwoHotHead
@@ -76,8 +76,8 @@ class DreamerV3Config:
     agc: float = 0.3
     beta1: float = 0.9
     beta2: float = 0.999
-    precision: str = "bf16"
-    """Matrix products in `bf16` or `fp32`; parameters, carries, norms, losses and the optimiser stay float32."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Matrix products in bfloat16, where the hardware has it, or float32. Everything else is float32."""
 
     @property
     def discount(self) -> float:
@@ -214,7 +214,7 @@ class DreamerV3(Agent):
 
     def latents(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What replay stores of a state: deter (bfloat16 under bf16), and stoch as uint8 class indices."""
-        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        dtype = torch.bfloat16 if self.reduced_precision else torch.float32
         return {"deter": state["deter"].detach().to(dtype), "stoch": state["stoch"].argmax(-1).to(torch.uint8)}
 
     def update(
@@ -379,5 +379,9 @@ class DreamerV3(Agent):
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"optimizer": self.optimizer}
 
+    @property
+    def reduced_precision(self) -> bool:
+        return self.config.precision == "bf16" and has_bfloat16(self.device)
+
     def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced_precision)

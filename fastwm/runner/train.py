@@ -27,15 +27,14 @@ class Ratio:
 
     def __init__(self, per_step: float):
         self.per_step = per_step
-        self.calls = 0
-        self.paid = 0
+        self.credit: float | None = None
 
     def __call__(self) -> int:
-        self.calls += 1
         if self.per_step <= 0:
             return 0
-        due = 1 + math.floor((self.calls - 1) * self.per_step + 1e-9) - self.paid
-        self.paid += due
+        self.credit = 1.0 if self.credit is None else self.credit + self.per_step
+        due = math.floor(self.credit + 1e-9)
+        self.credit -= due
         return due
 
 
@@ -90,7 +89,7 @@ class Trainer:
         if state is not None:
             for key in ("step", "decisions", "updates", "seconds"):
                 setattr(self, key, state[key])
-            self.ratio.calls, self.ratio.paid = state["ratio"]
+            self.ratio.credit = state["credit"]
             checkpoint.set_rng_state(state["rng"])
         self.log = MetricsLog(self.logdir, self.step, self.config.tensorboard)
 
@@ -100,8 +99,12 @@ class Trainer:
         return state
 
     def save(self) -> None:
+        """Write a checkpoint; weights that are not finite are refused, so that the one before stands."""
+        for name, p in self.agent.named_parameters():
+            if not torch.isfinite(p).all():
+                raise FastwmError(f"training diverged by step {self.step}: {name} is not finite; nothing was saved")
         state = {key: getattr(self, key) for key in ("step", "decisions", "updates", "seconds")}
-        state |= {"ratio": (self.ratio.calls, self.ratio.paid), "rng": checkpoint.rng_state()}
+        state |= {"credit": self.ratio.credit, "rng": checkpoint.rng_state()}
         meta = {
             "agent": self.name,
             "obs_space": checkpoint.space_to_json(self.env.obs_space),
