@@ -26,6 +26,10 @@ def cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info.pop("node", None)  # results may be published: no host name in them
+
+
 @pytest.fixture(scope="session")
 def bandwidth() -> float:
     """Bytes per second of a large copy, read and written: what main memory gives to the threads in use."""
