@@ -1,14 +1,43 @@
+"""How benchmarks measure: medians, the bandwidth limit and the peak memory, on the CPU or on a GPU.
+
+`FASTWM_BENCH_DEVICE=cuda` puts every tensor a benchmark makes on the GPU; there calls are captured in a CUDA graph and
+timed by its replay, or one by one with a synchronisation where they cannot be captured.
+"""
+
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 Measure = Callable[..., None]
+
+DEVICE = os.environ.get("FASTWM_BENCH_DEVICE", "auto")
+if DEVICE == "auto":
+    DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info.pop("node", None)  # results may be published: no host name in them
+
+
+@pytest.fixture(autouse=True)
+def default_device() -> Iterator[None]:
+    torch.set_default_device(DEVICE)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_device(None)
+
+
+def synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def seconds(fn: Callable[[], Any], repeats: int) -> float:
@@ -17,17 +46,56 @@ def seconds(fn: Callable[[], Any], repeats: int) -> float:
     for _ in range(repeats):
         start = time.perf_counter()
         fn()
+        synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
-def cpu_name() -> str:
+def device_name() -> str:
+    if DEVICE == "cuda":
+        return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info.pop("node", None)  # results may be published: no host name in them
+def peak_bytes(fn: Callable[[], Any]) -> int:
+    """The most memory that one call holds at once beyond what it was given."""
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        fn()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        fn()
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    held = peak = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def captured(fn: Callable[[], Any], calls: int) -> Callable[[], Any]:
+    """A CUDA graph of `calls` calls; what cannot be captured is called as it is."""
+
+    def repeat() -> None:
+        for _ in range(calls):
+            fn()
+
+    graph = torch.cuda.CUDAGraph()
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            repeat()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            repeat()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return repeat
+    return graph.replay
 
 
 @pytest.fixture(scope="session")
@@ -41,28 +109,36 @@ def bandwidth() -> float:
 
 @pytest.fixture
 def measure(benchmark: Any, bandwidth: float) -> Measure:
-    """measure(fn, group=, variant=, bytes_moved=): the median time of `fn`, beside what its bytes would take.
+    """measure(fn, group=, variant=, bytes_moved=, flops=): the median time of `fn`, beside what its limit would take.
 
-    The limit is main memory's: data that fits a cache can beat it.
+    The memory limit is main memory's: data that fits a cache can beat it.
     """
 
-    def run(fn: Callable[[], Any], *, group: str, variant: str, bytes_moved: int) -> None:
+    def run(fn: Callable[[], Any], *, group: str, variant: str, bytes_moved: int, flops: int = 0) -> None:
         fn()
         once = seconds(fn, 5)
         iterations = max(1, round(2e-4 / once))
         rounds = min(1000, max(10, round(0.5 / (once * iterations))))
+        calls, timed = 1, fn
+        if DEVICE == "cuda":
+            calls = min(100, max(1, round(2e-3 / once)))
+            replay, iterations = captured(fn, calls), 1
+
+            def timed() -> None:
+                replay()
+                torch.cuda.synchronize()
+
+        peak = peak_bytes(fn)
         benchmark.group = group
-        benchmark.pedantic(fn, rounds=rounds, iterations=iterations, warmup_rounds=5)
+        benchmark.pedantic(timed, rounds=rounds, iterations=iterations, warmup_rounds=5)
         benchmark.extra_info.update(
-            variant=variant,
-            bytes=bytes_moved,
-            bandwidth=bandwidth,
-            limit_us=1e6 * bytes_moved / bandwidth,
-            threads=torch.get_num_threads(),
-            cpu=cpu_name(),
-            torch=torch.__version__,
-        )
+            variant=variant, calls=calls, bytes=bytes_moved, flops=flops, bandwidth=bandwidth,
+            limit_us=1e6 * bytes_moved / bandwidth, peak_bytes=peak, threads=torch.get_num_threads(),
+            device=device_name(), torch=torch.__version__,
+        )  # fmt: skip
         if benchmark.stats is not None:
-            benchmark.extra_info["percent_of_limit"] = 100 * bytes_moved / bandwidth / benchmark.stats.stats.median
+            median = benchmark.stats.stats.median / calls
+            benchmark.extra_info["percent_of_limit"] = 100 * bytes_moved / bandwidth / median
+            benchmark.extra_info["gflops"] = flops / median / 1e9
 
     return run

@@ -28,7 +28,7 @@ def families(path: Path) -> dict[str, Groups]:
 
 
 def microseconds(bench: dict[str, Any]) -> float:
-    return 1e6 * bench["stats"]["median"]
+    return 1e6 * bench["stats"]["median"] / bench["extra_info"]["calls"]
 
 
 def table(family: str, groups: Groups) -> str:
@@ -36,17 +36,17 @@ def table(family: str, groups: Groups) -> str:
     lines = [
         f"# {family}",
         "",
-        f"{facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}; "
+        f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}; "
         f"a large copy moves {facts['bandwidth'] / 1e9:.1f} GB/s. Medians of one run.",
         "",
-        f"| case | variant | median, us | {OURS} is faster by | of the memory limit |",
-        "|---|---|--:|--:|--:|",
+        f"| case | variant | median, us | {OURS} is faster by | of the memory limit | peak extra memory, KB |",
+        "|---|---|--:|--:|--:|--:|",
     ]
     for group, variants in groups.items():
         for name, bench in variants.items():
             ratio = f"{microseconds(bench) / microseconds(variants[OURS]):.2f}" if OURS in variants else ""
-            percent = bench["extra_info"]["percent_of_limit"]
-            lines.append(f"| {group} | {name} | {microseconds(bench):.1f} | {ratio} | {percent:.0f}% |")
+            percent, peak = bench["extra_info"]["percent_of_limit"], bench["extra_info"]["peak_bytes"] / 2**10
+            lines.append(f"| {group} | {name} | {microseconds(bench):.1f} | {ratio} | {percent:.0f}% | {peak:.0f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,8 +1,10 @@
-"""The command line: `fastwm train | eval | dream | doctor`."""
+"""The command line: `fastwm train | eval | dream | bench | doctor`."""
 
 import argparse
+import json
 import logging
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ USAGE = """usage: fastwm COMMAND ...
   train AGENT   train an agent, or continue the run in --logdir   (fastwm train dreamerv3 --help)
   eval LOGDIR   score a trained agent on whole episodes
   dream LOGDIR  draw what its model imagines beside what happened
+  bench [update | FAMILY ...]  measure a whole update, or the operators
   doctor        what is installed, what works here, and what does not
 
 agents: {agents}"""
@@ -91,6 +94,43 @@ def dream(args: Sequence[str]) -> None:
     print(f"wrote {run(options.logdir, options.seed)}")
 
 
+def bench(args: Sequence[str]) -> None:
+    """`fastwm bench update` measures a whole update; `fastwm bench [FAMILY ...]` the operators (in a checkout)."""
+    parser = argparse.ArgumentParser(prog="fastwm bench", description="Measure an update, or operator families.")
+    parser.add_argument("what", nargs="*", help="`update`, or families such as lambda_return; none: all families")
+    parser.add_argument("--size", default="size1m", help="of the update: size1m ... size400m")
+    parser.add_argument("--obs", default="vector", choices=("vector", "image"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    options = parser.parse_args(args)
+    if options.what == ["update"]:
+        from fastwm.runner.measure import measure_update
+
+        result = measure_update(options.size, options.obs, options.precision, options.device)
+        if options.json:
+            options.json.write_text(json.dumps(result, indent=1))
+        print(
+            f"update, {result['size']}, {result['obs']}, {result['precision']}: median {result['median_ms']:.1f} ms, "
+            f"min {result['min_ms']:.1f} ms of {result['repeats']} ({result['threads']} threads, {result['device']})"
+        )
+        return
+    folder = Path("bench")
+    known = sorted(path.stem.removeprefix("bench_") for path in folder.glob("bench_*.py"))
+    if not known:
+        raise FastwmError("the operator benchmarks are in the repository: run this in a checkout (or `make bench`)")
+    if unknown := set(options.what) - set(known):
+        raise FastwmError(f"no benchmark of {', '.join(sorted(unknown))}; there is: update, {', '.join(known)}")
+    files = [str(folder / f"bench_{name}.py") for name in options.what or known]
+    target = options.json or folder / "results" / "bench.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"FASTWM_BENCH_DEVICE": options.device}
+    run = [sys.executable, "-m", "pytest", "-q", "--benchmark-only", "--benchmark-columns=median", *files]
+    if subprocess.run([*run, f"--benchmark-json={target}"], env=environment).returncode:
+        raise FastwmError("a benchmark failed; see above")
+    subprocess.run([sys.executable, str(folder / "report.py"), str(target)], check=True)
+
+
 def doctor(args: Sequence[str]) -> None:
     """`fastwm doctor`."""
     from fastwm.info import doctor as report
@@ -99,7 +139,7 @@ def doctor(args: Sequence[str]) -> None:
     print(report())
 
 
-COMMANDS = {"train": train, "eval": evaluate, "dream": dream, "doctor": doctor}
+COMMANDS = {"train": train, "eval": evaluate, "dream": dream, "bench": bench, "doctor": doctor}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -203,6 +203,8 @@ def test_wrong_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["train", "dreamerv3", "--env", "cartpole", "--steps", "0", *logdir], "at least 1"),
         (["eval", str(tmp_path / "none")], "not the folder of a run"),
         (["dream", str(tmp_path / "none")], "not the folder of a run"),
+        (["bench", "update", "--size", "size2m"], "unknown preset 'size2m'"),
+        (["bench", "nothing"], "no benchmark of nothing"),
     ):
         assert message in error_of(main(args), capsys)
     with pytest.raises(SystemExit) as stop:
@@ -273,3 +275,11 @@ def test_diverged_weights_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(FastwmError, match=r"critic\.out\.bias is not finite; nothing was saved"):
         trainer.save()
     assert len(checkpoint.checkpoints(tmp_path)) == 1
+
+
+def test_bench_update_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "update", "--size", "cartpole", "--json", str(tmp_path / "x.json")]) == 0
+    result = json.loads((tmp_path / "x.json").read_text())
+    assert result["median_ms"] > 0
+    assert result["repeats"] >= 5
+    assert "median" in capsys.readouterr().out
