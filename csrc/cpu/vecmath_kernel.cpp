@@ -15,6 +15,7 @@ template <typename A>
 void run(const VecmathCheck& p) {
   switch (p.function) {
     case Function::exp: return apply<A>(p, [](A x) { return vexp(x); });
+    case Function::exp_normal: return apply<A>(p, [](A x) { return vexp_normal(x); });
     case Function::expm1: return apply<A>(p, [](A x) { return vexpm1(x); });
     case Function::log: return apply<A>(p, [](A x) { return vlog(x); });
     case Function::log1p: return apply<A>(p, [](A x) { return vlog1p(x); });
