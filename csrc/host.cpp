@@ -14,6 +14,7 @@
 
 #include "fastwm/isa.h"
 #include "fastwm/philox.h"
+#include "fastwm/vecmath_check.h"
 
 namespace py = pybind11;
 using namespace fastwm;
@@ -64,6 +65,20 @@ std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint3
   return {r.x[0], r.x[1], r.x[2], r.x[3]};
 }
 
+// Replaces the numbers of a float32 or float64 buffer by a function of vecmath.h.
+void vecmath(const std::string& function, const py::buffer& x) {
+  const std::array<const char*, 9> names = {"exp",     "expm1", "log", "log1p",     "tanh",
+                                            "sigmoid", "silu",  "elu", "exp_normal"};
+  const py::buffer_info info = x.request(/*writable=*/true);
+  const bool is_float = info.format == py::format_descriptor<float>::format();
+  if (info.ndim != 1 || (!is_float && info.format != py::format_descriptor<double>::format()))
+    throw std::invalid_argument("expected a one-dimensional array of float32 or float64");
+  for (size_t i = 0; i < names.size(); ++i)
+    if (names[i] == function)
+      return vecmath_check({is_float ? Dtype::f32 : Dtype::f64, static_cast<Function>(i), info.size, info.ptr});
+  throw std::invalid_argument("unknown function '" + function + "'");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
@@ -75,4 +90,5 @@ PYBIND11_MODULE(_host, m) {
   m.def("set_isa", &set_isa_by_name, py::arg("level"), "Use one of isa_levels() from now on, in every thread.");
   m.def("num_threads", &num_threads, "Threads a kernel may use; torch.set_num_threads() sets them.");
   m.def("philox4x32", &philox, py::arg("counter"), py::arg("key"), "Philox4x32-10: four random words.");
+  m.def("vecmath", &vecmath, py::arg("function"), py::arg("x"), "Apply a function of vecmath.h in place.");
 }

@@ -6,4 +6,7 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
         "-> Tensor");
   m.def("lambda_return_backward(Tensor grad, Tensor cont, Tensor next_value, Tensor ret, Tensor? lam, "
         "float lam_value) -> (Tensor, Tensor, Tensor)");
+  m.def("norm_act(Tensor x, Tensor weight, Tensor? bias, float eps, int activation) -> (Tensor, Tensor)");
+  m.def("norm_act_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor stats, int activation) "
+        "-> (Tensor, Tensor)");
 }

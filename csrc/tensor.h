@@ -44,21 +44,35 @@ inline std::optional<Tensor> dense_like(const std::optional<Tensor>& x, const Te
 
 inline const void* data_or_null(const std::optional<Tensor>& x) { return x ? x->const_data_ptr() : nullptr; }
 
-// Uninitialised and contiguous, whatever the strides of `like`. The C function spares the name look-up and
-// boxing of torch::stable::empty, about a microsecond a call.
-inline Tensor empty_dense(const Tensor& like) {
-  const auto sizes = like.sizes();
+// Uninitialised and contiguous, on the device of `like`. The C function spares the name look-up and boxing of
+// torch::stable::empty, about a microsecond a call.
+inline Tensor empty_dense(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
   for (size_t d = sizes.size(); d-- > 0; stride *= sizes[d] > 0 ? sizes[d] : 1) strides[d] = stride;
-  int32_t dtype = 0, device_type = 0, device = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  int32_t device_type = 0, device = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device));
   AtenTensorHandle out = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(like.dim(), sizes.data(), strides.data(), dtype, device_type,
-                                                  device, &out));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
+                                                  static_cast<int32_t>(dtype), device_type, device, &out));
   return Tensor(out);
+}
+
+inline Tensor empty_dense(const Tensor& like) { return empty_dense(like, like.sizes(), like.scalar_type()); }
+
+// The dtype that kernels compute in, as accumulate_t has it.
+inline ScalarType accumulate_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// x, contiguous, once it is known to have this shape and dtype and the device of `like`.
+inline Tensor dense_as(const Tensor& x, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype,
+                       const Tensor& like, const char* name) {
+  bool same = x.dim() == static_cast<int64_t>(sizes.size()) && x.scalar_type() == dtype && x.device() == like.device();
+  for (int64_t d = 0; same && d < x.dim(); ++d) same = x.size(d) == sizes[d];
+  STD_TORCH_CHECK(same, "fastwm: ", name, " has a wrong shape, dtype or device");
+  return dense(x);
 }
 
 }  // namespace fastwm

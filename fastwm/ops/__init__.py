@@ -2,5 +2,13 @@
 
 from fastwm.ops._backend import backend
 from fastwm.ops.lambda_return import lambda_return
+from fastwm.ops.norm_act import layer_norm_elu, layer_norm_silu, rms_norm, rms_norm_silu
 
-__all__ = ["backend", "lambda_return"]
+__all__ = [
+    "backend",
+    "lambda_return",
+    "layer_norm_elu",
+    "layer_norm_silu",
+    "rms_norm",
+    "rms_norm_silu",
+]

@@ -188,3 +188,13 @@ def vmap_columns(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any
 
     outputs = op(*map(column, args, in_dims))
     return outputs, (1,) * len(outputs) if isinstance(outputs, tuple) else 1
+
+
+def vmap_loop(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    """The batching rule of operators whose parameters may be mapped too: one call each."""
+    calls = [
+        op(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims))) for i in range(info.batch_size)
+    ]
+    if isinstance(calls[0], Tensor):
+        return torch.stack(calls), 0
+    return tuple(map(torch.stack, zip(*calls))), (0,) * len(calls[0])

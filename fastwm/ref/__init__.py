@@ -1,5 +1,13 @@
 """Every operator in plain PyTorch: what to read first, and what all other backends are tested against."""
 
 from fastwm.ref.lambda_return import lambda_return
+from fastwm.ref.norm_act import layer_norm_elu, layer_norm_silu, norm_act, rms_norm, rms_norm_silu
 
-__all__ = ["lambda_return"]
+__all__ = [
+    "lambda_return",
+    "layer_norm_elu",
+    "layer_norm_silu",
+    "norm_act",
+    "rms_norm",
+    "rms_norm_silu",
+]

@@ -11,7 +11,8 @@ _KEYS = ["CUDA", "CPU"] if os.environ.get("TRITON_INTERPRET") == "1" else ["CUDA
 
 def operator(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Registers `fn` as `fastwm_triton::<name>`; its annotations are the schema, as in csrc/schema.cpp."""
-    _library.define(fn.__name__ + torch.library.infer_schema(fn, mutates_args=()))
+    schema = torch.library.infer_schema(fn, mutates_args=()).replace("SymInt", "int")
+    _library.define(fn.__name__ + schema)
     for key in _KEYS:
         _library.impl(fn.__name__, fn, key)
     return fn

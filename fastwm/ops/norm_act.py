@@ -1,0 +1,121 @@
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastwm import ref
+from fastwm.ops._backend import Operator, select, vmap_loop
+
+_ACTIVATIONS = {"none": 0, "silu": 1, "elu": 2}  # as in csrc/include/fastwm/norm_act.h
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-4) -> Tensor:
+    """RMSNorm over the last axis: `rms_norm_silu` without the activation."""
+    return _norm_act(x, weight, None, eps, "none")
+
+
+def rms_norm_silu(x: Tensor, weight: Tensor, eps: float = 1e-4) -> Tensor:
+    """SiLU of an RMSNorm over the last axis, in one pass: what follows every linear layer of DreamerV3.
+
+        y = silu(x / sqrt(mean(x^2) + eps) * weight),   silu(z) = z sigmoid(z)
+
+    Args:
+        x: `[..., D]`, D >= 1. float32, float64 or bfloat16 (computed in float32, under autocast too); other
+            floating dtypes are served by plain PyTorch.
+        weight: `[D]`, float32 (float64 where `x` is; anything else is converted).
+        eps: is added to the mean square.
+
+    Returns:
+        Like `x`, contiguous, in its dtype. Differentiable in `x` and `weight`: once, or any number of times with
+        the `ref` backend. The same gradients bit by bit whatever the number of threads.
+
+    Raises:
+        ValueError: `weight` is not `[D]`, lies on another device, or a tensor is not floating-point.
+
+    Source: Zhang and Sennrich, "Root Mean Square Layer Normalization"; the official DreamerV3 code, nets.Norm
+    """
+    return _norm_act(x, weight, None, eps, "silu")
+
+
+def layer_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-3) -> Tensor:
+    """SiLU of a LayerNorm over the last axis, in one pass.
+
+        y = silu((x - mean(x)) / sqrt(var(x) + eps) * weight + bias),   var(x) = mean((x - mean(x))^2)
+
+    Args:
+        x: `[..., D]`, see `rms_norm_silu`.
+        weight, bias: `[D]`, float32 (float64 where `x` is; anything else is converted).
+        eps: is added to the variance.
+
+    Returns:
+        Like `x`, contiguous, in its dtype. Differentiable in `x`, `weight` and `bias`; see `rms_norm_silu`.
+
+    Raises:
+        ValueError: `weight` or `bias` is not `[D]`, lies on another device, or a tensor is not floating-point.
+
+    Source: Ba et al., "Layer Normalization"; Hafner et al., "Mastering Atari with Discrete World Models"
+    """
+    return _norm_act(x, weight, bias, eps, "silu")
+
+
+def layer_norm_elu(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-3) -> Tensor:
+    """ELU of a LayerNorm over the last axis, in one pass: `layer_norm_silu` with `elu(z) = z if z > 0 else e^z - 1`."""
+    return _norm_act(x, weight, bias, eps, "elu")
+
+
+def _norm_act(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, activation: str) -> Tensor:
+    if x.dim() == 0 or x.shape[-1] == 0 or not x.dtype.is_floating_point:
+        raise ValueError(f"expected floating-point x [..., D] with D >= 1, got {list(x.shape)} {x.dtype}")
+    weight = _affine("weight", weight, x)
+    if bias is not None:
+        bias = _affine("bias", bias, x)
+    library = select(x)
+    if library is None:
+        return ref.norm_act(x, weight, bias, eps, activation)
+    y: Tensor = _forward(library, x, weight, bias, eps, _ACTIVATIONS[activation])[0]
+    return y
+
+
+def _affine(name: str, affine: Tensor, x: Tensor) -> Tensor:
+    if affine.shape != x.shape[-1:] or affine.device != x.device or not affine.dtype.is_floating_point:
+        raise ValueError(
+            f"expected {name} [{x.shape[-1]}], floating-point, on {x.device}, "
+            f"got {list(affine.shape)} {affine.dtype} on {affine.device}"
+        )
+    wide = _wide(x)
+    return affine if affine.dtype == wide else affine.to(wide)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, activation: int) -> tuple[Tensor, Tensor]:
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return y, x.new_empty((1 if bias is None else 2, *x.shape[:-1]), dtype=_wide(x))
+
+
+def _fake_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, stats: Tensor, activation: int
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=torch.contiguous_format), weight.new_empty((len(stats), len(weight)))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, _, ctx.activation = inputs
+    stats = output[1]
+    ctx.mark_non_differentiable(stats)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, bias, stats)
+
+
+def _derivative(library: str, ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None, None, None
+    d_x, d_affine = _backward(library, grad, *ctx.saved_tensors, ctx.activation)
+    d_weight, *d_bias = d_affine.unbind()
+    return d_x, d_weight, *(d_bias or [None]), None, None
+
+
+_backward = Operator("norm_act_backward", fake=_fake_backward, vmap=vmap_loop)
+_forward = Operator("norm_act", fake=_fake, vmap=vmap_loop, backward=_derivative, setup_context=_setup_context)
