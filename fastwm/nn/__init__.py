@@ -11,7 +11,7 @@ from fastwm.nn.distributions import (
 from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.functional import symexp, symexp_bins, symlog
 from fastwm.nn.heads import Actor, BernoulliHead, Policy, TwoHotHead
-from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm
+from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU
 from fastwm.nn.normalize import PercentileNormalizer
 from fastwm.nn.rssm import RSSM, BlockGRU, State
 
@@ -33,6 +33,7 @@ __all__ = [
     "PercentileNormalizer",
     "Policy",
     "RMSNorm",
+    "RMSNormSiLU",
     "SquaredError",
     "State",
     "SymlogSquaredError",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fastwm.nn.distributions import Categorical, SquaredError, SymlogSquaredError
 from fastwm.nn.functional import symlog
-from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm
+from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNormSiLU
 from fastwm.nn.spaces import SpaceDict, classes, encode, is_image, shape, total_width
 
 MAX_GRID = 16
@@ -40,14 +40,14 @@ class ConvNorm(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, pool: bool):
         super().__init__()
         self.conv = Conv2d(inputs, outputs, kernel)
-        self.norm = RMSNorm(outputs)
+        self.norm = RMSNormSiLU(outputs)
         self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
         x = self.conv(x)
         if self.pool:
             x = F.max_pool2d(x, 2, ceil_mode=True)
-        return F.silu(self.norm(x.movedim(1, -1))).movedim(-1, 1)
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class Encoder(nn.Module):
@@ -108,7 +108,7 @@ class Decoder(nn.Module):
             self.from_deter = BlockLinear(deter, size, blocks)
             self.stoch_hidden = Dense(stoch, 2 * units)
             self.from_stoch = Linear(2 * units, size)
-            self.norm = RMSNorm(channels[0])
+            self.norm = RMSNormSiLU(channels[0])
             self.cnn = nn.Sequential(*(ConvNorm(i, o, kernel, pool=False) for i, o in pairwise(channels)))
             self.out = Conv2d(channels[-1], sum(shape(leaf)[2] for leaf in self.images.values()), kernel)
 
@@ -137,7 +137,7 @@ class Decoder(nn.Module):
         x0 = self.from_deter(deter).reshape(-1, self.blocks, height, width, self.norm.weight.numel() // self.blocks)
         x0 = x0.movedim(1, 3).flatten(3)  # [N, h, w, C]
         x1 = self.from_stoch(self.stoch_hidden(stoch)).reshape(x0.shape)
-        x = F.silu(self.norm(x0 + x1)).movedim(-1, 1)
+        x = self.norm(x0 + x1).movedim(-1, 1)
         for stage in self.cnn:
             x = stage(F.interpolate(x, scale_factor=2))
         x = self.out(F.interpolate(x, scale_factor=2)).movedim(1, -1)

@@ -4,7 +4,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from fastwm import ops
 
 # A standard normal cut at two standard deviations has a standard deviation of 0.8796; this brings it back to one.
 TRUNCATED_STD = 1.1368
@@ -76,7 +77,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+class RMSNormSiLU(RMSNorm):
+    """RMSNorm followed by SiLU, in one pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm_silu(x, self.weight, self.eps)
 
 
 class Dense(nn.Module):
@@ -85,10 +93,11 @@ class Dense(nn.Module):
     def __init__(self, inputs: int, outputs: int, blocks: int | None = None):
         super().__init__()
         self.linear = BlockLinear(inputs, outputs, blocks) if blocks else Linear(inputs, outputs)
-        self.norm = RMSNorm(outputs)
+        self.norm = RMSNormSiLU(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.norm(self.linear(x)))
+        y: Tensor = self.norm(self.linear(x))
+        return y
 
 
 class MLP(nn.Sequential):
