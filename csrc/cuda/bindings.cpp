@@ -1,10 +1,13 @@
 #include "launch.h"
 #include "ops/lambda_return.h"
+#include "ops/norm_act.h"
 
 namespace fastwm {
 
 FASTWM_CUDA_KERNEL(lambda_return_kernel, LambdaReturn)
 FASTWM_CUDA_KERNEL(lambda_return_backward_kernel, LambdaReturnBackward)
+FASTWM_CUDA_KERNEL(norm_act_kernel, NormAct)
+FASTWM_CUDA_KERNEL(norm_act_backward_kernel, NormActBackward)
 
 }  // namespace fastwm
 
@@ -12,4 +15,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastwm, CUDA, m) {
   using namespace fastwm;
   m.impl("lambda_return", TORCH_BOX(&lambda_return<lambda_return_kernel>));
   m.impl("lambda_return_backward", TORCH_BOX(&lambda_return_backward<lambda_return_backward_kernel>));
+  m.impl("norm_act", TORCH_BOX(&norm_act<norm_act_kernel>));
+  m.impl("norm_act_backward", TORCH_BOX(&norm_act_backward<norm_act_backward_kernel>));
 }

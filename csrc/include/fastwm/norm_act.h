@@ -35,7 +35,7 @@ struct NormActBackward {
 };
 
 // Rows are summed into d_weight by blocks, and blocks in order: the result does not depend on the threads.
-constexpr int64_t kMinBlockRows = 32, kMaxBlocks = 64;
+constexpr int64_t kMinBlockRows = 32, kMaxBlocks = 128;
 
 FASTWM_FN int64_t norm_act_blocks(int64_t rows) {
   const int64_t blocks = (rows + kMinBlockRows - 1) / kMinBlockRows;
