@@ -6,4 +6,14 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
         "-> Tensor");
   m.def("lambda_return_backward(Tensor grad, Tensor cont, Tensor next_value, Tensor ret, Tensor? lam, "
         "float lam_value) -> (Tensor, Tensor, Tensor)");
+  m.def("straight_through_categorical(Tensor logits, Tensor uniform, float unimix, bool gumbel) "
+        "-> (Tensor, Tensor, Tensor)");
+  m.def("straight_through_categorical_backward(Tensor? d_sample, Tensor? d_log_prob, Tensor logits, "
+        "Tensor? uniform, float unimix) -> Tensor");
+  m.def("categorical_kl(Tensor post_logits, Tensor prior_logits, float unimix, float free_nats) "
+        "-> (Tensor, Tensor)");
+  m.def("categorical_kl_backward(Tensor? d_dyn, Tensor? d_rep, Tensor post_logits, Tensor prior_logits, "
+        "Tensor dyn, float unimix, float free_nats) -> (Tensor, Tensor)");
+  m.def("categorical_entropy(Tensor logits, float unimix) -> Tensor");
+  m.def("categorical_entropy_backward(Tensor grad, Tensor logits, float unimix) -> Tensor");
 }

@@ -1,0 +1,110 @@
+// The categorical family's parameters and its maths, shared by C++ and CUDA.
+//
+// p = (1 - unimix) q + unimix / C with q = softmax(logits), over rows of C classes. Every kernel computes q again
+// from the logits, which autograd holds anyway, so nothing is saved for a backward. With w = (1 - unimix) q dL/dp
+// the gradient is dL/dlogits = w - q sum(w).
+#pragma once
+
+#include "fastwm/vecmath.h"
+
+namespace fastwm {
+
+// Outputs are in the type that kernels compute in: float32 for bfloat16 logits.
+struct StraightThroughCategorical {
+  Dtype dtype;                      // of logits
+  int64_t rows, classes;            // N, C
+  const void *logits, *uniform;     // [N, C]; [N], or [N, C] for gumbel
+  double unimix;
+  bool gumbel;
+  void* sample;                     // [N, C]
+  int64_t* index;                   // [N]
+  void* log_prob;                   // [N, C]
+};
+
+struct StraightThroughCategoricalBackward {
+  Dtype dtype;                      // of logits and d_logits
+  int64_t rows, classes;
+  const void *d_sample, *d_log_prob;  // [N, C]; nullptr: zero
+  const void* logits;
+  const void* uniform;              // [N, C] for gumbel, else nullptr
+  double unimix;
+  void* d_logits;
+};
+
+struct CategoricalKl {
+  Dtype dtype;                      // of the logits
+  int64_t batch, groups, classes;   // N, S, C
+  const void *post, *prior;         // [N, S, C]
+  double unimix, free_nats;
+  void *dyn, *rep;                  // [N]
+};
+
+struct CategoricalKlBackward {
+  Dtype dtype;
+  int64_t batch, groups, classes;
+  const void *d_dyn, *d_rep;        // [N]; nullptr: zero
+  const void *post, *prior;
+  const void* dyn;                  // [N]: the forward's, which says where free_nats was picked
+  double unimix, free_nats;
+  void *d_post, *d_prior;
+};
+
+struct CategoricalEntropy {
+  Dtype dtype;
+  int64_t rows, classes;
+  const void* logits;               // [N, C]
+  double unimix;
+  void* entropy;                    // [N]
+};
+
+struct CategoricalEntropyBackward {
+  Dtype dtype;
+  int64_t rows, classes;
+  const void* grad;                 // [N]
+  const void* logits;
+  double unimix;
+  void* d_logits;
+};
+
+template <typename A>
+struct Unimix {
+  A keep, floor;                    // 1 - unimix, unimix / C
+  bool on;
+};
+
+template <typename A>
+FASTWM_FN Unimix<A> unimix_of(double unimix, int64_t classes) {
+  return {static_cast<A>(1 - unimix), static_cast<A>(unimix / static_cast<double>(classes)), unimix > 0};
+}
+
+template <typename A>
+FASTWM_FN A mixed(Unimix<A> m, A q) {
+  return m.keep * q + m.floor;
+}
+
+// ln p; x is the logit less the largest of its row, log_z the logarithm of the row's sum of exp(x). Without a
+// mixture q may underflow, but its logarithm does not.
+template <typename A>
+FASTWM_FN A mixed_log(Unimix<A> m, A x, A log_z, A q) {
+  return m.on ? vlog(mixed(m, q)) : x - log_z;
+}
+
+// (1 - unimix) q / p = dln(p)/dln(q); exactly 1 without a mixture, even where q has underflowed.
+template <typename A>
+FASTWM_FN A kept_share(Unimix<A> m, A q) {
+  constexpr A kTiny = static_cast<A>(1e-36);
+  const A kept = m.keep * q + kTiny;
+  return kept / (kept + m.floor);
+}
+
+// Standard Gumbel noise of a uniform number, which is kept off 0 and 1, where it would be infinite.
+template <typename A>
+FASTWM_FN A gumbel(A u) {
+  constexpr bool single = sizeof(A) == sizeof(float);
+  constexpr A low = static_cast<A>(single ? 1.17549435e-38 : 2.2250738585072014e-308);
+  constexpr A high = static_cast<A>(single ? 0.99999994039535522 : 0.99999999999999989);  // 1 - eps / 2
+  const A above = u < low ? low : u;
+  return -vlog(-vlog(above > high ? high : above));
+}
+
+}  // namespace fastwm
