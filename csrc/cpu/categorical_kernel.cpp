@@ -11,9 +11,10 @@ template <typename A, typename Body>
 void for_each_tile(int64_t rows, int64_t classes, int64_t tiles, Body body) {
 #pragma omp parallel if (rows * classes > kParallelElements)
   {
-    const TileMemory<A> memory(tiles, classes);
+    const TileMemory<A> memory = allocate_tiles<A>(tiles, classes);
 #pragma omp for schedule(static)
     for (int64_t first = 0; first < rows; first += W) body(first, rows - first < W ? rows - first : W, memory);
+    free_tiles(memory);
   }
 }
 
@@ -29,12 +30,12 @@ void softmax(Tile<A> x, Tile<A> q, int64_t classes, A* log_z) {
 #pragma omp simd
     for (int64_t r = 0; r < W; ++r) {
       x[k][r] -= largest[r];
-      q[k][r] = vexp(x[k][r]);
+      q[k][r] = vexp_negative(x[k][r]);
       z[r] += q[k][r];
     }
 #pragma omp simd
   for (int64_t r = 0; r < W; ++r) {
-    log_z[r] = vlog(z[r]);
+    log_z[r] = vlog_normal(z[r]);
     inverse[r] = 1 / z[r];
   }
   for (int64_t k = 0; k < classes; ++k)
@@ -180,30 +181,20 @@ void sample_backward(const StraightThroughCategoricalBackward& p) {
   });
 }
 
-// x, q, log_z of two distributions p and r, as softmax() leaves them: x becomes ln(p / r).
-template <typename A>
-void log_ratio(Tile<A> x, Tile<A> q, const A* log_z, Tile<A> prior_x, Tile<A> prior_q, const A* prior_log_z,
-               Unimix<A> mix, int64_t classes) {
-  for (int64_t k = 0; k < classes; ++k)
-#pragma omp simd
-    for (int64_t r = 0; r < W; ++r)
-      x[k][r] = mix.on ? vlog(mixed(mix, q[k][r]) / mixed(mix, prior_q[k][r]))
-                       : (x[k][r] - log_z[r]) - (prior_x[k][r] - prior_log_z[r]);
-}
-
 template <typename T>
 struct KlTile {
   using A = accumulate_t<T>;
-  Tile<A> ratio, q, prior_x, prior_q;  // ln(p / r), softmax(post), scratch, softmax(prior)
+  Tile<A> log_p, q, log_r, prior_q;
 
   KlTile(const T* post, const T* prior, int64_t rows, int64_t classes, Unimix<A> mix, const TileMemory<A>& memory)
-      : ratio(memory[0]), q(memory[1]), prior_x(memory[2]), prior_q(memory[3]) {
-    A log_z[W], prior_log_z[W];
-    load(post, rows, classes, ratio);
-    load(prior, rows, classes, prior_x);
-    softmax(ratio, q, classes, log_z);
-    softmax(prior_x, prior_q, classes, prior_log_z);
-    log_ratio(ratio, q, log_z, prior_x, prior_q, prior_log_z, mix, classes);
+      : log_p(memory[0]), q(memory[1]), log_r(memory[2]), prior_q(memory[3]) {
+    A log_z[W];
+    load(post, rows, classes, log_p);
+    softmax(log_p, q, classes, log_z);
+    log_probs(log_p, q, log_z, mix, classes);
+    load(prior, rows, classes, log_r);
+    softmax(log_r, prior_q, classes, log_z);
+    log_probs(log_r, prior_q, log_z, mix, classes);
   }
 };
 
@@ -216,14 +207,14 @@ void for_each_chunk(int64_t batch, int64_t groups, int64_t classes, int64_t tile
   const int64_t step = groups < kChunkRows ? kChunkRows / (groups > 0 ? groups : 1) : 1;
 #pragma omp parallel if (batch * groups * classes > kParallelElements)
   {
-    const TileMemory<A> memory(tiles, classes);
+    const TileMemory<A> memory = allocate_tiles<A>(tiles, classes);
 #pragma omp for schedule(static)
     for (int64_t first = 0; first < batch; first += step)
       body(first, batch - first < step ? batch - first : step, memory);
+    free_tiles(memory);
   }
 }
 
-// Rows of a chunk, from which an element's are summed in order; the element of each row of a tile.
 template <typename T>
 void kl(const CategoricalKl& p) {
   using A = accumulate_t<T>;
@@ -242,7 +233,7 @@ void kl(const CategoricalKl& p) {
       A sum[W] = {};
       for (int64_t k = 0; k < p.classes; ++k)
 #pragma omp simd
-        for (int64_t r = 0; r < W; ++r) sum[r] += mixed(mix, tile.q[k][r]) * tile.ratio[k][r];
+        for (int64_t r = 0; r < W; ++r) sum[r] += mixed(mix, tile.q[k][r]) * (tile.log_p[k][r] - tile.log_r[k][r]);
       for (int64_t r = 0; r < rows; ++r) {
         total += sum[r];
         if (--left > 0) continue;
@@ -282,11 +273,11 @@ void kl_backward(const CategoricalKlBackward& p) {
     }
     const KlTile<T> tile(static_cast<const T*>(p.post) + at, static_cast<const T*>(p.prior) + at, rows, classes, mix,
                          memory);
-    const Tile<A> w_post = tile.ratio, w_prior = tile.prior_x;
+    const Tile<A> w_post = tile.log_p, w_prior = tile.log_r;
     for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
       for (int64_t r = 0; r < W; ++r) {
-        w_post[k][r] = g_rep[r] * mix.keep * tile.q[k][r] * tile.ratio[k][r];
+        w_post[k][r] = g_rep[r] * mix.keep * tile.q[k][r] * (tile.log_p[k][r] - tile.log_r[k][r]);
         w_prior[k][r] = -g_dyn[r] * mixed(mix, tile.q[k][r]) * kept_share(mix, tile.prior_q[k][r]);
       }
     finish_gradient(w_post, tile.q, classes);

@@ -3,7 +3,8 @@
 // For *_kernel.cpp files alone: all of it has internal linkage.
 #pragma once
 
-#include <new>
+#include <stdlib.h>
+
 #include <type_traits>
 
 #include "fastwm/dtype.h"
@@ -16,20 +17,26 @@ constexpr int64_t W = 32;
 template <typename A>
 using Tile = A (*)[W];
 
-// Memory for some tiles of C classes.
+// Memory for some tiles of C classes. C's, because a destructor would draw C++'s exception symbols into the object,
+// which levels would share.
 template <typename A>
 struct TileMemory {
-  static constexpr std::align_val_t kLine{64};
-  const int64_t size;
-  A* const data;
-
-  TileMemory(int64_t tiles, int64_t classes)
-      : size(classes * W), data(static_cast<A*>(::operator new(tiles * size * sizeof(A), kLine))) {}
-  TileMemory(const TileMemory&) = delete;
-  ~TileMemory() { ::operator delete(data, kLine); }
+  A* data;
+  int64_t size;
 
   Tile<A> operator[](int64_t tile) const { return reinterpret_cast<Tile<A>>(data + tile * size); }
 };
+
+template <typename A>
+TileMemory<A> allocate_tiles(int64_t tiles, int64_t classes) {
+  const int64_t size = classes * W;
+  return {static_cast<A*>(aligned_alloc(64, tiles * size * sizeof(A))), size};
+}
+
+template <typename A>
+void free_tiles(TileMemory<A> memory) {
+  free(memory.data);
+}
 
 typedef float Float4 __attribute__((vector_size(16)));
 typedef int32_t Int4 __attribute__((vector_size(16)));
