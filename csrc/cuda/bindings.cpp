@@ -1,10 +1,17 @@
 #include "launch.h"
+#include "ops/categorical.h"
 #include "ops/lambda_return.h"
 
 namespace fastwm {
 
 FASTWM_CUDA_KERNEL(lambda_return_kernel, LambdaReturn)
 FASTWM_CUDA_KERNEL(lambda_return_backward_kernel, LambdaReturnBackward)
+FASTWM_CUDA_KERNEL(straight_through_categorical_kernel, StraightThroughCategorical)
+FASTWM_CUDA_KERNEL(straight_through_categorical_backward_kernel, StraightThroughCategoricalBackward)
+FASTWM_CUDA_KERNEL(categorical_kl_kernel, CategoricalKl)
+FASTWM_CUDA_KERNEL(categorical_kl_backward_kernel, CategoricalKlBackward)
+FASTWM_CUDA_KERNEL(categorical_entropy_kernel, CategoricalEntropy)
+FASTWM_CUDA_KERNEL(categorical_entropy_backward_kernel, CategoricalEntropyBackward)
 
 }  // namespace fastwm
 
@@ -12,4 +19,13 @@ STABLE_TORCH_LIBRARY_IMPL(fastwm, CUDA, m) {
   using namespace fastwm;
   m.impl("lambda_return", TORCH_BOX(&lambda_return<lambda_return_kernel>));
   m.impl("lambda_return_backward", TORCH_BOX(&lambda_return_backward<lambda_return_backward_kernel>));
+  m.impl("straight_through_categorical",
+         TORCH_BOX(&straight_through_categorical<straight_through_categorical_kernel>));
+  m.impl("straight_through_categorical_backward",
+         TORCH_BOX(&straight_through_categorical_backward<straight_through_categorical_backward_kernel>));
+  m.impl("categorical_kl", TORCH_BOX(&categorical_kl<categorical_kl_kernel>));
+  m.impl("categorical_kl_backward", TORCH_BOX(&categorical_kl_backward<categorical_kl_backward_kernel>));
+  m.impl("categorical_entropy", TORCH_BOX(&categorical_entropy<categorical_entropy_kernel>));
+  m.impl("categorical_entropy_backward",
+         TORCH_BOX(&categorical_entropy_backward<categorical_entropy_backward_kernel>));
 }
