@@ -12,7 +12,7 @@ _ESTIMATORS = ("straight_through", "gumbel")
 
 class CategoricalSample(NamedTuple):
     sample: Tensor  # [..., C], exactly 0 or 1
-    index: Tensor  # [...], int64
+    index: Tensor  # type: ignore[assignment]  # [...], int64; shadows tuple.index
     log_prob: Tensor  # [..., C]
 
 
@@ -264,9 +264,7 @@ _kl = Operator(
     backward=_kl_derivative,
     setup_context=_kl_context,
 )
-_entropy_backward = Operator(
-    "categorical_entropy_backward", fake=lambda grad, logits, *_: _like(logits), vmap=_vmap
-)
+_entropy_backward = Operator("categorical_entropy_backward", fake=lambda grad, logits, *_: _like(logits), vmap=_vmap)
 _entropy = Operator(
     "categorical_entropy",
     fake=lambda logits, *_: _empty(logits, 1),

@@ -75,7 +75,7 @@ def _sample(  # type: ignore[no-untyped-def]
     acc: tl.constexpr = sample.dtype.element_ty
     row, k, at, mask = _tile(rows, C, BLOCK, PADDED)
     x = _logits(logits, at, mask, acc)
-    q, p, log_p = _mixed(x, k < C, KEEP, FLOOR)
+    _, _, log_p = _mixed(x, k < C, KEEP, FLOOR)
     tl.store(log_prob + at, log_p, mask)
     if GUMBEL:
         y = tl.where(k < C, log_p + _gumbel(tl.load(uniform + at, mask, 0.5)), -1e30)
@@ -101,7 +101,7 @@ def _sample_backward(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     dtype = d_logits.dtype.element_ty
     acc: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
-    row, k, at, mask = _tile(rows, C, BLOCK, PADDED)
+    _, k, at, mask = _tile(rows, C, BLOCK, PADDED)
     q, p, log_p = _mixed(_logits(logits, at, mask, acc), k < C, KEEP, FLOOR)
     w = tl.zeros(q.shape, acc)
     if d_sample is not None:
@@ -130,8 +130,8 @@ def _kl(  # type: ignore[no-untyped-def]
     for first in range(0, S, BLOCK):
         s = first + tl.arange(0, BLOCK)[:, None]
         at, mask = (n * S + s) * C + k, (s < S) & (k < C)
-        q, p, log_p = _mixed(_logits(post, at, mask, acc), mask, KEEP, FLOOR)
-        q_prior, r, log_r = _mixed(_logits(prior, at, mask, acc), mask, KEEP, FLOOR)
+        _, p, log_p = _mixed(_logits(post, at, mask, acc), mask, KEEP, FLOOR)
+        _, _, log_r = _mixed(_logits(prior, at, mask, acc), mask, KEEP, FLOOR)
         total += tl.sum(p * (log_p - log_r), 1)
     kl = tl.sum(total, 0)
     kl = tl.where(kl <= FREE, FREE, kl).to(acc)
@@ -170,7 +170,7 @@ def _entropy(  # type: ignore[no-untyped-def]
     KEEP: tl.constexpr, FLOOR: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     row, k, at, mask = _tile(rows, C, BLOCK, PADDED)
-    q, p, log_p = _mixed(_logits(logits, at, mask, entropy.dtype.element_ty), k < C, KEEP, FLOOR)
+    _, p, log_p = _mixed(_logits(logits, at, mask, entropy.dtype.element_ty), k < C, KEEP, FLOOR)
     tl.store(entropy + row, -tl.sum(p * log_p, 1), row < rows)
 
 
@@ -181,7 +181,7 @@ def _entropy_backward(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     row, k, at, mask = _tile(rows, C, BLOCK, PADDED)
     acc: tl.constexpr = grad.dtype.element_ty
-    q, p, log_p = _mixed(_logits(logits, at, mask, acc), k < C, KEEP, FLOOR)
+    q, _, log_p = _mixed(_logits(logits, at, mask, acc), k < C, KEEP, FLOOR)
     g = tl.load(grad + row, row < rows, 0)[:, None]
     tl.store(d_logits + at, _d_logits(-g * KEEP * q * log_p, q).to(d_logits.dtype.element_ty), mask)
 
@@ -243,9 +243,7 @@ def straight_through_categorical_backward(
 
 
 @operator
-def categorical_kl(
-    post_logits: Tensor, prior_logits: Tensor, unimix: float, free_nats: float
-) -> tuple[Tensor, Tensor]:
+def categorical_kl(post_logits: Tensor, prior_logits: Tensor, unimix: float, free_nats: float) -> tuple[Tensor, Tensor]:
     post_logits, prior_logits = post_logits.contiguous(), prior_logits.contiguous()
     *batch, groups, classes = post_logits.shape
     dyn, rep = _computed(post_logits, *batch), _computed(post_logits, *batch)
@@ -283,9 +281,7 @@ def categorical_entropy(logits: Tensor, unimix: float) -> Tensor:
     constants = _constants(logits.shape[-1], unimix)
     if entropy.numel():
         with torch.cuda.device_of(logits):
-            _entropy[_grid(entropy.numel(), constants)](
-                logits, entropy, entropy.numel(), logits.shape[-1], **constants
-            )
+            _entropy[_grid(entropy.numel(), constants)](logits, entropy, entropy.numel(), logits.shape[-1], **constants)
     return entropy
 
 
