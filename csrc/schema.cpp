@@ -9,4 +9,14 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
   m.def("norm_act(Tensor x, Tensor weight, Tensor? bias, float eps, int activation) -> (Tensor, Tensor)");
   m.def("norm_act_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor stats, int activation) "
         "-> (Tensor, Tensor)");
+  m.def("straight_through_categorical(Tensor logits, Tensor uniform, float unimix, bool gumbel) "
+        "-> (Tensor, Tensor, Tensor)");
+  m.def("straight_through_categorical_backward(Tensor? d_sample, Tensor? d_log_prob, Tensor logits, "
+        "Tensor? uniform, float unimix) -> Tensor");
+  m.def("categorical_kl(Tensor post_logits, Tensor prior_logits, float unimix, float free_nats) "
+        "-> (Tensor, Tensor)");
+  m.def("categorical_kl_backward(Tensor? d_dyn, Tensor? d_rep, Tensor post_logits, Tensor prior_logits, "
+        "Tensor dyn, float unimix, float free_nats) -> (Tensor, Tensor)");
+  m.def("categorical_entropy(Tensor logits, float unimix) -> Tensor");
+  m.def("categorical_entropy_backward(Tensor grad, Tensor logits, float unimix) -> Tensor");
 }

@@ -61,6 +61,11 @@ inline Tensor empty_dense(const Tensor& like, torch::headeronly::IntHeaderOnlyAr
 
 inline Tensor empty_dense(const Tensor& like) { return empty_dense(like, like.sizes(), like.scalar_type()); }
 
+// The same, of the first `dim` sizes of `like`.
+inline Tensor empty_dense(const Tensor& like, int64_t dim) {
+  return empty_dense(like, like.sizes().slice(0, dim), like.scalar_type());
+}
+
 // The dtype that kernels compute in, as accumulate_t has it.
 inline ScalarType accumulate_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

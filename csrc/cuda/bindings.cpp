@@ -1,4 +1,5 @@
 #include "launch.h"
+#include "ops/categorical.h"
 #include "ops/lambda_return.h"
 #include "ops/norm_act.h"
 
@@ -8,6 +9,12 @@ FASTWM_CUDA_KERNEL(lambda_return_kernel, LambdaReturn)
 FASTWM_CUDA_KERNEL(lambda_return_backward_kernel, LambdaReturnBackward)
 FASTWM_CUDA_KERNEL(norm_act_kernel, NormAct)
 FASTWM_CUDA_KERNEL(norm_act_backward_kernel, NormActBackward)
+FASTWM_CUDA_KERNEL(straight_through_categorical_kernel, StraightThroughCategorical)
+FASTWM_CUDA_KERNEL(straight_through_categorical_backward_kernel, StraightThroughCategoricalBackward)
+FASTWM_CUDA_KERNEL(categorical_kl_kernel, CategoricalKl)
+FASTWM_CUDA_KERNEL(categorical_kl_backward_kernel, CategoricalKlBackward)
+FASTWM_CUDA_KERNEL(categorical_entropy_kernel, CategoricalEntropy)
+FASTWM_CUDA_KERNEL(categorical_entropy_backward_kernel, CategoricalEntropyBackward)
 
 }  // namespace fastwm
 
@@ -17,4 +24,13 @@ STABLE_TORCH_LIBRARY_IMPL(fastwm, CUDA, m) {
   m.impl("lambda_return_backward", TORCH_BOX(&lambda_return_backward<lambda_return_backward_kernel>));
   m.impl("norm_act", TORCH_BOX(&norm_act<norm_act_kernel>));
   m.impl("norm_act_backward", TORCH_BOX(&norm_act_backward<norm_act_backward_kernel>));
+  m.impl("straight_through_categorical",
+         TORCH_BOX(&straight_through_categorical<straight_through_categorical_kernel>));
+  m.impl("straight_through_categorical_backward",
+         TORCH_BOX(&straight_through_categorical_backward<straight_through_categorical_backward_kernel>));
+  m.impl("categorical_kl", TORCH_BOX(&categorical_kl<categorical_kl_kernel>));
+  m.impl("categorical_kl_backward", TORCH_BOX(&categorical_kl_backward<categorical_kl_backward_kernel>));
+  m.impl("categorical_entropy", TORCH_BOX(&categorical_entropy<categorical_entropy_kernel>));
+  m.impl("categorical_entropy_backward",
+         TORCH_BOX(&categorical_entropy_backward<categorical_entropy_backward_kernel>));
 }

@@ -1,13 +1,17 @@
 """Every operator in plain PyTorch: what to read first, and what all other backends are tested against."""
 
+from fastwm.ref.categorical import categorical_entropy, categorical_kl, straight_through_categorical
 from fastwm.ref.lambda_return import lambda_return
 from fastwm.ref.norm_act import layer_norm_elu, layer_norm_silu, norm_act, rms_norm, rms_norm_silu
 
 __all__ = [
+    "categorical_entropy",
+    "categorical_kl",
     "lambda_return",
     "layer_norm_elu",
     "layer_norm_silu",
     "norm_act",
     "rms_norm",
     "rms_norm_silu",
+    "straight_through_categorical",
 ]

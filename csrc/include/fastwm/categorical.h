@@ -1,0 +1,154 @@
+// The categorical family's parameters and its maths, shared by C++ and CUDA.
+//
+// p = (1 - unimix) q + unimix / C with q = softmax(logits), over rows of C classes. Every kernel computes q again
+// from the logits, which autograd holds anyway, so nothing is saved for a backward. With w = (1 - unimix) q dL/dp
+// the gradient is dL/dlogits = w - q sum(w).
+#pragma once
+
+#include "fastwm/vecmath.h"
+
+namespace fastwm {
+
+// Outputs are in the type that kernels compute in: float32 for bfloat16 logits.
+struct StraightThroughCategorical {
+  Dtype dtype;                      // of logits
+  int64_t rows, classes;            // N, C
+  const void *logits, *uniform;     // [N, C]; [N], or [N, C] for gumbel
+  double unimix;
+  bool gumbel;
+  void* sample;                     // [N, C]
+  int64_t* index;                   // [N]
+  void* log_prob;                   // [N, C]
+};
+
+struct StraightThroughCategoricalBackward {
+  Dtype dtype;                      // of logits and d_logits
+  int64_t rows, classes;
+  const void *d_sample, *d_log_prob;  // [N, C]; nullptr: zero
+  const void* logits;
+  const void* uniform;              // [N, C] for gumbel, else nullptr
+  double unimix;
+  void* d_logits;
+};
+
+struct CategoricalKl {
+  Dtype dtype;                      // of the logits
+  int64_t batch, groups, classes;   // N, S, C
+  const void *post, *prior;         // [N, S, C]
+  double unimix, free_nats;
+  void *dyn, *rep;                  // [N]
+};
+
+struct CategoricalKlBackward {
+  Dtype dtype;
+  int64_t batch, groups, classes;
+  const void *d_dyn, *d_rep;        // [N]; nullptr: zero
+  const void *post, *prior;
+  const void* dyn;                  // [N]: the forward's, which says where free_nats was picked
+  double unimix, free_nats;
+  void *d_post, *d_prior;
+};
+
+struct CategoricalEntropy {
+  Dtype dtype;
+  int64_t rows, classes;
+  const void* logits;               // [N, C]
+  double unimix;
+  void* entropy;                    // [N]
+};
+
+struct CategoricalEntropyBackward {
+  Dtype dtype;
+  int64_t rows, classes;
+  const void* grad;                 // [N]
+  const void* logits;
+  double unimix;
+  void* d_logits;
+};
+
+// vexp of x <= 0, a third shorter: 0 below the normal range.
+FASTWM_FN float vexp_negative(float x) {
+#ifdef __CUDA_ARCH__
+  return expf(x);
+#else
+  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, held in the low bits
+  const float shifted = x * 1.44269504f + kRounder;
+  const float n = shifted - kRounder;
+  const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+  float q = 1.38146e-3f;
+  q = q * r + 8.36872e-3f;
+  q = q * r + 4.166839e-2f;
+  q = q * r + 1.6666521e-1f;
+  q = q * r + 4.9999993e-1f;
+  const float power = float_of((bits_of(shifted) << 23) + 0x3f800000u);  // 2^n
+  return x < -87.0f ? 0.0f : (1.0f + (r + r * r * q)) * power;
+#endif
+}
+FASTWM_FN double vexp_negative(double x) { return exp(x); }
+
+// vlog of a positive normal number: without vlog's edges the compiler vectorises whatever loop it is in.
+// x = 2^e (1 + f) with 1 + f in [0.7, 1.4], and log(1 + f) = f - f^2 / 2 + f^3 P(f), P a minimax fit.
+FASTWM_FN float vlog_normal(float x) {
+#ifdef __CUDA_ARCH__
+  return logf(x);
+#else
+  constexpr uint32_t kSqrtHalf = 0x3f3504f3u;
+  const uint32_t offset = bits_of(x) - kSqrtHalf;
+  const float e = static_cast<float>(static_cast<int32_t>(offset) >> 23);
+  const float f = float_of((offset & 0x7fffffu) + kSqrtHalf) - 1.0f;
+  float p = -7.6365367e-2f;
+  p = p * f + 1.27646685e-1f;
+  p = p * f - 1.31608918e-1f;
+  p = p * f + 1.42013967e-1f;
+  p = p * f - 1.66232526e-1f;
+  p = p * f + 2.00012386e-1f;
+  p = p * f - 2.50008225e-1f;
+  p = p * f + 3.33333313e-1f;
+  const float ff = f * f;
+  return e * 0.693145752f + (f - (0.5f * ff - (ff * f * p + e * 1.42860677e-6f)));
+#endif
+}
+FASTWM_FN double vlog_normal(double x) { return log(x); }
+
+template <typename A>
+struct Unimix {
+  A keep, floor;                    // 1 - unimix, unimix / C
+  bool on;
+};
+
+template <typename A>
+FASTWM_FN Unimix<A> unimix_of(double unimix, int64_t classes) {
+  return {static_cast<A>(1 - unimix), static_cast<A>(unimix / static_cast<double>(classes)), unimix > 0};
+}
+
+template <typename A>
+FASTWM_FN A mixed(Unimix<A> m, A q) {
+  return m.keep * q + m.floor;
+}
+
+// ln p; x is the logit less the largest of its row, log_z the logarithm of the row's sum of exp(x). Without a
+// mixture q may underflow, but its logarithm does not.
+template <typename A>
+FASTWM_FN A mixed_log(Unimix<A> m, A x, A log_z, A q) {
+  return m.on ? vlog_normal(mixed(m, q)) : x - log_z;
+}
+
+// (1 - unimix) q / p = dln(p)/dln(q); exactly 1 without a mixture, even where q has underflowed.
+template <typename A>
+FASTWM_FN A kept_share(Unimix<A> m, A q) {
+  constexpr A kTiny = static_cast<A>(1e-36);
+  const A kept = m.keep * q + kTiny;
+  return kept / (kept + m.floor);
+}
+
+// Standard Gumbel noise of a uniform number, which is kept off 0 and 1, where it would be infinite.
+template <typename A>
+FASTWM_FN A gumbel(A u) {
+  constexpr bool single = sizeof(A) == sizeof(float);
+  constexpr A low = static_cast<A>(single ? 1.17549435e-38 : 2.2250738585072014e-308);
+  constexpr A high = static_cast<A>(single ? 0.99999994039535522 : 0.99999999999999989);  // 1 - eps / 2
+  const A above = u < low ? low : u;
+  return -vlog_normal(-vlog_normal(above > high ? high : above));
+}
+
+}  // namespace fastwm
