@@ -6,4 +6,9 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
         "-> Tensor");
   m.def("lambda_return_backward(Tensor grad, Tensor cont, Tensor next_value, Tensor ret, Tensor? lam, "
         "float lam_value) -> (Tensor, Tensor, Tensor)");
+  m.def("mdn_sample(Tensor logits, Tensor mean, Tensor log_std, Tensor uniform, Tensor normal, "
+        "float temperature) -> Tensor");
+  m.def("mdn_nll(Tensor logits, Tensor mean, Tensor log_std, Tensor value) -> Tensor");
+  m.def("mdn_nll_backward(Tensor grad, Tensor logits, Tensor mean, Tensor log_std, Tensor value) "
+        "-> (Tensor, Tensor, Tensor, Tensor)");
 }
