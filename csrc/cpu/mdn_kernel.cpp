@@ -81,7 +81,7 @@ void exp_of_classes(A* __restrict x, A scale, int64_t classes, A* __restrict lar
 template <typename A>
 void sample(const MdnSample& p) {
   const Mixtures& m = p.mixtures;
-  const A scale = static_cast<A>(1 / p.temperature), noise = static_cast<A>(sqrt(p.temperature));
+  const A scale = static_cast<A>(p.inverse_temperature), noise = static_cast<A>(p.noise);
   for_each_tile<A>(m, m.classes * kTile, [&](const Tile& tile, A* weight) {
     A largest[kTile], total[kTile], threshold[kTile], cumulated[kTile] = {};
     int32_t index[kTile] = {};

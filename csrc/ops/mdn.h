@@ -1,6 +1,8 @@
 // Mixture densities' host side, written once: kernel(params, device) is a CPU kernel or a CUDA launch.
 #pragma once
 
+#include <cmath>
+
 #include "fastwm/mdn.h"
 #include "tensor.h"
 
@@ -92,7 +94,11 @@ Tensor mdn_sample(const Tensor& logits, const Tensor& mean, const Tensor& log_st
   m.check_event(normal_, "normal");
   const Tensor uniform = dense(uniform_), normal = dense(normal_);
   Tensor sample = empty_dense(normal);
-  const MdnSample p{m.view, temperature, uniform.const_data_ptr(), normal.const_data_ptr(),
+  const MdnSample p{m.view,
+                    1 / temperature,
+                    std::sqrt(temperature),
+                    uniform.const_data_ptr(),
+                    normal.const_data_ptr(),
                     sample.mutable_data_ptr()};
   kernel(p, sample.get_device_index());
   return sample;

@@ -37,7 +37,7 @@ struct MdnNllBackward {
 // mean_zk + exp(log_std_zk) sqrt(temperature) normal_z with k drawn from softmax(logits / temperature)
 struct MdnSample {
   Mixtures mixtures;
-  double temperature;
+  double inverse_temperature, noise;  // noise: sqrt(temperature)
   const void* uniform;  // [outer, lanes]
   const void* normal;   // [outer, lanes, dims]
   void* sample;         // [outer, lanes, dims]
@@ -54,6 +54,20 @@ FASTWM_FN double lowest(double) { return -1.7976931348623157e308; }
 FASTWM_FN float cdf_threshold(float u, float total) { return (u < 0x1.fffffep-1f ? u : 0x1.fffffep-1f) * total; }
 FASTWM_FN double cdf_threshold(double u, double total) {
   return (u < 0x1.fffffffffffffp-1 ? u : 0x1.fffffffffffffp-1) * total;
+}
+
+// log sum_k exp(x_k) = largest + log(total), one x at a time.
+template <typename A>
+struct LogSumExp {
+  A largest, total;
+};
+
+template <typename A>
+FASTWM_FN void add(LogSumExp<A>& sum, A x) {
+  const bool larger = x > sum.largest;
+  const A e = vexp(larger ? sum.largest - x : x - sum.largest);
+  sum.total = larger ? sum.total * e + 1 : sum.total + e;
+  sum.largest = larger ? x : sum.largest;
 }
 
 }  // namespace fastwm
