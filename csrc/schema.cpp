@@ -11,4 +11,7 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
   m.def("mdn_nll(Tensor logits, Tensor mean, Tensor log_std, Tensor value) -> Tensor");
   m.def("mdn_nll_backward(Tensor grad, Tensor logits, Tensor mean, Tensor log_std, Tensor value) "
         "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("philox_bits(Tensor seed_offset, SymInt count, SymInt first) -> Tensor");
+  m.def("philox_uniform(Tensor seed_offset, SymInt count, SymInt first) -> Tensor");
+  m.def("philox_normal(Tensor seed_offset, SymInt count, SymInt first) -> Tensor");
 }

@@ -44,21 +44,26 @@ inline std::optional<Tensor> dense_like(const std::optional<Tensor>& x, const Te
 
 inline const void* data_or_null(const std::optional<Tensor>& x) { return x ? x->const_data_ptr() : nullptr; }
 
-// Uninitialised and contiguous, of the first `dim` sizes of `like`, whatever its strides. The C function spares
-// the name look-up and boxing of torch::stable::empty, about a microsecond a call.
-inline Tensor empty_dense(const Tensor& like, int64_t dim) {
-  const auto sizes = like.sizes();
-  std::vector<int64_t> strides(static_cast<size_t>(dim));
+// Uninitialised and contiguous, on the device of `like`. The C function spares the name look-up and boxing of
+// torch::stable::empty, about a microsecond a call.
+inline Tensor empty_of(torch::headeronly::IntHeaderOnlyArrayRef sizes, int32_t dtype, const Tensor& like) {
+  std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
   for (size_t d = strides.size(); d-- > 0; stride *= sizes[d] > 0 ? sizes[d] : 1) strides[d] = stride;
-  int32_t dtype = 0, device_type = 0, device = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  int32_t device_type = 0, device = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device));
   AtenTensorHandle out = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes.data(), strides.data(), dtype, device_type, device,
-                                                  &out));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  dtype, device_type, device, &out));
   return Tensor(out);
+}
+
+// Uninitialised and contiguous, of the dtype and the first `dim` sizes of `like`, whatever its strides.
+inline Tensor empty_dense(const Tensor& like, int64_t dim) {
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  return empty_of({like.sizes().data(), static_cast<size_t>(dim)}, dtype, like);
 }
 
 inline Tensor empty_dense(const Tensor& like) { return empty_dense(like, like.dim()); }

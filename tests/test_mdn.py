@@ -322,7 +322,8 @@ def test_one_component_serves_the_whole_vector_where_joint(on: Target, kind: str
 
 def test_a_row_does_not_depend_on_its_batch(on: Target) -> None:
     """Trap 15, where noise is given."""
-    params, u, n = parameters(20, 4, 5, device=on.device), uniforms(20, 4, device=on.device), values(20, 4).to(on.device)
+    params = parameters(20, 4, 5, device=on.device)
+    u, n = uniforms(20, 4, device=on.device), values(20, 4, device=on.device)
     whole, order = mdn_sample(*params, 1.15, u, n), torch.randperm(20)
     for i in (0, 7, 19):
         assert torch.equal(mdn_sample(*(x[i : i + 1] for x in params), 1.15, u[i : i + 1], n[i : i + 1])[0], whole[i])

@@ -2,5 +2,6 @@
 
 from fastwm.ref.lambda_return import lambda_return
 from fastwm.ref.mdn import mdn_nll, mdn_sample
+from fastwm.ref.philox import philox_bits, philox_normal, philox_uniform
 
-__all__ = ["lambda_return", "mdn_nll", "mdn_sample"]
+__all__ = ["lambda_return", "mdn_nll", "mdn_sample", "philox_bits", "philox_normal", "philox_uniform"]
