@@ -19,4 +19,12 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
         "Tensor dyn, float unimix, float free_nats) -> (Tensor, Tensor)");
   m.def("categorical_entropy(Tensor logits, float unimix) -> Tensor");
   m.def("categorical_entropy_backward(Tensor grad, Tensor logits, float unimix) -> Tensor");
+  m.def("mdn_sample(Tensor logits, Tensor mean, Tensor log_std, Tensor uniform, Tensor normal, "
+        "float temperature) -> Tensor");
+  m.def("mdn_nll(Tensor logits, Tensor mean, Tensor log_std, Tensor value) -> Tensor");
+  m.def("mdn_nll_backward(Tensor grad, Tensor logits, Tensor mean, Tensor log_std, Tensor value) "
+        "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("philox_bits(Tensor seed_offset, SymInt count, SymInt first) -> Tensor");
+  m.def("philox_uniform(Tensor seed_offset, SymInt count, SymInt first) -> Tensor");
+  m.def("philox_normal(Tensor seed_offset, SymInt count, SymInt first) -> Tensor");
 }

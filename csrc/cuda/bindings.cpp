@@ -2,6 +2,8 @@
 #include "ops/categorical.h"
 #include "ops/lambda_return.h"
 #include "ops/norm_act.h"
+#include "ops/mdn.h"
+#include "ops/philox.h"
 
 namespace fastwm {
 
@@ -15,6 +17,10 @@ FASTWM_CUDA_KERNEL(categorical_kl_kernel, CategoricalKl)
 FASTWM_CUDA_KERNEL(categorical_kl_backward_kernel, CategoricalKlBackward)
 FASTWM_CUDA_KERNEL(categorical_entropy_kernel, CategoricalEntropy)
 FASTWM_CUDA_KERNEL(categorical_entropy_backward_kernel, CategoricalEntropyBackward)
+FASTWM_CUDA_KERNEL(mdn_sample_kernel, MdnSample)
+FASTWM_CUDA_KERNEL(mdn_nll_kernel, MdnNll)
+FASTWM_CUDA_KERNEL(mdn_nll_backward_kernel, MdnNllBackward)
+FASTWM_CUDA_KERNEL(philox_kernel, PhiloxDraw)
 
 }  // namespace fastwm
 
@@ -33,4 +39,10 @@ STABLE_TORCH_LIBRARY_IMPL(fastwm, CUDA, m) {
   m.impl("categorical_entropy", TORCH_BOX(&categorical_entropy<categorical_entropy_kernel>));
   m.impl("categorical_entropy_backward",
          TORCH_BOX(&categorical_entropy_backward<categorical_entropy_backward_kernel>));
+  m.impl("mdn_sample", TORCH_BOX(&mdn_sample<mdn_sample_kernel>));
+  m.impl("mdn_nll", TORCH_BOX(&mdn_nll<mdn_nll_kernel>));
+  m.impl("mdn_nll_backward", TORCH_BOX(&mdn_nll_backward<mdn_nll_backward_kernel>));
+  m.impl("philox_bits", TORCH_BOX((&philox<philox_kernel, PhiloxKind::bits>)));
+  m.impl("philox_uniform", TORCH_BOX((&philox<philox_kernel, PhiloxKind::uniform>)));
+  m.impl("philox_normal", TORCH_BOX((&philox<philox_kernel, PhiloxKind::normal>)));
 }

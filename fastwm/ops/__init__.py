@@ -9,7 +9,9 @@ from fastwm.ops.categorical import (
     straight_through_categorical,
 )
 from fastwm.ops.lambda_return import lambda_return
+from fastwm.ops.mdn import mdn_nll, mdn_sample
 from fastwm.ops.norm_act import layer_norm_elu, layer_norm_silu, rms_norm, rms_norm_silu
+from fastwm.ops.philox import philox_bits, philox_normal, philox_uniform
 
 __all__ = [
     "CategoricalSample",
@@ -20,6 +22,11 @@ __all__ = [
     "lambda_return",
     "layer_norm_elu",
     "layer_norm_silu",
+    "mdn_nll",
+    "mdn_sample",
+    "philox_bits",
+    "philox_normal",
+    "philox_uniform",
     "rms_norm",
     "rms_norm_silu",
     "straight_through_categorical",

@@ -65,9 +65,10 @@ class backend:
         _forced = self.outer
 
 
-def select(x: Tensor) -> str | None:
-    """The operator library that serves tensors like `x`; None means the plain PyTorch of `fastwm.ref`."""
-    where = (x.device.type, x.dtype)
+def select(x: Tensor, dtype: torch.dtype | None = None) -> str | None:
+    """The operator library that serves tensors like `x`, or of another dtype; None: the plain PyTorch of `fastwm.ref`."""
+    dtype = dtype or x.dtype
+    where = (x.device.type, dtype)
     if _forced is None:
         return _FASTEST.get(where)
     if _forced == "ref":
@@ -75,7 +76,7 @@ def select(x: Tensor) -> str | None:
     if where not in _SERVES[_forced]:
         missing = _lib.problems.get({"cpu": "_C", "cuda": "_C_cuda"}.get(_forced, _forced))
         raise ValueError(
-            f"backend '{_forced}' does not serve {x.dtype} on {x.device}" + (f": {missing}" if missing else "")
+            f"backend '{_forced}' does not serve {dtype} on {x.device}" + (f": {missing}" if missing else "")
         )
     return _SERVES[_forced][where]
 

@@ -2,7 +2,9 @@
 
 from fastwm.ref.categorical import categorical_entropy, categorical_kl, straight_through_categorical
 from fastwm.ref.lambda_return import lambda_return
+from fastwm.ref.mdn import mdn_nll, mdn_sample
 from fastwm.ref.norm_act import layer_norm_elu, layer_norm_silu, norm_act, rms_norm, rms_norm_silu
+from fastwm.ref.philox import philox_bits, philox_normal, philox_uniform
 
 __all__ = [
     "categorical_entropy",
@@ -10,7 +12,12 @@ __all__ = [
     "lambda_return",
     "layer_norm_elu",
     "layer_norm_silu",
+    "mdn_nll",
+    "mdn_sample",
     "norm_act",
+    "philox_bits",
+    "philox_normal",
+    "philox_uniform",
     "rms_norm",
     "rms_norm_silu",
     "straight_through_categorical",

@@ -1,9 +1,11 @@
 """Triton kernels, as the operators of the library `fastwm_triton`. Imported only where Triton can run."""
 
-from fastwm.triton import categorical, lambda_return, norm_act
+from fastwm.triton import categorical, lambda_return, mdn, norm_act, philox
 
 __all__ = [
     "categorical",
     "lambda_return",
+    "mdn",
     "norm_act",
+    "philox",
 ]

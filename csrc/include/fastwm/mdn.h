@@ -1,0 +1,73 @@
+// Mixture density networks: parameters and maths, shared by C++ and CUDA.
+#pragma once
+
+#include "fastwm/vecmath.h"
+
+namespace fastwm {
+
+// One array of mixture parameters, [outer, lanes, dims, classes] with any strides.
+struct MixtureArray {
+  const void* data;
+  int64_t outer, lane, dim, cls;
+};
+
+// A mixture a lane. It spreads over one number (dims = 1), or jointly over all numbers of a vector; `outer` is
+// 1 unless the lanes of the caller's arrays cannot be walked with one stride.
+struct Mixtures {
+  Dtype dtype;
+  int64_t outer, lanes, dims, classes;
+  MixtureArray logits, mean, log_std;  // the logits do not depend on the dimension
+};
+
+// -log sum_k softmax(logits)_k prod_z N(value_z; mean_zk, exp(log_std_zk))
+struct MdnNll {
+  Mixtures mixtures;
+  const void* value;  // [outer, lanes, dims]
+  void* nll;          // [outer, lanes]
+};
+
+struct MdnNllBackward {
+  Mixtures mixtures;
+  const void *grad, *value;
+  void* d_logits;              // [outer, lanes, classes]
+  void *d_mean, *d_log_std;    // [outer, lanes, dims, classes]
+  void* d_value;               // [outer, lanes, dims]
+};
+
+// mean_zk + exp(log_std_zk) sqrt(temperature) normal_z with k drawn from softmax(logits / temperature)
+struct MdnSample {
+  Mixtures mixtures;
+  double inverse_temperature, noise;  // noise: sqrt(temperature)
+  const void* uniform;  // [outer, lanes]
+  const void* normal;   // [outer, lanes, dims]
+  void* sample;         // [outer, lanes, dims]
+};
+
+constexpr double kHalfLog2Pi = 0.91893853320467274178;
+
+// The least finite number of a type.
+FASTWM_FN float lowest(float) { return -3.40282347e38f; }
+FASTWM_FN double lowest(double) { return -1.7976931348623157e308; }
+
+// The number that the cumulated weights are compared with: the component drawn is the first whose cumulated
+// weight exceeds it. It stays below their sum, so a component of no weight is never drawn, not even by u = 1.
+FASTWM_FN float cdf_threshold(float u, float total) { return (u < 0x1.fffffep-1f ? u : 0x1.fffffep-1f) * total; }
+FASTWM_FN double cdf_threshold(double u, double total) {
+  return (u < 0x1.fffffffffffffp-1 ? u : 0x1.fffffffffffffp-1) * total;
+}
+
+// log sum_k exp(x_k) = largest + log(total), one x at a time.
+template <typename A>
+struct LogSumExp {
+  A largest, total;
+};
+
+template <typename A>
+FASTWM_FN void add(LogSumExp<A>& sum, A x) {
+  const bool larger = x > sum.largest;
+  const A e = vexp(larger ? sum.largest - x : x - sum.largest);
+  sum.total = larger ? sum.total * e + 1 : sum.total + e;
+  sum.largest = larger ? x : sum.largest;
+}
+
+}  // namespace fastwm

@@ -1,0 +1,557 @@
+"""Mixture densities: hand-computed and recorded values, every backend against the reference, gradients, contracts."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+import fastwm
+from fastwm import _lib
+from fastwm.ops import mdn_nll, mdn_sample
+from tests.conftest import INTERPRETED, Target
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+KINDS = ["each", "joint"]  # a mixture for each number, or one for the vector
+
+
+def parameters(
+    *shape: int, kind: str = "each", dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 0
+) -> list[Tensor]:
+    """logits, mean and log_std of mean's shape `[..., Z, K]`."""
+    generator = torch.Generator().manual_seed(seed)
+    logits, mean, log_std = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
+    logits = logits if kind == "each" else logits[..., 0, :].contiguous()
+    return [x.to(device, dtype) for x in (logits, mean, 0.5 * log_std)]
+
+
+def values(*shape: int, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 10) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
+
+
+def uniforms(*shape: int, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 20) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
+
+
+def numbers(*x: float, device: str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.tensor(x, dtype=dtype, device=device)
+
+
+def nll_of_one(params: list[list[float]], y: float, on: Target, dtype: torch.dtype = torch.float64) -> float:
+    logits, mean, log_std = (numbers(*x, device=on.device, dtype=dtype)[None] for x in params)
+    return mdn_nll(logits, mean, log_std, numbers(y, device=on.device, dtype=dtype)).item()
+
+
+def with_grads(args: list[Tensor], seed: int = 1) -> list[Tensor]:
+    """The nll and its four gradients under a random cotangent."""
+    leaves = [x.detach().requires_grad_() for x in args]
+    nll = mdn_nll(*leaves)
+    cotangent = torch.rand(nll.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(nll)
+    return [nll.detach(), *torch.autograd.grad(nll, leaves, cotangent)]
+
+
+def components(logits: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
+    """The component of every draw: component k always gives the number k."""
+    shape = logits.shape if logits.dim() == u.dim() + 1 else (*logits.shape[:-1], 1, logits.shape[-1])
+    mean = torch.arange(logits.shape[-1], device=u.device).to(u).expand(shape)
+    return mdn_sample(logits, mean, torch.full_like(mean, -math.inf), temperature, u, torch.zeros_like(u))
+
+
+# ---------------------------------------------------------------------------- values by hand (traps of the spec)
+
+
+@pytest.mark.parametrize(
+    ("logits", "mean", "log_std", "y", "expected"),
+    [
+        ([0], [0], [0], 0, 0.9189385332),
+        ([0, 0], [-1, 1], [0, 0], 0, 1.4189385332),
+        ([1, 2, 3, 4, 5], [-2, -1, 0, 1, 2], [-1, -0.5, 0, 0.5, 1], 0.3, 1.8108027428),
+        ([101, 102, 103, 104, 105], [-2, -1, 0, 1, 2], [-1, -0.5, 0, 0.5, 1], 0.3, 1.8108027428),
+        ([0], [0], [math.log(0.1)], 0, -1.3836465598),
+        ([0, 0], [0, 0], [-10, -10], 1, 242582588.62),
+        ([1000, 0], [0, 5], [0, 0], 0, 0.9189385332),
+        ([-math.inf, 0], [0, 1], [0, 0], 0, 1.4189385332),
+    ],
+    ids=["trap1", "trap2", "trap3", "trap3-shifted", "trap4", "trap5-narrow", "trap5-wide", "no-weight"],
+)
+def test_nll_by_hand(on: Target, logits, mean, log_std, y, expected) -> None:  # type: ignore[no-untyped-def]
+    params = [logits, mean, log_std]
+    assert_close(nll_of_one(params, y, on), expected, atol=1e-10, rtol=1e-10)
+    assert_close(nll_of_one(params, y, on, torch.float32), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_narrow_components_have_finite_gradients(on: Target) -> None:
+    """Trap 5: exp then log would be infinite. A component too narrow for float32 altogether takes no share."""
+    for log_stds in ([-10.0, -10.0], [0.0, -50.0]):
+        args = [numbers(*x, dtype=torch.float32, device=on.device) for x in ([0, 0], [0, 0], log_stds)]
+        nll, *grads = with_grads([x[None] for x in args] + [numbers(1, dtype=torch.float32, device=on.device)])
+        assert nll.isfinite().all()
+        if on.backend != "ref" or log_stds[1] == -10:
+            assert all(g.isfinite().all() for g in grads)
+
+
+def test_each_and_joint_are_different_models(on: Target) -> None:
+    """Trap 6: equal weights, means -1 and 1 in both dimensions, at (1, -1)."""
+    mean = numbers(-1, 1, device=on.device).expand(2, 2)
+    log_std, y = torch.full_like(mean, math.log(0.1)), numbers(1, -1, device=on.device)
+    each = mdn_nll(torch.zeros_like(mean), mean, log_std, y)
+    assert_close(each, torch.full_like(y, -0.6904993793), atol=1e-9, rtol=0)
+    joint = mdn_nll(torch.zeros_like(mean[0]), mean, log_std, y)
+    assert joint.shape == ()
+    assert_close(joint.item(), 197.2327, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_row_is_not_squeezed_away(on: Target, kind: str) -> None:
+    """Trap 8: batch and time of one; and each row's loss is its own."""
+    args = [*parameters(4, 1, 3, 5, kind=kind, device=on.device), values(4, 1, 3, device=on.device)]
+    nll = mdn_nll(*args)
+    assert nll.shape == ((4, 1, 3) if kind == "each" else (4, 1))
+    assert_close(nll, torch.stack([mdn_nll(*(x[i] for x in args)) for i in range(4)]))
+    assert mdn_nll(*(x[:1] for x in args)).shape == nll[:1].shape
+
+
+@pytest.mark.parametrize(
+    ("temperature", "weight", "mean", "variance"),
+    [
+        (1.0, 0.75, 0.5, 1.0),
+        (0.5, 0.9, None, None),
+        (1.15, 0.722183, 0.444366, 1.090039),
+        (1.3, 0.699535, 0.399071, 1.165743),
+        (2.0, 0.633975, None, None),
+        (0.1, 0.999983, 0.999966, 0.025068),
+    ],
+)
+def test_temperature(on: Target, temperature: float, weight: float, mean: float | None, variance: float | None) -> None:
+    """Traps 10 and 11: weights (1/4, 3/4), means -1 and 1, std 1/2; the std is multiplied by sqrt(temperature)."""
+    n = 20000 if on.backend != "triton" else 2000
+    logits = numbers(0.25, 0.75, device=on.device).log().expand(n, 2)
+    u = (torch.arange(n, device=on.device) + 0.5).double() / n
+    share = components(logits, u, temperature).mean().item()
+    assert_close(share, weight, atol=1.01 / n, rtol=0)
+    if mean is None:
+        return
+    means = numbers(-1, 1, device=on.device).expand(n, 2)
+    log_std = torch.full_like(means, math.log(0.5))
+    normal = values(n, device=on.device)
+    normal = (normal - normal.mean()) / normal.std(correction=0)
+    drawn = mdn_sample(logits, means, log_std, temperature, u, normal)
+    tolerance = 5 / math.sqrt(n)
+    assert_close(drawn.mean().item(), mean, atol=tolerance / 10, rtol=0)
+    assert_close(drawn.var().item(), variance, atol=tolerance, rtol=0)
+    noise = mdn_sample(logits[:1], means[:1], log_std[:1], temperature, u[-1:], numbers(2, device=on.device))
+    assert_close(noise.item(), 1 + 0.5 * math.sqrt(temperature) * 2)
+
+
+def test_very_low_temperature_beside_a_peaked_row(on: Target) -> None:
+    """Trap 12: one maximum for all rows would leave the flat row with weights of zero."""
+    logits = numbers(1000, 0, 0, 0, 0, 0, 0, 0, dtype=torch.float32, device=on.device).reshape(2, 4).expand(8, 2, 4)
+    u = ((torch.arange(8, device=on.device) + 0.5) / 8)[:, None].expand(8, 2)
+    k = components(logits, u, 0.01)
+    assert k[:, 0].eq(0).all()
+    assert k[:, 1].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_ends_of_the_uniform(on: Target, dtype: torch.dtype) -> None:
+    """Trap 13: the largest u, whatever the weights round to, and u = 0 never draw a class of no weight."""
+    logits = values(500, 7, seed=3, dtype=dtype, device=on.device)
+    logits[:, [0, 6]] = -math.inf
+    for u, lowest, highest in [(1 - 2**-24, 4, 5), (1.0, 5, 5), (0.0, 1, 1)]:
+        k = components(logits, torch.full((500,), u, dtype=dtype, device=on.device))
+        assert k.min() >= lowest and k.max() <= highest
+    assert components(logits[:, :1] * 0, torch.rand(500, dtype=dtype, device=on.device)).eq(0).all()
+
+
+def test_exact_boundaries_belong_to_the_next_component(on: Target) -> None:
+    logits = torch.zeros(5, 4, device=on.device)
+    u = torch.tensor([0.0, 0.25, 0.5, 0.75, 0.2499999], device=on.device)
+    assert components(logits, u).tolist() == [0, 1, 2, 3, 0]
+
+
+# ------------------------------------------------------------------------------------------ recorded numbers
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    with np.load(Path(__file__).parent / "golden" / "mdn_rnn.npz") as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files if file[name].dtype.kind in "fb"}
+
+
+@pytest.mark.parametrize("run", ["car/step0", "car/step1", "car/carry_start", "doom/step0", "doom/as_released"])
+def test_recorded_likelihood(on: Target, golden: dict[str, Tensor], run: str) -> None:
+    """The mean over batch, time and dimensions (trap 7). Normalised logits are logits too."""
+    params = [golden[f"{run}/{name}"].to(on.device) for name in ("logmix", "mean", "logstd")]
+    target = golden[run.split("/")[0] + "/z"][:, 1:].to(on.device)
+    cost = golden[f"{run}/{'cost' if 'car' in run else 'z_cost'}"]
+    assert_close(mdn_nll(*params, target).mean().cpu(), cost, atol=1e-6, rtol=1e-6)
+
+
+def test_recorded_gradient(on: Target, golden: dict[str, Tensor]) -> None:
+    """That of the output layer's bias: columns are logits, means and log-stds, a dimension (trap 9)."""
+    params = [golden[f"car/step0/{name}"].to(on.device).requires_grad_() for name in ("logmix", "mean", "logstd")]
+    grads = torch.autograd.grad(mdn_nll(*params, golden["car/z"][:, 1:].to(on.device)).mean(), params)
+    bias = torch.stack([x.sum((0, 1)) for x in grads], -2).flatten()  # [Z * 3 * K]
+    assert_close(bias.cpu(), golden["car/step0/grad/out_b"], atol=1e-7, rtol=1e-5)
+
+
+def test_recorded_joint_likelihood(on: Target, golden: dict[str, Tensor]) -> None:
+    mean, log_std = (x.transpose(-1, -2).to(on.device) for x in (golden["joint/mu"], golden["joint/sigma"].log()))
+    target = golden["joint/next_latent"].transpose(0, 1).to(on.device)
+    nll = mdn_nll(golden["joint/logpi"].to(on.device), mean, log_std, target)
+    assert_close(nll.cpu(), golden["joint/gmm_per_step"], atol=2e-5, rtol=2e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.25])
+@pytest.mark.parametrize("run", ["car", "doom"])
+def test_recorded_dream(on: Target, golden: dict[str, Tensor], run: str, temperature: float) -> None:
+    """A dream step by step, the recorded latent fed each time: LSTM, output, tempered sample."""
+    prefix, drawn = f"{run}/sample", {}
+    for name in ("uniform", "normal", "z"):
+        drawn[name] = golden[f"{prefix}/tau{temperature}/{name}"].double().to(on.device)
+    names = ("lstm_kernel", "lstm_bias", "out_w", "out_b")
+    kernel, bias, out_w, out_b = (golden[f"{run}/params0/{name}"].double().to(on.device) for name in names)
+    z, restart = golden[f"{prefix}/z0"].double().to(on.device), 1.0
+    c = h = torch.zeros(kernel.shape[1] // 4, dtype=torch.float64, device=on.device)
+    for t, action in enumerate(golden[f"{prefix}/actions"].double().to(on.device)):
+        inputs = [z, action] if run == "car" else [z, action[None], action.new_tensor([restart])]
+        c, h = (c, h) if run == "car" else (c * (1 - restart), h * (1 - restart))
+        i, j, f, o = (torch.cat([*inputs, h]) @ kernel + bias).chunk(4)
+        c = c * torch.sigmoid(f + 1) + torch.sigmoid(i) * torch.tanh(j)
+        h = torch.tanh(c) * torch.sigmoid(o)
+        out = h @ out_w + out_b
+        if run == "doom":
+            restart, out = float(out[0] > 0), out[1:]
+        params = out.unflatten(-1, (-1, 3, 5)).unbind(-2)
+        sample = mdn_sample(*params, temperature, drawn["uniform"][t], drawn["normal"][t])
+        assert_close(sample, drawn["z"][t], atol=1e-5, rtol=1e-5)
+        z = sample
+
+
+# ------------------------------------------------------------------------------------ against the reference
+
+SHAPES = [(1, 1), (3, 5), (1, 5, 5), (4, 1, 3, 2), (3, 33, 5), (130, 2, 5), (2, 3, 9), (0, 4, 5), (4, 0, 2, 3)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_reference(native: Target, shape: tuple[int, ...], kind: str) -> None:
+    args = [*parameters(*shape, kind=kind, device=native.device), values(*shape[:-1], device=native.device)]
+    draws = [uniforms(*args[0].shape[:-1], device=native.device), values(*shape[:-1], seed=3, device=native.device)]
+    ours, sample = with_grads(args), mdn_sample(*args[:3], 0.8, *draws)
+    with fastwm.backend("ref"):
+        assert_close(ours, with_grads(args), atol=1e-10, rtol=1e-10)
+        assert_close(sample, mdn_sample(*args[:3], 0.8, *draws), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_error(native: Target, kind: str) -> None:
+    shape = (40, 7, 5)
+    args = [*parameters(*shape, kind=kind), values(*shape[:-1])]
+    ours = with_grads([x.to(native.device, torch.float32) for x in args])
+    with fastwm.backend("ref"):
+        exact = with_grads([x.to(native.device, torch.float32).double() for x in args])
+    for x, truth in zip(ours, exact, strict=True):
+        assert_close(x.double(), truth, atol=1e-5 * truth.abs().max().item(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("isa", _lib.host.isa_levels() if _lib.host else [])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_instruction_set(isa: str, dtype: torch.dtype, kind: str) -> None:
+    assert _lib.host is not None
+    args = [*parameters(11, 13, 5, kind=kind, dtype=dtype), values(11, 13, dtype=dtype)]
+    draws = [uniforms(*args[0].shape[:-1], dtype=dtype), values(11, 13, seed=3, dtype=dtype)]
+    before = _lib.host.isa()
+    _lib.host.set_isa(isa)
+    try:
+        ours, sample = with_grads(args), mdn_sample(*args[:3], 1.25, *draws)
+    finally:
+        _lib.host.set_isa(before)
+    with fastwm.backend("ref"):
+        exact = with_grads([x.double() for x in args])
+        exact_sample = mdn_sample(*(x.double() for x in args[:3]), 1.25, *(x.double() for x in draws))
+    tolerance = {torch.float32: 2e-5, torch.float64: 1e-12}[dtype]
+    assert_close([x.double() for x in ours], exact, atol=tolerance, rtol=tolerance)
+    assert_close(sample.double(), exact_sample, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_same_uniforms_same_components(native: Target, dtype: torch.dtype) -> None:
+    """On every backend, except where u lies within rounding of a boundary, which is left out."""
+    n = 20000 if native.backend != "triton" else 2000
+    logits, u = values(n, 5, dtype=dtype), uniforms(n, dtype=dtype)
+    cdf = logits.double().softmax(-1).cumsum(-1)
+    clear = (cdf - u.double()[:, None]).abs().amin(-1) > 1e-6
+    assert clear.double().mean() > 0.999
+    expected = (cdf[:, :-1] <= u[:, None]).sum(-1).to(dtype)
+    assert torch.equal(components(logits.to(native.device), u.to(native.device)).cpu()[clear], expected[clear])
+
+
+def test_chi_square(on: Target) -> None:
+    """Torch's own draws, seeded, against the weights: 6 degrees of freedom, 27.9 is one in ten thousand."""
+    n = 20000 if on.backend != "triton" else 2000
+    torch.manual_seed(4)
+    logits = values(7, seed=5, device=on.device)
+    means = torch.arange(7.0, device=on.device).double().expand(n, 7)
+    drawn = mdn_sample(logits.expand(n, 7), means, torch.full_like(means, -math.inf))
+    counts, expected = torch.bincount(drawn.long(), minlength=7), n * logits.softmax(-1)
+    assert ((counts - expected).square() / expected).sum() < 27.9
+    noise = mdn_sample(logits.expand(n, 7), means * 0, means * 0)
+    assert abs(noise.mean()) < 4 / math.sqrt(n) and abs(noise.var() - 1) < 6 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_component_serves_the_whole_vector_where_joint(on: Target, kind: str) -> None:
+    mean = torch.arange(5.0, device=on.device).expand(400, 6, 5)
+    logits = torch.zeros(400, 6, 5, device=on.device)
+    torch.manual_seed(0)
+    drawn = mdn_sample(logits if kind == "each" else logits[:, 0], mean, torch.full_like(mean, -math.inf))
+    alike = (drawn == drawn[:, :1]).all(-1)
+    assert alike.all() if kind == "joint" else not alike.any()
+
+
+def test_a_row_does_not_depend_on_its_batch(on: Target) -> None:
+    """Trap 15, where noise is given."""
+    params = parameters(20, 4, 5, device=on.device)
+    u, n = uniforms(20, 4, device=on.device), values(20, 4, device=on.device)
+    whole, order = mdn_sample(*params, 1.15, u, n), torch.randperm(20)
+    for i in (0, 7, 19):
+        assert torch.equal(mdn_sample(*(x[i : i + 1] for x in params), 1.15, u[i : i + 1], n[i : i + 1])[0], whole[i])
+    assert torch.equal(mdn_sample(*(x[order] for x in params), 1.15, u[order], n[order]), whole[order])
+
+
+@pytest.mark.skipif(not _lib.has_cpu, reason="not built")
+def test_threads_change_nothing() -> None:
+    args = [*parameters(300, 32, 5, dtype=torch.float32), values(300, 32, dtype=torch.float32)]
+    draws = [uniforms(300, 32, dtype=torch.float32), values(300, 32, dtype=torch.float32)]
+    threads, results = torch.get_num_threads(), []
+    for n in (1, max(threads, 2)):
+        torch.set_num_threads(n)
+        results.append([*with_grads(args), mdn_sample(*args[:3], 1.0, *draws)])
+    torch.set_num_threads(threads)
+    assert all(map(torch.equal, *results))
+
+
+@given(
+    lead=st.lists(st.integers(0, 4), max_size=2),
+    z=st.integers(1, 4),
+    k=st.integers(1, 6),
+    kind=st.sampled_from(KINDS),
+    layout=st.sampled_from(["interleaved", "offset", "class-major", "permuted", "sliced", "expanded"]),
+)
+def test_any_shape_and_strides(lead: list[int], z: int, k: int, kind: str, layout: str) -> None:
+    args = [*parameters(*lead, z, k, kind=kind), values(*lead, z)]
+    args = [lay_out(x, layout) for x in args]
+    if layout in ("interleaved", "offset") and kind == "each":  # as a network's output is split
+        offset = layout == "offset"
+        out = values(*lead, z * 3 * k + offset)[..., offset:]
+        args[:3] = out.unflatten(-1, (z, 3, k)).unbind(-2)
+    draws = [uniforms(*args[0].shape[:-1]), lay_out(values(*lead, z), layout)]
+    ours, sample = with_grads(args), mdn_sample(*args[:3], 0.9, *draws)
+    assert ours[0].is_contiguous() and sample.is_contiguous()
+    with fastwm.backend("ref"):
+        assert_close(ours, with_grads(args), atol=1e-10, rtol=1e-10)
+        assert_close(sample, mdn_sample(*args[:3], 0.9, *draws), atol=1e-10, rtol=1e-10)
+
+
+def lay_out(x: Tensor, layout: str) -> Tensor:
+    if layout == "class-major":
+        return x.mT.contiguous().mT if x.dim() > 1 else x
+    if layout == "permuted":
+        backwards = tuple(reversed(range(x.dim())))
+        return x.permute(backwards).contiguous().permute(backwards)
+    if layout == "sliced":
+        return x.repeat_interleave(2, -1)[..., ::2]
+    if layout == "expanded" and x.dim() > 1 and len(x):
+        return x[:1].expand(x.shape)
+    return x
+
+
+def test_repeats_bitwise(on: Target) -> None:
+    args = [x.float() for x in [*parameters(30, 8, 5, device=on.device), values(30, 8, device=on.device)]]
+    first = with_grads(args)
+    for _ in range(100 if on.backend != "triton" or on.device == "cuda" else 3):
+        assert all(map(torch.equal, first, with_grads(args)))
+
+
+# ----------------------------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradcheck(on: Target, kind: str) -> None:
+    args = [*parameters(2, 3, 4, kind=kind, device=on.device), values(2, 3, device=on.device)]
+    assert torch.autograd.gradcheck(mdn_nll, [x.requires_grad_() for x in args])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reference_is_differentiable_twice(kind: str) -> None:
+    args = [*parameters(2, 2, 3, kind=kind), values(2, 2)]
+    with fastwm.backend("ref"):
+        assert torch.autograd.gradgradcheck(mdn_nll, [x.requires_grad_() for x in args])
+
+
+def test_second_derivative_is_refused(native: Target) -> None:
+    args = [*parameters(2, 2, 3, device=native.device), values(2, 2, device=native.device)]
+    leaves = [x.requires_grad_() for x in args]
+    grads = torch.autograd.grad(mdn_nll(*leaves).sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="backend\\('ref'\\)"):
+        grads[1].sum().backward()
+
+
+def test_samples_have_no_gradient(on: Target) -> None:
+    assert not mdn_sample(*(x.requires_grad_() for x in parameters(2, 3, 4, device=on.device))).requires_grad
+
+
+# ------------------------------------------------------------------------------------------------ contracts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_opcheck(native: Target, dtype: torch.dtype, kind: str) -> None:
+    library = getattr(torch.ops, native.library)
+    for shape in [(1, 1), (4, 3, 5), (2, 3, 2, 4)]:
+        args = [
+            *parameters(*shape, kind=kind, dtype=dtype, device=native.device),
+            values(*shape[:-1], dtype=dtype, device=native.device),
+        ]
+        u = uniforms(*args[0].shape[:-1], dtype=dtype, device=native.device)
+        torch.library.opcheck(library.mdn_sample.default, (*args[:3], u, args[3], 0.7))
+        torch.library.opcheck(library.mdn_nll.default, args)
+        torch.library.opcheck(library.mdn_nll.default, [x.clone().requires_grad_() for x in args])
+        torch.library.opcheck(library.mdn_nll.default, [args[0], lay_out(args[1], "class-major"), *args[2:]])
+        torch.library.opcheck(library.mdn_nll_backward.default, (u, *args))
+
+
+def test_triton_has_the_same_schemas() -> None:
+    if not (INTERPRETED and _lib.has_cpu):
+        pytest.skip("needs TRITON_INTERPRET=1 and the native library")
+    for name in ("mdn_sample", "mdn_nll", "mdn_nll_backward"):
+        ours, theirs = (getattr(getattr(torch.ops, lib), name).default._schema for lib in ("fastwm", "fastwm_triton"))
+        assert str(ours).removeprefix("fastwm::") == str(theirs).removeprefix("fastwm_triton::")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_whole_with_dynamic_shapes(on: Target, kind: str) -> None:
+    torch._dynamo.reset()
+
+    def loss(*args: Tensor) -> tuple[Tensor, Tensor]:
+        *params, y, u = args
+        return 2 * mdn_nll(*params, y), mdn_sample(*params, 0.9, u, y)
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in [(4, 3, 5), (6, 7, 5)] if on.backend != "ref" else [(4, 3, 5)]:
+        args = [*parameters(*shape, kind=kind, device=on.device), values(*shape[:-1], device=on.device)]
+        leaves, u = [x.requires_grad_() for x in args], uniforms(*args[0].shape[:-1], device=on.device)
+        got, want = compiled(*leaves, u), loss(*leaves, u)
+        assert_close(got, want)
+        grads = (torch.autograd.grad(x[0].square().sum(), leaves) for x in (got, want))
+        assert_close(*grads)
+
+
+def test_compiled_sampling_draws_its_own_noise() -> None:
+    torch._dynamo.reset()
+    params = parameters(50, 3, 5)
+    sample = torch.compile(lambda *x: mdn_sample(*x), fullgraph=True, backend="aot_eager")
+    assert not torch.equal(sample(*params), sample(*params))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vmap_and_functional_gradients(native: Target, kind: str) -> None:
+    args = [*parameters(5, 2, 3, 4, kind=kind, device=native.device), values(5, 2, 3, device=native.device)]
+    u = uniforms(*args[0].shape[:-1], device=native.device)
+    assert_close(torch.vmap(mdn_nll)(*args), mdn_nll(*args))
+    mapped = torch.vmap(lambda *x: mdn_sample(*x[:3], 0.9, *x[3:]))(*args[:3], u, args[3])
+    assert_close(mapped, mdn_sample(*args[:3], 0.9, u, args[3]))
+    some = torch.vmap(mdn_nll, in_dims=(None, 1, None, 0))(args[0][0], args[1].movedim(0, 1), args[2][0], args[3])
+    assert_close(some, torch.stack([mdn_nll(args[0][0], m, args[2][0], y) for m, y in zip(args[1], args[3])]))
+    per_sample = torch.vmap(torch.func.grad(lambda *x: mdn_nll(*x).sum(), (0, 1, 2, 3)))(*args)
+    leaves = [x.requires_grad_() for x in args]
+    assert_close(per_sample, torch.autograd.grad(mdn_nll(*leaves).sum(), leaves))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_computed_in_float32(on: Target, dtype: torch.dtype) -> None:
+    args = [x.to(dtype) for x in [*parameters(4, 3, 5, device=on.device), values(4, 3, device=on.device)]]
+    nll = mdn_nll(*args[:3], args[3].float())
+    assert nll.dtype == torch.float32
+    assert torch.equal(nll, mdn_nll(*(x.float() for x in args)))
+    assert mdn_sample(*args[:3]).dtype == torch.float32
+    with torch.autocast(on.device, torch.bfloat16):
+        assert mdn_nll(*args).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda l, m, s, y: (l, m[..., :0], s, y), r"K >= 1, got \[4, 3, 0\]"),
+        (lambda l, m, s, y: (l[:, :0], m[:, :0], s[:, :0], y[:, :0]), r"Z >= 1.*\[4, 0, 5\]"),
+        (lambda l, m, s, y: (l[0, 0], m[0, 0], s[0, 0], y[0, 0]), r"\[..., Z, K\].*\[5\]"),
+        (lambda l, m, s, y: (l[:3], m, s, y), r"logits \[3, 3, 5\] are neither.*\[4, 3, 5\]"),
+        (lambda l, m, s, y: (l[:, 0, :4], m, s, y), r"logits \[4, 4\] are neither"),
+        (lambda l, m, s, y: (l, m, s[..., :4], y), r"expected log_std \[4, 3, 5\].*got \[4, 3, 4\]"),
+        (lambda l, m, s, y: (l, m, s, y[:, :2]), r"expected value \[4, 3\].*got \[4, 2\]"),
+        (lambda l, m, s, y: (l, m, s, y.float()), r"value.*torch.float64.*torch.float32"),
+        (lambda l, m, s, y: (l.to("meta"), m, s, y), "logits.*meta"),
+        (lambda l, m, s, y: (l.long(), m.long(), s.long(), y.long()), "torch.int64"),
+    ],
+)
+def test_wrong_arguments_are_explained(change, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        mdn_nll(*change(*parameters(4, 3, 5), values(4, 3)))
+
+
+def test_wrong_sampling_arguments_are_explained() -> None:
+    params = parameters(4, 3, 5)
+    for temperature in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="positive, finite temperature"):
+            mdn_sample(*params, temperature)
+    with pytest.raises(ValueError, match=r"uniform \[4, 3\].*got \[4\]"):
+        mdn_sample(*params, 1.0, uniforms(4))
+    with pytest.raises(ValueError, match=r"uniform \[4\].*got \[4, 3\]"):
+        mdn_sample(params[0][:, 0], *params[1:], 1.0, uniforms(4, 3))
+    with pytest.raises(ValueError, match=r"normal \[4, 3\].*got \[3, 3\]"):
+        mdn_sample(*params, 1.0, None, values(3, 3))
+
+
+@pytest.mark.skipif(not _lib.has_cpu, reason="not built")
+def test_a_direct_call_with_wrong_tensors_does_not_crash() -> None:
+    l, m, s = parameters(4, 3, 5)
+    y = values(4, 3)
+    for bad in [(l[:2], m, s, y), (l, m, s[..., :2], y), (l, m, s, y[:2]), (l, m.float(), s, y), (y, l, l, y[0, 0])]:
+        with pytest.raises(RuntimeError, match="fastwm"):
+            torch.ops.fastwm.mdn_nll(*bad)
+    with pytest.raises(RuntimeError, match="float32 or float64"):
+        torch.ops.fastwm.mdn_nll(*(x.bfloat16() for x in (l, m, s, y)))
+    with pytest.raises(RuntimeError, match="fastwm: uniform"):
+        torch.ops.fastwm.mdn_sample(l, m, s, y[:2], y, 1.0)
+
+
+@pytest.mark.gpu
+def test_captures_into_a_cuda_graph() -> None:
+    args = [x.float() for x in [*parameters(64, 32, 5, device="cuda"), values(64, 32, device="cuda")]]
+    mdn_nll(*args)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        nll = mdn_nll(*args)
+    args[0].add_(values(64, 32, 5, device="cuda", dtype=torch.float32))
+    graph.replay()
+    assert_close(nll, mdn_nll(*args))
+
+
+@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="Triton is tested in this process")
+@pytest.mark.skipif("triton" not in _lib.problems or "not installed" in _lib.problems["triton"], reason="no Triton")
+def test_interpreted_kernels() -> None:
+    """The tests whose name says triton, under Triton's interpreter, which must be chosen before import."""
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "triton", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
