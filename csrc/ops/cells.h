@@ -160,8 +160,11 @@ std::tuple<Tensor, Tensor> layernorm_gru_gates(const Tensor& gates_, const Tenso
   return {out, stats};
 }
 
-// At most kChunks partial sums of the weights' gradients, however many threads or blocks there are.
-constexpr int64_t kChunks = 64, kRowsPerChunk = 16;
+// The weights' gradients are summed in chunks of rows, as many as the shape asks for, whatever the threads.
+inline int64_t row_chunks(int64_t rows, bool on_cpu) {
+  const int64_t wanted = (rows + (on_cpu ? 15 : 3)) / (on_cpu ? 16 : 4), most = on_cpu ? 64 : 132;
+  return wanted < 1 ? 1 : wanted < most ? wanted : most;
+}
 
 template <auto kernel>
 std::tuple<Tensor, Tensor, Tensor, Tensor> layernorm_gru_gates_backward(
@@ -178,8 +181,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layernorm_gru_gates_backward(
                       stats.device() == h.device(),
                   "fastwm: stats must be those of the forward");
   const int64_t rows = h.numel() / width;
-  const int64_t filled = (rows + kRowsPerChunk - 1) / kRowsPerChunk;
-  const int64_t chunks = filled < 1 ? 1 : filled < kChunks ? filled : kChunks;
+  const int64_t chunks = row_chunks(rows, h.is_cpu());
   Tensor d_gates = empty_dense(gates), d_h = empty_dense(h);
   Tensor d_weight = empty_dense(weight), d_bias = empty_dense(bias);
   Tensor scratch = empty_accumulator({chunks, 3, 3 * width}, h);
