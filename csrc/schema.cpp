@@ -9,8 +9,8 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
 
   m.def("gru_gates(Tensor input, Tensor hidden, Tensor h) -> Tensor");
   m.def("gru_gates_backward(Tensor grad, Tensor input, Tensor hidden, Tensor h) -> (Tensor, Tensor, Tensor)");
-  m.def("block_gru_gates(Tensor gates, Tensor h, int blocks, float update_bias) -> Tensor");
-  m.def("block_gru_gates_backward(Tensor grad, Tensor gates, Tensor h, int blocks, float update_bias) "
+  m.def("block_gru_gates(Tensor gates, Tensor h, SymInt blocks, float update_bias) -> Tensor");
+  m.def("block_gru_gates_backward(Tensor grad, Tensor gates, Tensor h, SymInt blocks, float update_bias) "
         "-> (Tensor, Tensor)");
   m.def("layernorm_gru_gates(Tensor gates, Tensor weight, Tensor bias, Tensor h, float eps, float update_bias) "
         "-> (Tensor, Tensor)");

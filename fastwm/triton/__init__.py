@@ -1,5 +1,5 @@
 """Triton kernels, as the operators of the library `fastwm_triton`. Imported only where Triton can run."""
 
-from fastwm.triton import lambda_return
+from fastwm.triton import cells, lambda_return
 
-__all__ = ["lambda_return"]
+__all__ = ["cells", "lambda_return"]
