@@ -27,4 +27,23 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
   m.def("philox_bits(Tensor seed_offset, SymInt count, SymInt first) -> Tensor");
   m.def("philox_uniform(Tensor seed_offset, SymInt count, SymInt first) -> Tensor");
   m.def("philox_normal(Tensor seed_offset, SymInt count, SymInt first) -> Tensor");
+
+  m.def("gru_gates(Tensor input, Tensor hidden, Tensor h) -> Tensor");
+  m.def("gru_gates_backward(Tensor grad, Tensor input, Tensor hidden, Tensor h) -> (Tensor, Tensor, Tensor)");
+  m.def("block_gru_gates(Tensor gates, Tensor h, SymInt blocks, float update_bias) -> Tensor");
+  m.def("block_gru_gates_backward(Tensor grad, Tensor gates, Tensor h, SymInt blocks, float update_bias) "
+        "-> (Tensor, Tensor)");
+  m.def("layernorm_gru_gates(Tensor gates, Tensor weight, Tensor bias, Tensor h, float eps, float update_bias) "
+        "-> (Tensor, Tensor)");
+  m.def("layernorm_gru_gates_backward(Tensor grad, Tensor gates, Tensor weight, Tensor bias, Tensor h, "
+        "Tensor stats, float update_bias) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("planet_gru_reset(Tensor gates, Tensor h) -> (Tensor, Tensor)");
+  m.def("planet_gru_reset_backward(Tensor grad_reset_h, Tensor grad_update, Tensor gates, Tensor h) "
+        "-> (Tensor, Tensor)");
+  m.def("planet_gru_update(Tensor update, Tensor cand, Tensor h) -> Tensor");
+  m.def("planet_gru_update_backward(Tensor grad, Tensor update, Tensor cand, Tensor h) "
+        "-> (Tensor, Tensor, Tensor)");
+  m.def("lstm_gates(Tensor input, Tensor hidden, Tensor c, float forget_bias, bool ijfo) -> (Tensor, Tensor)");
+  m.def("lstm_gates_backward(Tensor grad_h, Tensor grad_c, Tensor input, Tensor hidden, Tensor c, "
+        "float forget_bias, bool ijfo) -> (Tensor, Tensor)");
 }

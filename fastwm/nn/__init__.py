@@ -1,5 +1,6 @@
 """Modules with the field's names; each is a plain `nn.Module` that can be used alone."""
 
+from fastwm.nn.cells import BlockGRUCell, GRUCell, LayerNormGRUCell, LSTMCell, PlanetGRUCell
 from fastwm.nn.distributions import (
     Bernoulli,
     BoundedNormal,
@@ -22,6 +23,7 @@ __all__ = [
     "Bernoulli",
     "BernoulliHead",
     "BlockGRU",
+    "BlockGRUCell",
     "BlockLinear",
     "BoundedNormal",
     "Categorical",
@@ -29,8 +31,12 @@ __all__ = [
     "Decoder",
     "Dense",
     "Encoder",
+    "GRUCell",
+    "LSTMCell",
+    "LayerNormGRUCell",
     "Linear",
     "PercentileNormalizer",
+    "PlanetGRUCell",
     "Policy",
     "RMSNorm",
     "RMSNormSiLU",

@@ -8,6 +8,15 @@ from fastwm.ops.categorical import (
     categorical_kl,
     straight_through_categorical,
 )
+from fastwm.ops.cell_steps import block_gru_step, gru_step, layernorm_gru_step, lstm_step, planet_gru_step, reset_carry
+from fastwm.ops.cells import (
+    block_gru_gates,
+    gru_gates,
+    layernorm_gru_gates,
+    lstm_gates,
+    planet_gru_reset,
+    planet_gru_update,
+)
 from fastwm.ops.lambda_return import lambda_return
 from fastwm.ops.mdn import mdn_nll, mdn_sample
 from fastwm.ops.norm_act import layer_norm_elu, layer_norm_silu, rms_norm, rms_norm_silu
@@ -17,16 +26,28 @@ __all__ = [
     "CategoricalSample",
     "backend",
     "balanced_categorical_kl",
+    "block_gru_gates",
+    "block_gru_step",
     "categorical_entropy",
     "categorical_kl",
+    "gru_gates",
+    "gru_step",
     "lambda_return",
     "layer_norm_elu",
     "layer_norm_silu",
+    "layernorm_gru_gates",
+    "layernorm_gru_step",
+    "lstm_gates",
+    "lstm_step",
     "mdn_nll",
     "mdn_sample",
     "philox_bits",
     "philox_normal",
     "philox_uniform",
+    "planet_gru_reset",
+    "planet_gru_step",
+    "planet_gru_update",
+    "reset_carry",
     "rms_norm",
     "rms_norm_silu",
     "straight_through_categorical",

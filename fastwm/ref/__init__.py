@@ -1,23 +1,37 @@
 """Every operator in plain PyTorch: what to read first, and what all other backends are tested against."""
 
 from fastwm.ref.categorical import categorical_entropy, categorical_kl, straight_through_categorical
+from fastwm.ref.cells import (
+    block_gru_gates,
+    gru_gates,
+    layernorm_gru_gates,
+    lstm_gates,
+    planet_gru_reset,
+    planet_gru_update,
+)
 from fastwm.ref.lambda_return import lambda_return
 from fastwm.ref.mdn import mdn_nll, mdn_sample
 from fastwm.ref.norm_act import layer_norm_elu, layer_norm_silu, norm_act, rms_norm, rms_norm_silu
 from fastwm.ref.philox import philox_bits, philox_normal, philox_uniform
 
 __all__ = [
+    "block_gru_gates",
     "categorical_entropy",
     "categorical_kl",
+    "gru_gates",
     "lambda_return",
     "layer_norm_elu",
     "layer_norm_silu",
+    "layernorm_gru_gates",
+    "lstm_gates",
     "mdn_nll",
     "mdn_sample",
     "norm_act",
     "philox_bits",
     "philox_normal",
     "philox_uniform",
+    "planet_gru_reset",
+    "planet_gru_update",
     "rms_norm",
     "rms_norm_silu",
     "straight_through_categorical",

@@ -1,9 +1,10 @@
 """Triton kernels, as the operators of the library `fastwm_triton`. Imported only where Triton can run."""
 
-from fastwm.triton import categorical, lambda_return, mdn, norm_act, philox
+from fastwm.triton import categorical, cells, lambda_return, mdn, norm_act, philox
 
 __all__ = [
     "categorical",
+    "cells",
     "lambda_return",
     "mdn",
     "norm_act",

@@ -1,0 +1,270 @@
+"""The gates of recurrent cells: all that is not a matrix product, in one pass. `cell_steps` adds the products."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastwm import ref
+from fastwm.ops._backend import Operator, check_alike, select
+
+GateOrder = Literal["ifgo", "ijfo"]
+
+
+def gru_gates(input: Tensor, hidden: Tensor, h: Tensor) -> Tensor:
+    """The gates of `torch.nn.GRUCell` and Dreamer V1: the reset gate acts after the recurrent product.
+
+        r, z = sigmoid(input_rz + hidden_rz),   n = tanh(input_n + r * hidden_n),   h' = (1 - z) n + z h
+
+    Args:
+        input: `[..., 3D]`, the input's product and bias, in the order r, z, n.
+        hidden: like `input`: the product of `h` and its bias.
+        h: `[..., D]`, the carry. `input` and `hidden` have its dtype (float32, float64, bfloat16; others are
+            served by plain PyTorch) or are bfloat16 or float16 beside a float32 carry. Computed in float32 at least.
+
+    Returns:
+        h' `[..., D]`, contiguous, in `h`'s dtype. Differentiable in every argument.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit `h`'s.
+
+    Source: torch.nn.GRUCell; Keras GRUCell with reset_after=True, whose columns are z, r, n
+    """
+    _check("h", h, input=(input, 3), hidden=(hidden, 3))
+    library = select(input)
+    if library is None:
+        return ref.gru_gates(input, hidden, h)
+    return _gru(library, input, hidden, h)
+
+
+def block_gru_gates(gates: Tensor, h: Tensor, blocks: int, update_bias: float = -1.0) -> Tensor:
+    """The gates of DreamerV3's block GRU; with one block, those of DreamerV2's cell behind its norm.
+
+        r = sigmoid(reset),   c = tanh(r * cand),   u = sigmoid(update + update_bias),   h' = u c + (1 - u) h
+
+    Args:
+        gates: `[..., 3D]` as G blocks side by side, each of which holds reset, cand, update of D/G entries.
+        h: `[..., D]`, the carry, with dtypes as in `gru_gates`: gates may be bfloat16 beside a float32 carry.
+        blocks: G, a divisor of D.
+        update_bias: a constant of the update gate; -1 starts near keeping the state.
+
+    Returns:
+        h' `[..., D]`, contiguous, in `h`'s dtype. Differentiable in `gates` and `h`.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit `h`'s; `blocks` does not divide D.
+
+    Source: Hafner et al., "Mastering Diverse Domains through World Models", code of 2024 and later
+    """
+    _check("h", h, gates=(gates, 3))
+    if blocks < 1 or h.shape[-1] % blocks:
+        raise ValueError(f"a carry of width {h.shape[-1]} does not divide into {blocks} blocks")
+    library = select(gates)
+    if library is None:
+        return ref.block_gru_gates(gates, h, blocks, update_bias)
+    return _block_gru(library, gates, h, blocks, float(update_bias))
+
+
+def layernorm_gru_gates(
+    gates: Tensor, weight: Tensor, bias: Tensor, h: Tensor, eps: float = 1e-3, update_bias: float = -1.0
+) -> Tensor:
+    """The gates of DreamerV2 and of DreamerV3's first version: one LayerNorm over all three, then
+    `block_gru_gates` of one block.
+
+    Args:
+        gates: `[..., 3D]`, before the norm, in the order reset, cand, update.
+        weight: `[3D]`, the norm's scale; `bias` `[3D]` its shift. Cast to `h`'s dtype.
+        h: `[..., D]`, the carry, with dtypes as in `gru_gates`.
+        eps: added to the variance.
+        update_bias: a constant of the update gate.
+
+    Returns:
+        h' `[..., D]`, contiguous, in `h`'s dtype. Differentiable in `gates`, `weight`, `bias` and `h`.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit `h`'s; D = 0.
+
+    Source: Hafner et al., "Mastering Atari with Discrete World Models", GRUCell of the public code
+    """
+    _check("h", h, gates=(gates, 3))
+    wide = gates.shape[-1]
+    for name, x in (("weight", weight), ("bias", bias)):
+        if x.shape != (wide,) or x.device != h.device:
+            raise ValueError(f"expected {name} [{wide}] on {h.device}, got {list(x.shape)} on {x.device}")
+    if wide == 0:
+        raise ValueError("a carry of width 0 has no norm")
+    library = select(gates)
+    if library is None:
+        return ref.layernorm_gru_gates(gates, weight, bias, h, eps, update_bias)
+    if weight.dtype != h.dtype or bias.dtype != h.dtype:
+        weight, bias = weight.to(h.dtype), bias.to(h.dtype)
+    return _layernorm_gru(library, gates, weight, bias, h, float(eps), float(update_bias))[0]
+
+
+def planet_gru_reset(gates: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The first half of PlaNet's cell, whose reset gate acts before the candidate's product.
+
+    Args:
+        gates: `[..., 2D]`, in the order reset, update.
+        h: `[..., D]`, the carry, with dtypes as in `gru_gates`.
+
+    Returns:
+        `sigmoid(reset) * h` and `sigmoid(update)`, both `[..., D]`, contiguous, in `h`'s dtype. Differentiable
+        in both arguments.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit `h`'s.
+
+    Source: TensorFlow's GRUBlockCell, in Hafner et al., "Learning Latent Dynamics for Planning from Pixels"
+    """
+    _check("h", h, gates=(gates, 2))
+    library = select(gates)
+    if library is None:
+        return ref.planet_gru_reset(gates, h)
+    return _planet_reset(library, gates, h)
+
+
+def planet_gru_update(update: Tensor, cand: Tensor, h: Tensor) -> Tensor:
+    """The second half of PlaNet's cell: `h' = update * h + (1 - update) * tanh(cand)`, so `update` keeps.
+
+    Args:
+        update: `[..., D]`, from `planet_gru_reset`, of `h`'s dtype.
+        cand: `[..., D]`, with dtypes as in `gru_gates`.
+        h: `[..., D]`, the carry.
+
+    Returns:
+        h' `[..., D]`, contiguous, in `h`'s dtype. Differentiable in every argument.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit `h`'s.
+
+    Source: as of `planet_gru_reset`
+    """
+    _check("h", h, cand=(cand, 1))
+    check_alike(update=update, h=h)
+    library = select(cand)
+    if library is None:
+        return ref.planet_gru_update(update, cand, h)
+    return _planet_update(library, update, cand, h)
+
+
+def lstm_gates(
+    input: Tensor, hidden: Tensor, c: Tensor, forget_bias: float = 0.0, order: GateOrder = "ifgo"
+) -> tuple[Tensor, Tensor]:
+    """The gates of `torch.nn.LSTMCell`, and of World Models' cell.
+
+        c' = sigmoid(f + forget_bias) c + sigmoid(i) tanh(g),   h' = sigmoid(o) tanh(c')
+
+    Args:
+        input: `[..., 4D]`, the input's product and bias; the gates are the sum of `input` and `hidden`.
+        hidden: like `input`: the product of h and its bias.
+        c: `[..., D]`, the cell state, with dtypes as `h` in `gru_gates`.
+        forget_bias: a constant of the forget gate: 0 in PyTorch, 1 in World Models (TensorFlow).
+        order: of the gates: "ifgo" is PyTorch's, "ijfo" TensorFlow's, where j is the candidate g.
+
+    Returns:
+        h' and c', both `[..., D]`, contiguous, in `c`'s dtype. Differentiable in `input`, `hidden` and `c`.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit `c`'s; an unknown order.
+
+    Source: torch.nn.LSTMCell; Ha and Schmidhuber, "World Models", public code
+    """
+    _check("c", c, input=(input, 4), hidden=(hidden, 4))
+    if order not in ("ifgo", "ijfo"):
+        raise ValueError(f"order must be 'ifgo' or 'ijfo', not {order!r}")
+    library = select(input)
+    if library is None:
+        return ref.lstm_gates(input, hidden, c, forget_bias, order)
+    return _lstm(library, input, hidden, c, float(forget_bias), order == "ijfo")
+
+
+def _check(name: str, carry: Tensor, **gates: tuple[Tensor, int]) -> None:
+    """Raises ValueError unless every tensor is `[..., parts * D]` beside a carry `[..., D]`, of a dtype that fits."""
+    dtype = next(iter(gates.values()))[0].dtype
+    fits = carry.dim() > 0 and (dtype == carry.dtype or (carry.dtype == torch.float32 and dtype.itemsize == 2))
+    for x, parts in gates.values():
+        fits = fits and x.shape == (*carry.shape[:-1], parts * carry.shape[-1])
+        fits = fits and x.dtype == dtype and x.device == carry.device
+    if not (fits and carry.dtype.is_floating_point and dtype.is_floating_point):
+        want = ", ".join(f"{gate} [..., {f'{parts} * ' if parts > 1 else ''}D]" for gate, (_, parts) in gates.items())
+        got = [(name, carry), *((gate, x) for gate, (x, _) in gates.items())]
+        raise ValueError(
+            f"expected {want} beside {name} [..., D], of its floating dtype or 16 bits beside float32, got "
+            + ", ".join(f"{gate} {list(x.shape)} {x.dtype} {x.device}" for gate, x in got)
+        )
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _vmap_rows(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    """Every row is on its own: the mapped dimension is one more of them."""
+
+    def row(x: Any, dim: int | None) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x.movedim(dim, 0) if dim is not None else x.expand(info.batch_size, *x.shape)
+
+    outputs = op(*map(row, args, in_dims))
+    return outputs, (0,) * len(outputs) if isinstance(outputs, tuple) else 0
+
+
+def _vmap_loop(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    """One call a mapped entry: the gradients of a norm's weights are sums over rows, of that entry alone."""
+    calls = [op(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims)))
+             for i in range(info.batch_size)]  # fmt: skip
+    outputs = tuple(map(torch.stack, zip(*calls)))
+    return outputs, (0,) * len(outputs)
+
+
+def _fake(*like: int) -> Callable[..., Any]:
+    """Outputs that look like these of the arguments, but contiguous."""
+
+    def fake(*args: Any) -> Any:
+        outputs = tuple(_like(args[i]) for i in like)
+        return outputs if len(like) > 1 else outputs[0]
+
+    return fake
+
+
+def _fake_layernorm(gates: Tensor, weight: Tensor, bias: Tensor, h: Tensor, *_: float) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
+    return _like(h), h.new_empty((*h.shape[:-1], 2), dtype=dtype)
+
+
+def _operator(
+    name: str,
+    tensors: int,
+    fake: Callable[..., Any],
+    fake_backward: Callable[..., Any],
+    vmap: Callable[..., Any] = _vmap_rows,
+) -> Operator:
+    """A cell's operator: its arguments are `tensors` tensors, which its backward reads too, then numbers."""
+    reverse = Operator(f"{name}_backward", fake=fake_backward, vmap=vmap)
+    is_lstm, is_layernorm = name == "lstm_gates", name == "layernorm_gru_gates"
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        stats = (output[1],) if is_layernorm else ()
+        ctx.mark_non_differentiable(*stats)
+        ctx.save_for_backward(*inputs[:tensors], *stats)
+        ctx.numbers = inputs[tensors + is_layernorm :]  # the backward does not read eps
+
+    def backward(library: str, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grads = grads[:1] if is_layernorm else grads
+        d_inputs = reverse(library, *grads, *ctx.saved_tensors, *ctx.numbers)
+        if is_lstm:
+            d_inputs = (d_inputs[0], *d_inputs)  # of the two summands of the gates
+        return (*d_inputs, *(None,) * (len(ctx.numbers) + is_layernorm))
+
+    return Operator(name, fake=fake, vmap=vmap, backward=backward, setup_context=setup_context)
+
+
+_gru = _operator("gru_gates", 3, _fake(2), _fake(1, 2, 3))
+_block_gru = _operator("block_gru_gates", 2, _fake(1), _fake(1, 2))
+_layernorm_gru = _operator("layernorm_gru_gates", 4, _fake_layernorm, _fake(1, 2, 3, 4), _vmap_loop)
+_planet_reset = _operator("planet_gru_reset", 2, _fake(1, 1), _fake(2, 3))
+_planet_update = _operator("planet_gru_update", 3, _fake(2), _fake(1, 2, 3))
+_lstm = _operator("lstm_gates", 3, _fake(2, 2), _fake(2, 4))
