@@ -2,5 +2,6 @@
 
 from fastwm.ops._backend import backend
 from fastwm.ops.lambda_return import lambda_return
+from fastwm.ops.rssm_observe import RSSMWeights, rssm_observe
 
-__all__ = ["backend", "lambda_return"]
+__all__ = ["RSSMWeights", "backend", "lambda_return", "rssm_observe"]

@@ -1,0 +1,156 @@
+// Products of few rows with a packed weight: C[M, N] += A[M, K] W[K, N], M from 1 up, for kernels that multiply
+// by the same weight at every step of a sequence. Included by *_kernel.cpp files, once an instruction set level.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "fastwm/rssm_observe.h"
+
+namespace fastwm::FASTWM_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kTileRows = 8;  // 16 sums, 2 weights and broadcasts in 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kTileRows = 4;  // 8 sums in 16 registers
+#else
+constexpr int kVectorBytes = 16, kTileRows = 4;
+#endif
+constexpr int kTileVectors = 2;
+constexpr int64_t kDepth = 256;  // a panel's part that stays in L1 while the rows pass by
+
+template <typename T>
+struct Vector;
+template <>
+struct Vector<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+};
+template <>
+struct Vector<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+};
+
+// Columns of a panel.
+template <typename T>
+constexpr int64_t kPanel = kTileVectors * kVectorBytes / static_cast<int64_t>(sizeof(T));
+
+// Scratch of a call: one allocation, handed out in aligned pieces.
+class Arena {
+ public:
+  explicit Arena(int64_t bytes) : data_(static_cast<char*>(std::aligned_alloc(kAlign, round(bytes)))) {}
+  ~Arena() { std::free(data_); }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  template <typename T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(data_ + used_);
+    used_ += round(count * static_cast<int64_t>(sizeof(T)));
+    return piece;
+  }
+
+  template <typename T>
+  static int64_t bytes(int64_t count) {
+    return round(count * static_cast<int64_t>(sizeof(T)));
+  }
+
+ private:
+  static constexpr int64_t kAlign = 64;
+  static int64_t round(int64_t bytes) { return (bytes + kAlign) / kAlign * kAlign; }
+  char* data_;
+  int64_t used_ = 0;
+};
+
+// A weight of `blocks` matrices [K, N], cut into panels of kPanel columns, each [K, kPanel], padded with zeros.
+template <typename T>
+struct Packed {
+  int64_t blocks, K, N;
+  T* data;
+
+  int64_t panels() const { return (N + kPanel<T> - 1) / kPanel<T>; }  // of one block
+  int64_t tasks() const { return blocks * panels(); }
+  int64_t size() const { return tasks() * K * kPanel<T>; }
+  int64_t width(int64_t panel) const {
+    const int64_t rest = N - panel * kPanel<T>;
+    return rest < kPanel<T> ? rest : kPanel<T>;
+  }
+
+  void pack(const Weight& w, int64_t task) const {
+    const int64_t first = task % panels() * kPanel<T>, valid = width(task % panels());
+    const T* source = static_cast<const T*>(w.data) + task / panels() * w.sg + first * w.sn;
+    T* panel = data + task * K * kPanel<T>;
+    if (valid < kPanel<T>) std::memset(panel, 0, K * kPanel<T> * sizeof(T));
+    if (w.sn == 1) {
+      for (int64_t k = 0; k < K; ++k) std::memcpy(panel + k * kPanel<T>, source + k * w.sk, valid * sizeof(T));
+      return;
+    }
+    constexpr int64_t kBlock = 16;  // transposed in squares, so that both sides stay in cache
+    for (int64_t k0 = 0; k0 < K; k0 += kBlock)
+      for (int64_t n = 0; n < valid; ++n)
+        for (int64_t k = k0; k < K && k < k0 + kBlock; ++k)
+          panel[k * kPanel<T> + n] = source[k * w.sk + n * w.sn];
+  }
+};
+
+template <int rows, typename T>
+inline void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t K, T* c, int64_t ldc) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t lanes = kVectorBytes / sizeof(T);
+  V sum[rows][kTileVectors];
+  for (int m = 0; m < rows; ++m)
+    for (int v = 0; v < kTileVectors; ++v) sum[m][v] = *reinterpret_cast<const V*>(c + m * ldc + v * lanes);
+  for (int64_t k = 0; k < K; ++k) {
+    V w[kTileVectors];
+    for (int v = 0; v < kTileVectors; ++v) w[v] = *reinterpret_cast<const V*>(panel + k * kPanel<T> + v * lanes);
+    for (int m = 0; m < rows; ++m) {
+      const T x = a[m * lda + k];
+      for (int v = 0; v < kTileVectors; ++v) sum[m][v] += x * w[v];
+    }
+  }
+  for (int m = 0; m < rows; ++m)
+    for (int v = 0; v < kTileVectors; ++v) *reinterpret_cast<V*>(c + m * ldc + v * lanes) = sum[m][v];
+}
+
+template <typename T>
+inline void multiply_rows(int64_t rows, const T* a, int64_t lda, const T* panel, int64_t K, T* c, int64_t ldc) {
+  switch (rows) {
+    case 1: return multiply_tile<1>(a, lda, panel, K, c, ldc);
+    case 2: return multiply_tile<2>(a, lda, panel, K, c, ldc);
+    case 3: return multiply_tile<3>(a, lda, panel, K, c, ldc);
+    case 4: return multiply_tile<4>(a, lda, panel, K, c, ldc);
+#if defined(__AVX512F__)
+    case 5: return multiply_tile<5>(a, lda, panel, K, c, ldc);
+    case 6: return multiply_tile<6>(a, lda, panel, K, c, ldc);
+    case 7: return multiply_tile<7>(a, lda, panel, K, c, ldc);
+    case 8: return multiply_tile<8>(a, lda, panel, K, c, ldc);
+#endif
+  }
+}
+
+// c += a W over one panel; a [M, K] and c [M, width of the panel] by their row strides.
+template <typename T>
+void multiply(int64_t M, const T* a, int64_t lda, const Packed<T>& w, int64_t task, T* c, int64_t ldc) {
+  const int64_t valid = w.width(task % w.panels());
+  const T* panel = w.data + task * w.K * kPanel<T>;
+  for (int64_t k = 0; k < w.K; k += kDepth) {
+    const int64_t depth = w.K - k < kDepth ? w.K - k : kDepth;
+    for (int64_t m = 0; m < M; m += kTileRows) {
+      const int64_t rows = M - m < kTileRows ? M - m : kTileRows;
+      const T* left = a + m * lda + k;
+      T* out = c + m * ldc;
+      if (valid == kPanel<T>) {
+        multiply_rows(rows, left, lda, panel + k * kPanel<T>, depth, out, ldc);
+      } else {  // by way of a whole tile
+        T tile[kTileRows * kPanel<T>] = {};
+        for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kPanel<T>, out + r * ldc, valid * sizeof(T));
+        multiply_rows(rows, left, lda, panel + k * kPanel<T>, depth, tile, kPanel<T>);
+        for (int64_t r = 0; r < rows; ++r) std::memcpy(out + r * ldc, tile + r * kPanel<T>, valid * sizeof(T));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastwm::FASTWM_ISA
