@@ -13,8 +13,8 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
         "Tensor n_post, Tensor w_logits, Tensor b_logits, float unimix, float eps, bool save) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("rssm_observe_backward(Tensor g_deter, Tensor g_stoch, Tensor g_logits, Tensor is_first, Tensor deter0, "
-        "Tensor deter, Tensor logits, Tensor embeds, Tensor hidden, Tensor gates, Tensor post, Tensor w_deter, "
+        "Tensor stoch0, Tensor deter, Tensor stoch, Tensor logits, Tensor embeds, Tensor hidden, Tensor gates, Tensor post, Tensor w_deter, "
         "Tensor n_deter, Tensor w_stoch, Tensor n_stoch, Tensor w_own, Tensor w_embeds, Tensor n_hidden, "
         "Tensor w_gates, Tensor w_post, Tensor n_post, Tensor w_logits, float unimix, float eps) "
-        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+        "-> (Tensor, Tensor, Tensor)");
 }

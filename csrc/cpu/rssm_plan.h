@@ -10,11 +10,22 @@
 namespace fastwm::FASTWM_ISA {
 namespace {
 
+constexpr int kMaxThreads = 256;
+
 inline int max_threads() {
 #ifdef _OPENMP
-  return omp_get_max_threads();
+  const int threads = omp_get_max_threads();
+  return threads < kMaxThreads ? threads : kMaxThreads;
 #else
   return 1;
+#endif
+}
+
+inline int thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
 #endif
 }
 
@@ -58,7 +69,7 @@ void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make 
 #pragma omp parallel num_threads(threads)
       {
 #ifdef _OPENMP
-        const Team team{omp_get_thread_num(), omp_get_num_threads(), &barrier};
+        const Team team{thread_number(), omp_get_num_threads(), &barrier};
 #else
         const Team team{0, 1, &barrier};
 #endif

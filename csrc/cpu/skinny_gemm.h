@@ -94,7 +94,8 @@ struct Packed {
   }
 };
 
-template <int rows, typename T>
+// The sums of one tile in registers. a is [rows, K], or [K, rows] where `across`, by its row stride.
+template <int rows, bool across, typename T>
 inline void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t K, T* c, int64_t ldc) {
   using V = typename Vector<T>::type;
   constexpr int64_t lanes = kVectorBytes / sizeof(T);
@@ -105,7 +106,7 @@ inline void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t K, T*
     V w[kTileVectors];
     for (int v = 0; v < kTileVectors; ++v) w[v] = *reinterpret_cast<const V*>(panel + k * kPanel<T> + v * lanes);
     for (int m = 0; m < rows; ++m) {
-      const T x = a[m * lda + k];
+      const T x = across ? a[k * lda + m] : a[m * lda + k];
       for (int v = 0; v < kTileVectors; ++v) sum[m][v] += x * w[v];
     }
   }
@@ -113,20 +114,31 @@ inline void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t K, T*
     for (int v = 0; v < kTileVectors; ++v) *reinterpret_cast<V*>(c + m * ldc + v * lanes) = sum[m][v];
 }
 
-template <typename T>
+template <bool across, typename T>
 inline void multiply_rows(int64_t rows, const T* a, int64_t lda, const T* panel, int64_t K, T* c, int64_t ldc) {
   switch (rows) {
-    case 1: return multiply_tile<1>(a, lda, panel, K, c, ldc);
-    case 2: return multiply_tile<2>(a, lda, panel, K, c, ldc);
-    case 3: return multiply_tile<3>(a, lda, panel, K, c, ldc);
-    case 4: return multiply_tile<4>(a, lda, panel, K, c, ldc);
+    case 1: return multiply_tile<1, across>(a, lda, panel, K, c, ldc);
+    case 2: return multiply_tile<2, across>(a, lda, panel, K, c, ldc);
+    case 3: return multiply_tile<3, across>(a, lda, panel, K, c, ldc);
+    case 4: return multiply_tile<4, across>(a, lda, panel, K, c, ldc);
 #if defined(__AVX512F__)
-    case 5: return multiply_tile<5>(a, lda, panel, K, c, ldc);
-    case 6: return multiply_tile<6>(a, lda, panel, K, c, ldc);
-    case 7: return multiply_tile<7>(a, lda, panel, K, c, ldc);
-    case 8: return multiply_tile<8>(a, lda, panel, K, c, ldc);
+    case 5: return multiply_tile<5, across>(a, lda, panel, K, c, ldc);
+    case 6: return multiply_tile<6, across>(a, lda, panel, K, c, ldc);
+    case 7: return multiply_tile<7, across>(a, lda, panel, K, c, ldc);
+    case 8: return multiply_tile<8, across>(a, lda, panel, K, c, ldc);
 #endif
   }
+}
+
+// c += a W for up to kTileRows rows and `valid` of the panel's columns.
+template <bool across, typename T>
+inline void multiply_part(int64_t rows, int64_t valid, const T* a, int64_t lda, const T* panel, int64_t K, T* c,
+                          int64_t ldc) {
+  if (valid == kPanel<T>) return multiply_rows<across>(rows, a, lda, panel, K, c, ldc);
+  T tile[kTileRows * kPanel<T>] = {};  // by way of a whole tile
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kPanel<T>, c + r * ldc, valid * sizeof(T));
+  multiply_rows<across>(rows, a, lda, panel, K, tile, kPanel<T>);
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(c + r * ldc, tile + r * kPanel<T>, valid * sizeof(T));
 }
 
 // c += a W over one panel; a [M, K] and c [M, width of the panel] by their row strides.
@@ -138,19 +150,38 @@ void multiply(int64_t M, const T* a, int64_t lda, const Packed<T>& w, int64_t ta
     const int64_t depth = w.K - k < kDepth ? w.K - k : kDepth;
     for (int64_t m = 0; m < M; m += kTileRows) {
       const int64_t rows = M - m < kTileRows ? M - m : kTileRows;
-      const T* left = a + m * lda + k;
-      T* out = c + m * ldc;
-      if (valid == kPanel<T>) {
-        multiply_rows(rows, left, lda, panel + k * kPanel<T>, depth, out, ldc);
-      } else {  // by way of a whole tile
-        T tile[kTileRows * kPanel<T>] = {};
-        for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kPanel<T>, out + r * ldc, valid * sizeof(T));
-        multiply_rows(rows, left, lda, panel + k * kPanel<T>, depth, tile, kPanel<T>);
-        for (int64_t r = 0; r < rows; ++r) std::memcpy(out + r * ldc, tile + r * kPanel<T>, valid * sizeof(T));
-      }
+      multiply_part<false>(rows, valid, a + m * lda + k, lda, panel + k * kPanel<T>, depth, c + m * ldc, ldc);
     }
   }
 }
+
+// A weight's gradient, c_g += a_g^T b_g for every block g: a_g [K, M] and b_g [K, N] are columns g*M.. and g*N.. of
+// a and b ("a_step" 0: a has one block, shared by all), c is [blocks, M, N], contiguous.
+template <typename T>
+struct GradProduct {
+  int64_t blocks, M, N;
+  const T* a;
+  int64_t lda, a_step;
+  const T* b;
+  int64_t ldb;
+  T* c;
+
+  int64_t panels() const { return (N + kPanel<T> - 1) / kPanel<T>; }
+  int64_t tasks() const { return blocks * panels(); }
+
+  // One panel of b's columns, of K rows; scratch [K, kPanel].
+  void add(int64_t task, int64_t K, T* scratch) const {
+    const int64_t g = task / panels(), n = task % panels() * kPanel<T>;
+    const int64_t valid = N - n < kPanel<T> ? N - n : kPanel<T>;
+    if (valid < kPanel<T>) std::memset(scratch, 0, K * kPanel<T> * sizeof(T));
+    for (int64_t k = 0; k < K; ++k)
+      std::memcpy(scratch + k * kPanel<T>, b + k * ldb + g * N + n, valid * sizeof(T));
+    for (int64_t m = 0; m < M; m += kTileRows) {
+      const int64_t rows = M - m < kTileRows ? M - m : kTileRows;
+      multiply_part<true>(rows, valid, a + g * a_step + m, lda, scratch, K, c + (g * M + m) * N + n, N);
+    }
+  }
+};
 
 }  // namespace
 }  // namespace fastwm::FASTWM_ISA

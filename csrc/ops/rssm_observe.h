@@ -113,14 +113,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_
 }
 
 template <auto kernel>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-rssm_observe_backward(const Tensor& g_deter_, const Tensor& g_stoch_, const Tensor& g_logits_,
-                      const Tensor& is_first_, const Tensor& deter0_, const Tensor& deter_, const Tensor& logits_,
-                      const Tensor& embeds_, const Tensor& hidden_, const Tensor& gates_, const Tensor& post_,
-                      const Tensor& w_deter, const Tensor& n_deter_, const Tensor& w_stoch, const Tensor& n_stoch_,
-                      const Tensor& w_own, const Tensor& w_embeds, const Tensor& n_hidden_, const Tensor& w_gates,
-                      const Tensor& w_post, const Tensor& n_post_, const Tensor& w_logits, double unimix,
-                      double eps) {
+std::tuple<Tensor, Tensor, Tensor> rssm_observe_backward(
+    const Tensor& g_deter_, const Tensor& g_stoch_, const Tensor& g_logits_, const Tensor& is_first_,
+    const Tensor& deter0_, const Tensor& stoch0_, const Tensor& deter_, const Tensor& stoch_, const Tensor& logits_,
+    const Tensor& embeds_, const Tensor& hidden_, const Tensor& gates_, const Tensor& post_, const Tensor& w_deter,
+    const Tensor& n_deter_, const Tensor& w_stoch, const Tensor& n_stoch_, const Tensor& w_own, const Tensor& w_embeds,
+    const Tensor& n_hidden_, const Tensor& w_gates, const Tensor& w_post, const Tensor& n_post_,
+    const Tensor& w_logits, double unimix, double eps) {
   STD_TORCH_CHECK(deter_.dim() == 3 && logits_.dim() == 4 && w_deter.dim() == 2 && w_own.dim() == 3 &&
                       deter_.size(0) > 0 && w_own.size(0) > 0,
                   "fastwm: rssm_observe: expected deter [T, B, D] with T >= 1, logits [T, B, S, C]");
@@ -134,6 +133,8 @@ rssm_observe_backward(const Tensor& g_deter_, const Tensor& g_stoch_, const Tens
   const Tensor g_stoch = dense_like(g_stoch_, logits, "g_stoch");
   const Tensor g_logits = dense_like(g_logits_, logits, "g_logits");
   const Tensor deter0 = dense_shaped(deter0_, {n.B, n.D}, deter, "deter0");
+  const Tensor stoch0 = dense_shaped(stoch0_, {n.B, n.S, n.C}, deter, "stoch0");
+  const Tensor stoch = dense_like(stoch_, logits, "stoch");
   STD_TORCH_CHECK(is_first_.scalar_type() == ScalarType::Bool && is_first_.dim() == 2 && is_first_.size(0) == n.T &&
                       is_first_.size(1) == n.B && is_first_.device() == deter.device(),
                   "fastwm: rssm_observe: is_first must be bool [T, B]");
@@ -163,16 +164,16 @@ rssm_observe_backward(const Tensor& g_deter_, const Tensor& g_stoch_, const Tens
                       n_post.const_data_ptr(),
                       unimix,
                       eps};
-  Tensor d_embeds = empty_dense(embeds), d_hidden = empty_dense(hidden), d_gates = empty_dense(gates);
-  Tensor d_post = empty_dense(post), d_logits = empty_dense(logits);
-  Tensor a_embeds = empty_dense(embeds), a_hidden = empty_dense(hidden), a_post = empty_dense(post);
-  Tensor dn_embeds = empty_shaped(deter, {2 * n.U}), dn_hidden = empty_dense(n_hidden), dn_post = empty_dense(n_post);
+  Tensor d_hidden = empty_dense(hidden), d_post = empty_dense(post);
+  Tensor d_weights = empty_shaped(deter, {n.weights()});
   const RssmObserveBackward p{dtype_of(deter),
                               n,
                               w,
                               static_cast<const bool*>(is_first.const_data_ptr()),
                               deter0.const_data_ptr(),
+                              stoch0.const_data_ptr(),
                               deter.const_data_ptr(),
+                              stoch.const_data_ptr(),
                               logits.const_data_ptr(),
                               embeds.const_data_ptr(),
                               hidden.const_data_ptr(),
@@ -181,19 +182,11 @@ rssm_observe_backward(const Tensor& g_deter_, const Tensor& g_stoch_, const Tens
                               g_deter.const_data_ptr(),
                               g_stoch.const_data_ptr(),
                               g_logits.const_data_ptr(),
-                              d_embeds.mutable_data_ptr(),
                               d_hidden.mutable_data_ptr(),
-                              d_gates.mutable_data_ptr(),
                               d_post.mutable_data_ptr(),
-                              d_logits.mutable_data_ptr(),
-                              a_embeds.mutable_data_ptr(),
-                              a_hidden.mutable_data_ptr(),
-                              a_post.mutable_data_ptr(),
-                              dn_embeds.mutable_data_ptr(),
-                              dn_hidden.mutable_data_ptr(),
-                              dn_post.mutable_data_ptr()};
+                              d_weights.mutable_data_ptr()};
   kernel(p, deter.get_device_index());
-  return {d_embeds, d_hidden, d_gates, d_post, d_logits, a_embeds, a_hidden, a_post, dn_embeds, dn_hidden, dn_post};
+  return {d_hidden, d_post, d_weights};
 }
 
 }  // namespace fastwm

@@ -104,9 +104,12 @@ def _check(
         raise ValueError(f"expected one dtype, got deter {deter.dtype}, stoch {stoch.dtype}, {w.gates.weight.dtype}")
 
 
-# The operator fastwm::rssm_observe. Arguments: hidden_in, post_in, is_first, deter, stoch, uniform; the weights
-# w_deter, b_deter, n_deter, w_stoch, b_stoch, n_stoch, w_own, w_embeds, n_hidden, w_gates, b_gates, w_post, n_post,
-# w_logits, b_logits; unimix, eps, save.
+# The operator fastwm::rssm_observe takes hidden_in, post_in, is_first, deter, stoch, uniform, these weights, and
+# unimix, eps, save. Its backward returns the gradients of the weights in one array, in the same order.
+_WEIGHTS = (
+    "w_deter", "b_deter", "n_deter", "w_stoch", "b_stoch", "n_stoch", "w_own", "w_embeds", "n_hidden",
+    "w_gates", "b_gates", "w_post", "n_post", "w_logits", "b_logits",
+)  # fmt: skip
 
 
 def _fake(hidden_in: Tensor, post_in: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, *rest: Any) -> Any:
@@ -116,11 +119,13 @@ def _fake(hidden_in: Tensor, post_in: Tensor, is_first: Tensor, deter: Tensor, s
     return (*outputs, new(kept, B, 2 * U), new(kept, B, D), new(kept, B, 3 * D), new(kept, B, U))
 
 
-def _fake_backward(g_deter: Tensor, g_stoch: Tensor, g_logits: Tensor, *rest: Any) -> Any:
-    embeds, hidden, gates, post = rest[4:8]
-    like = (embeds, hidden, gates, post, g_logits, embeds, hidden, post)
+def _fake_backward(g_deter: Tensor, *rest: Any) -> Any:
+    embeds, hidden, gates, post = rest[8:12]
+    (w_deter, _, w_stoch, _, w_own, w_embeds, _, w_gates, w_post, _, w_logits) = rest[12:23]
+    U, D, Z = *w_deter.shape, len(w_logits)
+    matrices = (w_deter, w_stoch, w_own, w_embeds, w_gates, w_post, w_logits)
     new = g_deter.new_empty
-    return (*(new(x.shape) for x in like), new(embeds.shape[2]), new(hidden.shape[2]), new(post.shape[2]))
+    return new(hidden.shape), new(post.shape), new(sum(w.numel() for w in matrices) + 5 * U + 4 * D + Z)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -132,42 +137,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    is_first, deter0, stoch0, deter, stoch, logits, *saved, = ctx.saved_tensors[:10]
-    weights = ctx.saved_tensors[10:]
-    (w_deter, _, n_deter, w_stoch, _, n_stoch, w_own, w_embeds, n_hidden, w_gates, _, w_post, n_post, w_logits, _) = (
-        weights
-    )
-    outputs = (deter, stoch, logits)
-    g = (torch.zeros_like(x) if grad is None else grad for grad, x in zip((grads[0], grads[1], grads[3]), outputs))
-    d_embeds, d_hidden, d_gates, d_post, d_logits, a_embeds, a_hidden, a_post, *norms = _backward(
-        library, *g, is_first, deter0, deter, logits, *saved, w_deter, n_deter, w_stoch, n_stoch, w_own, w_embeds,
-        n_hidden, w_gates, w_post, n_post, w_logits, ctx.unimix, ctx.eps,
+    is_first, deter0, stoch0, deter, stoch, logits, embeds, hidden, gates, post, *weights = ctx.saved_tensors
+    outputs = ((grads[0], deter), (grads[1], stoch), (grads[3], logits))
+    g = (torch.zeros_like(x) if grad is None else grad for grad, x in outputs)
+    needed = [w for w, name in zip(weights, _WEIGHTS) if not name.startswith("b_")]
+    d_hidden, d_post, d_weights = _backward(
+        library, *g, is_first, deter0, stoch0, deter, stoch, logits, embeds, hidden, gates, post, *needed,
+        ctx.unimix, ctx.eps,
     )  # fmt: skip
-    # Every weight's gradient is one product over all T*B rows of what went into its layer and came back to it.
-    blocks, units = len(w_gates), len(w_deter)
-    keep = ~is_first[..., None]
-    past_deter = (torch.cat([deter0[None], deter[:-1]]) * keep).flatten(0, 1)
-    past_stoch = (torch.cat([stoch0[None], stoch[:-1]]).flatten(2) * keep).flatten(0, 1)
-    e, h, r, p, z = (x.flatten(0, 1) for x in (d_embeds, d_hidden, d_gates, d_post, d_logits.flatten(2)))
-    e_deter, e_stoch = e.split(units, 1)
-    n_embeds, dn_hidden, dn_post = norms
-    return (
-        d_hidden, d_post, None, None, None, None,
-        e_deter.mT @ past_deter, e_deter.sum(0), n_embeds[:units],
-        e_stoch.mT @ past_stoch, e_stoch.sum(0), n_embeds[units:],
-        _block_product(past_deter, h, blocks),
-        (a_embeds.flatten(0, 1).mT @ h).unflatten(1, (blocks, -1)).transpose(0, 1),
-        dn_hidden,
-        _block_product(a_hidden.flatten(0, 1), r, blocks), r.sum(0),
-        p.mT @ deter.flatten(0, 1), dn_post,
-        z.mT @ a_post.flatten(0, 1), z.sum(0),
-        None, None, None,
-    )  # fmt: skip
-
-
-def _block_product(x: Tensor, grad: Tensor, blocks: int) -> Tensor:
-    """x [N, G*I], grad [N, G*O] -> [G, I, O]."""
-    return torch.bmm(x.unflatten(1, (blocks, -1)).permute(1, 2, 0), grad.unflatten(1, (blocks, -1)).transpose(0, 1))
+    parts = d_weights.split([w.numel() for w in weights])
+    d_weights = (part.view(w.shape) for part, w in zip(parts, weights))
+    return d_hidden, d_post, None, None, None, None, *d_weights, None, None, None
 
 
 def _no_vmap(name: str) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ struct RssmSizes {
 
   int64_t J() const { return D / G; }  // a block's share of deter
   int64_t Z() const { return S * C; }
+  int64_t weights() const { return 4 * U * D + 2 * U * Z() + 4 * D * J() + 5 * U + 4 * D + Z(); }  // elements
 };
 
 struct RssmWeights {
@@ -60,19 +61,19 @@ struct RssmObserve {
   RssmSaved saved;
 };
 
-// Gradients before each layer's norm or gates, and the activations after it: a weight's gradient is then one
-// product of the two over all T*B rows.
+// The gradients, all weights' in one array, in this order and layout: w_deter [U, D], b_deter [U], n_deter [U],
+// w_stoch [U, Z], b_stoch, n_stoch [U], w_own [G, J, J], w_embeds [G, 2U, J], n_hidden [D], w_gates [G, J, 3J],
+// b_gates [3D], w_post [U, D], n_post [U], w_logits [Z, U], b_logits [Z].
 struct RssmObserveBackward {
   Dtype dtype;
   RssmSizes n;
   RssmWeights w;
   const bool* is_first;
-  const void *deter0, *deter, *logits;
-  const void *embeds, *hidden, *gates, *post;      // what the forward saved
-  const void *g_deter, *g_stoch, *g_logits;        // [T, B, D] [T, B, Z] [T, B, Z]
-  void *d_embeds, *d_hidden, *d_gates, *d_post, *d_logits;
-  void *a_embeds, *a_hidden, *a_post;              // [T, B, 2U] [T, B, D] [T, B, U]: after norm and SiLU
-  void *dn_embeds, *dn_hidden, *dn_post;           // [2U] [D] [U]
+  const void *deter0, *stoch0, *deter, *stoch, *logits;
+  const void *embeds, *hidden, *gates, *post;  // what the forward saved
+  const void *g_deter, *g_stoch, *g_logits;    // [T, B, D] [T, B, Z] [T, B, Z]
+  void *d_hidden, *d_post;                     // [T, B, D] [T, B, U]: of hidden_in and post_in
+  void* d_weights;
 };
 
 }  // namespace fastwm
