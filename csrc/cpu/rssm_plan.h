@@ -61,6 +61,7 @@ constexpr int64_t kColumnWork = 1 << 17;    // multiplications a thread and step
 // Calls body(first row, number of rows, team, shared) for each part of B rows; `shared` is a Shared made once a team.
 template <typename Shared, typename Make, typename Body>
 void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make make, Body body) {
+  if (B == 0) return;
   const bool small = bytes <= kOwnCache && B >= 2 * kTileRows;
   if (threads > 1 && !small && B < threads * kManyRows) {
     if (B * weights / threads >= kColumnWork) {

@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include <sys/mman.h>
+
 #include "fastwm/rssm_observe.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -19,6 +21,7 @@ constexpr int kVectorBytes = 32, kTileRows = 4;  // 8 sums in 16 registers
 constexpr int kVectorBytes = 16, kTileRows = 4;
 #endif
 constexpr int kTileVectors = 2;
+constexpr int64_t kAhead = 16;   // how far the weights are fetched ahead
 constexpr int64_t kDepth = 256;  // a panel's part that stays in L1 while the rows pass by
 
 template <typename T>
@@ -39,7 +42,13 @@ constexpr int64_t kPanel = kTileVectors * kVectorBytes / static_cast<int64_t>(si
 // Scratch of a call: one allocation, handed out in aligned pieces.
 class Arena {
  public:
-  explicit Arena(int64_t bytes) : data_(static_cast<char*>(std::aligned_alloc(kAlign, round(bytes)))) {}
+  explicit Arena(int64_t bytes) {
+    const int64_t align = bytes < kHugePage ? kAlign : kHugePage, whole = (bytes + align) / align * align;
+    data_ = static_cast<char*>(std::aligned_alloc(align, whole));
+#ifdef MADV_HUGEPAGE
+    if (align == kHugePage) madvise(data_, whole, MADV_HUGEPAGE);
+#endif
+  }
   ~Arena() { std::free(data_); }
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -57,7 +66,7 @@ class Arena {
   }
 
  private:
-  static constexpr int64_t kAlign = 64;
+  static constexpr int64_t kAlign = 64, kHugePage = 2 << 20;
   static int64_t round(int64_t bytes) { return (bytes + kAlign) / kAlign * kAlign; }
   char* data_;
   int64_t used_ = 0;
@@ -105,6 +114,8 @@ inline void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t K, T*
   for (int64_t k = 0; k < K; ++k) {
     V w[kTileVectors];
     for (int v = 0; v < kTileVectors; ++v) w[v] = *reinterpret_cast<const V*>(panel + k * kPanel<T> + v * lanes);
+    for (int v = 0; v < kTileVectors; ++v)
+      __builtin_prefetch(panel + (k + kAhead) * kPanel<T> + v * lanes, 0, 2);
     for (int m = 0; m < rows; ++m) {
       const T x = across ? a[k * lda + m] : a[m * lda + k];
       for (int v = 0; v < kTileVectors; ++v) sum[m][v] += x * w[v];

@@ -108,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_
                       static_cast<int64_t*>(index.mutable_data_ptr()),
                       logits.mutable_data_ptr(),
                       {saved(embeds), saved(hidden), saved(gates), saved(post)}};
-  if (n.B > 0) kernel(p, hidden_in.get_device_index());
+  kernel(p, hidden_in.get_device_index());
   return {deter, stoch, index, logits, embeds, hidden, gates, post};
 }
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastwm import ops
+
 # A standard normal cut at two standard deviations has a standard deviation of 0.8796; this brings it back to one.
 TRUNCATED_STD = 1.1368
 
@@ -29,6 +31,10 @@ class Linear(nn.Linear):
         truncated_normal_(self.weight, self.in_features, self.outscale)
         nn.init.zeros_(self.bias)
 
+    @property
+    def params(self) -> ops.LinearWeights:
+        return ops.LinearWeights(self.weight, self.bias)
+
 
 class BlockLinear(nn.Module):
     """Block-diagonal linear layer: `blocks` independent products, side by side.
@@ -45,6 +51,10 @@ class BlockLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks))
         self.bias = nn.Parameter(torch.zeros(outputs))
         truncated_normal_(self.weight, inputs)
+
+    @property
+    def params(self) -> ops.LinearWeights:
+        return ops.LinearWeights(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in] -> [..., out]`."""
@@ -86,6 +96,10 @@ class Dense(nn.Module):
         super().__init__()
         self.linear = BlockLinear(inputs, outputs, blocks) if blocks else Linear(inputs, outputs)
         self.norm = RMSNorm(outputs)
+
+    @property
+    def params(self) -> ops.DenseWeights:
+        return ops.DenseWeights(*self.linear.params, self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(self.norm(self.linear(x)))

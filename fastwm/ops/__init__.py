@@ -2,6 +2,6 @@
 
 from fastwm.ops._backend import backend
 from fastwm.ops.lambda_return import lambda_return
-from fastwm.ops.rssm_observe import RSSMWeights, rssm_observe
+from fastwm.ops.rssm_observe import DenseWeights, LinearWeights, RSSMWeights, rssm_observe
 
-__all__ = ["RSSMWeights", "backend", "lambda_return", "rssm_observe"]
+__all__ = ["DenseWeights", "LinearWeights", "RSSMWeights", "backend", "lambda_return", "rssm_observe"]

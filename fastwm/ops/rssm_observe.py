@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from fastwm import ref
 from fastwm.ops._backend import Operator, select
-from fastwm.ref.rssm_observe import Dense, Linear, RSSMWeights
+from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights
 
-__all__ = ["Dense", "Linear", "RSSMWeights", "rssm_observe"]
+__all__ = ["DenseWeights", "LinearWeights", "RSSMWeights", "rssm_observe"]
 
 _KERNEL_DTYPES = (torch.float32, torch.float64)
 
@@ -47,7 +47,7 @@ def rssm_observe(
     """
     _check(tokens, action, is_first, deter, stoch, uniform, w)
     library = select(deter) if deter.dtype in _KERNEL_DTYPES else None
-    if library not in _forward.ops:
+    if library is None or library not in _forward.ops:
         return ref.rssm_observe(tokens, action, is_first, deter, stoch, uniform, w, unimix, eps)
     if torch.is_autocast_enabled(deter.device.type):
         with torch.autocast(deter.device.type, enabled=False):
@@ -60,7 +60,7 @@ def _observe(
     w: RSSMWeights, unimix: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """What waits for no other step is done here for all of them; the operator walks the dependent chain."""
-    dtype, (blocks, block, _), units = deter.dtype, w.gates.weight.shape, len(w.embed_deter.weight)
+    dtype, block, units = deter.dtype, w.gates.weight.shape[1], len(w.embed_deter.weight)
     own, embeds, acts = w.hidden.weight.split([block, 2 * units, units], 1)
     action = action.to(dtype).masked_fill(is_first[..., None], 0)
     action = action / action.detach().abs().clamp(min=1)
@@ -120,9 +120,9 @@ def _fake(hidden_in: Tensor, post_in: Tensor, is_first: Tensor, deter: Tensor, s
 
 
 def _fake_backward(g_deter: Tensor, *rest: Any) -> Any:
-    embeds, hidden, gates, post = rest[8:12]
+    _, hidden, _, post = rest[8:12]
     (w_deter, _, w_stoch, _, w_own, w_embeds, _, w_gates, w_post, _, w_logits) = rest[12:23]
-    U, D, Z = *w_deter.shape, len(w_logits)
+    (U, D), Z = w_deter.shape, len(w_logits)
     matrices = (w_deter, w_stoch, w_own, w_embeds, w_gates, w_post, w_logits)
     new = g_deter.new_empty
     return new(hidden.shape), new(post.shape), new(sum(w.numel() for w in matrices) + 5 * U + 4 * D + Z)

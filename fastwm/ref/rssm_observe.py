@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class Dense(NamedTuple):
+class DenseWeights(NamedTuple):
     """Linear -> RMSNorm -> SiLU: `weight` [out, in], or [G, in/G, out/G] in blocks, `bias` [out], `norm` [out]."""
 
     weight: Tensor
@@ -13,7 +13,7 @@ class Dense(NamedTuple):
     norm: Tensor
 
 
-class Linear(NamedTuple):
+class LinearWeights(NamedTuple):
     """`weight` [out, in], or [G, in/G, out/G] in blocks, `bias` [out]."""
 
     weight: Tensor
@@ -23,13 +23,13 @@ class Linear(NamedTuple):
 class RSSMWeights(NamedTuple):
     """DreamerV3's recurrent core and posterior. D deter, U hidden units, S*C latent, A action, E tokens, G blocks."""
 
-    embed_deter: Dense  # [U, D]
-    embed_stoch: Dense  # [U, S*C]
-    embed_action: Dense  # [U, A]
-    hidden: Dense  # [G, D/G + 3U, D/G]
-    gates: Linear  # [G, D/G, 3D/G], each block's outputs being reset, cand and update
-    post: Dense  # [U, D + E]
-    logits: Linear  # [S*C, U]
+    embed_deter: DenseWeights  # [U, D]
+    embed_stoch: DenseWeights  # [U, S*C]
+    embed_action: DenseWeights  # [U, A]
+    hidden: DenseWeights  # [G, D/G + 3U, D/G]
+    gates: LinearWeights  # [G, D/G, 3D/G], each block's outputs being reset, cand and update
+    post: DenseWeights  # [U, D + E]
+    logits: LinearWeights  # [S*C, U]
 
 
 def rssm_observe(
@@ -74,7 +74,7 @@ def _sample(logits: Tensor, uniform: Tensor, unimix: float) -> tuple[Tensor, Ten
     return F.one_hot(index, classes).to(probs.dtype) + (probs - probs.detach()), index
 
 
-def _dense(x: Tensor, layer: Dense, eps: float) -> Tensor:
+def _dense(x: Tensor, layer: DenseWeights, eps: float) -> Tensor:
     return _norm_silu(F.linear(x, layer.weight, layer.bias), layer.norm, eps)
 
 
