@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from fastwm.nn import RSSM, BlockGRU, BlockLinear, Decoder, RMSNorm, State
-from fastwm.nn.distributions import Categorical
 from fastwm.nn.spaces import as_dict
 
 
@@ -165,11 +164,11 @@ def test_t12_each_side_trains_one_of_the_two() -> None:
 
 def test_t13_the_prior_reads_the_filtered_deter(monkeypatch: pytest.MonkeyPatch) -> None:
     """T13: one posterior draw a step and nothing else; the prior is a function of the posterior path's deter."""
-    rssm, draws = make_rssm(), []
-    monkeypatch.setattr(Categorical, "noise", lambda self: draws.append(1) or torch.rand(self.event_shape))
+    rssm, draws, rand = make_rssm(), [], torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *shape, **kwargs: draws.append(shape) or rand(*shape, **kwargs))
     tokens, action, first = torch.randn(6, 2, 7), torch.randn(6, 2, 3), torch.zeros(6, 2, dtype=torch.bool)
     state, _ = rssm.observe(rssm.initial(2), action, tokens, first)
-    assert len(draws) == 6
+    assert draws == [(6, 2, 4)]
     assert rssm.prior_logits(state.deter).shape == (6, 2, 4, 5)
 
 

@@ -30,6 +30,10 @@ class Linear(nn.Linear):
         truncated_normal_(self.weight, self.in_features, self.outscale)
         nn.init.zeros_(self.bias)
 
+    @property
+    def params(self) -> ops.LinearWeights:
+        return ops.LinearWeights(self.weight, self.bias)
+
 
 class BlockLinear(nn.Module):
     """Block-diagonal linear layer: `blocks` independent products, side by side.
@@ -46,6 +50,10 @@ class BlockLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks))
         self.bias = nn.Parameter(torch.zeros(outputs))
         truncated_normal_(self.weight, inputs)
+
+    @property
+    def params(self) -> ops.LinearWeights:
+        return ops.LinearWeights(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in] -> [..., out]`."""
@@ -94,6 +102,10 @@ class Dense(nn.Module):
         super().__init__()
         self.linear = BlockLinear(inputs, outputs, blocks) if blocks else Linear(inputs, outputs)
         self.norm = RMSNormSiLU(outputs)
+
+    @property
+    def params(self) -> ops.DenseWeights:
+        return ops.DenseWeights(*self.linear.params, self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.norm(self.linear(x))

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastwm import ops
 from fastwm.nn.distributions import Categorical
 from fastwm.nn.heads import Action
-from fastwm.nn.layers import MLP, BlockLinear, Dense, Linear
+from fastwm.nn.layers import MLP, BlockLinear, Dense, Linear, RMSNorm
 
 
 class State(NamedTuple):
@@ -71,6 +72,7 @@ class RSSM(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.deter, self.stoch, self.classes, self.unimix = deter, stoch, classes, unimix
+        self.post_layers = post_layers
         self.core = BlockGRU(deter, stoch * classes, action, hidden, blocks)
         self.post = nn.Sequential(MLP(deter + tokens, hidden, post_layers), Linear(hidden, stoch * classes))
         self.prior = nn.Sequential(MLP(deter, hidden, prior_layers), Linear(hidden, stoch * classes))
@@ -108,15 +110,33 @@ class RSSM(nn.Module):
 
         `action` [T, B, A] is the previous action of every step, `tokens` [T, B, E], `is_first` [T, B] bool,
         `uniform` [T, B, S] the noise. Returns the posterior states [T, B, ...] and their logits [T, B, S, C].
+        The start state is data and gets no gradient.
         """
+        if uniform is None:
+            uniform = torch.rand(*is_first.shape, self.stoch, device=tokens.device)
+        if self.post_layers == 1:
+            deter, stoch, _, all_logits = ops.rssm_observe(
+                tokens, action, is_first, *state, uniform, self.observe_weights(), self.unimix, RMSNorm.eps
+            )
+            return State(deter, stoch), all_logits
         states, logits = [], []
+        state = state.detach()
         for t in range(len(tokens)):
-            noise = None if uniform is None else uniform[t]
-            state, logit = self.observe_step(state, action[t], tokens[t], is_first[t], noise)
+            state, logit = self.observe_step(state, action[t], tokens[t], is_first[t], uniform[t])
             states.append(state)
             logits.append(logit)
         deter, stoch = (torch.stack(part) for part in zip(*states))
         return State(deter, stoch), torch.stack(logits)
+
+    def observe_weights(self) -> ops.RSSMWeights:
+        """The parameters as `fastwm.ops.rssm_observe` takes them; the posterior must have one layer."""
+        core = self.core
+        post, logits = self.post.get_submodule("0.0"), self.post.get_submodule("1")
+        assert isinstance(post, Dense) and isinstance(logits, Linear)
+        return ops.RSSMWeights(
+            core.embed_deter.params, core.embed_stoch.params, core.embed_action.params, core.hidden.params,
+            core.gates.params, post.params, logits.params,
+        )  # fmt: skip
 
     def imagine_step(self, state: State, action: Tensor, uniform: Tensor | None = None) -> tuple[State, Tensor]:
         """One step of the prior from `state` [B, ...] with `action` [B, A]."""

@@ -21,9 +21,13 @@ from fastwm.ops.lambda_return import lambda_return
 from fastwm.ops.mdn import mdn_nll, mdn_sample
 from fastwm.ops.norm_act import layer_norm_elu, layer_norm_silu, rms_norm, rms_norm_silu
 from fastwm.ops.philox import philox_bits, philox_normal, philox_uniform
+from fastwm.ops.rssm_observe import DenseWeights, LinearWeights, RSSMWeights, rssm_observe
 
 __all__ = [
     "CategoricalSample",
+    "DenseWeights",
+    "LinearWeights",
+    "RSSMWeights",
     "backend",
     "balanced_categorical_kl",
     "block_gru_gates",
@@ -50,5 +54,6 @@ __all__ = [
     "reset_carry",
     "rms_norm",
     "rms_norm_silu",
+    "rssm_observe",
     "straight_through_categorical",
 ]

@@ -13,6 +13,7 @@ from fastwm.ref.lambda_return import lambda_return
 from fastwm.ref.mdn import mdn_nll, mdn_sample
 from fastwm.ref.norm_act import layer_norm_elu, layer_norm_silu, norm_act, rms_norm, rms_norm_silu
 from fastwm.ref.philox import philox_bits, philox_normal, philox_uniform
+from fastwm.ref.rssm_observe import rssm_observe
 
 __all__ = [
     "block_gru_gates",
@@ -34,5 +35,6 @@ __all__ = [
     "planet_gru_update",
     "rms_norm",
     "rms_norm_silu",
+    "rssm_observe",
     "straight_through_categorical",
 ]

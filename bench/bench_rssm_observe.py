@@ -1,0 +1,63 @@
+"""DreamerV3's observe sequence against the loop over its plain modules, B = 16, T = 64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from bench.conftest import Measure
+from fastwm.nn import RSSM, State
+
+T, B, ACTION = 64, 16, 6
+SIZES = {  # tokens, deter, hidden, stoch, classes
+    "size1m": (64, 512, 64, 32, 4),
+    "size12m": (256, 2048, 256, 32, 16),
+}
+
+
+def loop(rssm: RSSM, state: State, action: Tensor, tokens: Tensor, first: Tensor, uniform: Tensor) -> list[Tensor]:
+    """As the peers write it: one step after the other, stacked."""
+    states, logits = [], []
+    for t in range(len(tokens)):
+        state, logit = rssm.observe_step(state, action[t], tokens[t], first[t], uniform[t])
+        states.append(state)
+        logits.append(logit)
+    return [*(torch.stack(part) for part in zip(*states)), torch.stack(logits)]
+
+
+def fused(rssm: RSSM, *args: Tensor) -> list[Tensor]:
+    state, logits = rssm.observe(*args)
+    return [*state, logits]
+
+
+@pytest.mark.parametrize("name", ["fastwm", "eager"])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
+@pytest.mark.parametrize("size", SIZES)
+def test_rssm_observe(measure: Measure, size: str, backward: bool, name: str) -> None:
+    torch.manual_seed(0)
+    tokens_width, *widths = SIZES[size]
+    rssm = RSSM(tokens_width, ACTION, *widths)
+    tokens = torch.randn(T, B, tokens_width, requires_grad=backward)
+    first = torch.rand(T, B) < 0.02
+    args = (rssm.initial(B), torch.randn(T, B, ACTION), tokens, first, torch.rand(T, B, rssm.stoch))
+    fn: Callable[..., list[Tensor]] = {"fastwm": fused, "eager": loop}[name]
+    cotangents = [torch.randn_like(x) for x in fused(rssm, *args)]
+    leaves = [tokens, *(p for n, p in rssm.named_parameters() if not n.startswith("prior"))]
+
+    def run() -> None:
+        for x in leaves:
+            x.grad = None
+        with torch.set_grad_enabled(backward):
+            outputs = fn(rssm, *args)
+            if backward:
+                torch.autograd.backward(outputs, cotangents)
+
+    with torch.no_grad():
+        # One flipped sample parts two trajectories, so only the first step is compared here.
+        assert_close(fused(rssm, *args)[0][0], loop(rssm, *args)[0][0])
+    weights = 4 * sum(p.numel() for p in leaves[1:])
+    passes = 3 if backward else 1  # weights read at every step, and once more with their gradients
+    measure(run, group=f"{size} {'forward+backward' if backward else 'forward'}", variant=name,
+            bytes_moved=passes * T * weights)  # fmt: skip

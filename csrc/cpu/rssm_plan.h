@@ -1,0 +1,96 @@
+// How a call shares its work out: packing, and whether threads split the rows or the columns of every product.
+#pragma once
+
+#include "cpu/rssm_rows.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace fastwm::FASTWM_ISA {
+namespace {
+
+constexpr int kMaxThreads = 256;
+
+inline int max_threads() {
+#ifdef _OPENMP
+  const int threads = omp_get_max_threads();
+  return threads < kMaxThreads ? threads : kMaxThreads;
+#else
+  return 1;
+#endif
+}
+
+inline int thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+template <typename T>
+struct Packing {
+  Packed<T>* packed;
+  Weight weight;
+};
+
+// Fills all packed weights, by all threads.
+template <typename T>
+void pack_all(const Packing<T>* items, int count, int threads) {
+  int64_t tasks = 0, bytes = 0;
+  for (int i = 0; i < count; ++i) {
+    tasks += items[i].packed->tasks();
+    bytes += items[i].packed->size() * sizeof(T);
+  }
+#pragma omp parallel for schedule(static) num_threads(threads) if (bytes > (1 << 20))
+  for (int64_t task = 0; task < tasks; ++task) {
+    int64_t rest = task;
+    int i = 0;
+    while (rest >= items[i].packed->tasks()) rest -= items[i++].packed->tasks();
+    items[i].packed->pack(items[i].weight, rest);
+  }
+}
+
+// Rows are independent, so threads that split them never wait for each other; but each reads all the weights.
+// Weights beyond a core's own cache are better read once: the threads then split the columns, with barriers.
+constexpr int64_t kOwnCache = 3 << 19;      // bytes of weights that a core keeps to itself
+constexpr int64_t kManyRows = 64;           // rows a thread from which reading the weights hardly matters
+constexpr int64_t kColumnWork = 1 << 17;    // multiplications a thread and step from which barriers pay
+
+// Calls body(first row, number of rows, team, shared) for each part of B rows; `shared` is a Shared made once a team.
+template <typename Shared, typename Make, typename Body>
+void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make make, Body body) {
+  if (B == 0) return;
+  const bool small = bytes <= kOwnCache && B >= 2 * kTileRows;
+  if (threads > 1 && !small && B < threads * kManyRows) {
+    if (B * weights / threads >= kColumnWork) {
+      Shared shared = make(B);
+      Barrier barrier;
+#pragma omp parallel num_threads(threads)
+      {
+#ifdef _OPENMP
+        const Team team{thread_number(), omp_get_num_threads(), &barrier};
+#else
+        const Team team{0, 1, &barrier};
+#endif
+        body(0, B, team, shared);
+      }
+      return;
+    }
+    threads = 1;
+  }
+  const int64_t tiles = (B + kTileRows - 1) / kTileRows;
+  int64_t rows = (tiles + threads - 1) / threads * kTileRows;
+  rows = rows < kManyRows ? rows : kManyRows;
+  const int64_t parts = (B + rows - 1) / rows;
+#pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1 && B * weights > kColumnWork)
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t first = part * rows, count = B - first < rows ? B - first : rows;
+    Shared shared = make(count);
+    body(first, count, Team{0, 1, nullptr}, shared);
+  }
+}
+
+}  // namespace
+}  // namespace fastwm::FASTWM_ISA

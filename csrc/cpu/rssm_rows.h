@@ -1,0 +1,146 @@
+// What an RSSM does to one row between its products: norm and SiLU, the sample, the gates; and their derivatives.
+#pragma once
+
+#include "cpu/skinny_gemm.h"
+#include "cpu/team.h"
+#include "fastwm/vecmath.h"
+
+namespace fastwm::FASTWM_ISA {
+namespace {
+
+template <typename T>
+const T* ptr(const void* p) { return static_cast<const T*>(p); }
+template <typename T>
+T* ptr(void* p) { return static_cast<T*>(p); }
+
+// Rows [rows, width] by their strides.
+template <typename T>
+void copy_rows(int64_t rows, int64_t width, const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * to_stride, from + r * from_stride, width * sizeof(T));
+}
+
+template <typename T>
+void zero_rows(int64_t rows, int64_t width, T* to, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r) std::memset(to + r * stride, 0, width * sizeof(T));
+}
+
+template <typename T, typename O>
+void convert(int64_t width, const T* from, O* to) {
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) narrow(from[i], to[i]);
+}
+
+template <typename T>
+T inverse_rms(int64_t width, const T* x, T eps) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < width; ++i) sum += x[i] * x[i];
+  return 1 / static_cast<T>(__builtin_sqrt(sum / width + eps));
+}
+
+// act = silu(y), y = pre / rms(pre) * scale
+template <typename T, typename O>
+void rms_silu(int64_t width, const T* pre, const T* scale, T eps, O* act) {
+  const T inverse = inverse_rms(width, pre, eps);
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) narrow(vsilu(pre[i] * inverse * scale[i]), act[i]);
+}
+
+// From d_act, which is overwritten, to d_pre; adds to the scale's gradient, and computes act again.
+template <typename T, typename O>
+void rms_silu_backward(int64_t width, const T* pre, const T* scale, T eps, T* d_act, O* d_pre, O* act, T* d_scale) {
+  const T inverse = inverse_rms(width, pre, eps);
+  T dot = 0;
+#pragma omp simd reduction(+ : dot)
+  for (int64_t i = 0; i < width; ++i) {
+    const T normal = pre[i] * inverse, y = normal * scale[i], s = vsigmoid(y);
+    const T d_y = d_act[i] * s * (1 + y * (1 - s));
+    narrow(y * s, act[i]);
+    d_scale[i] += d_y * normal;
+    d_act[i] = d_y * scale[i];
+    dot += d_act[i] * normal;
+  }
+  const T mean = dot / width;
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) narrow(inverse * (d_act[i] - pre[i] * inverse * mean), d_pre[i]);
+}
+
+// h' = u c + (1 - u) h with r = sigmoid(reset), c = tanh(r cand), u = sigmoid(update - 1). r and u replace their
+// pre-activations, so that the way back need not compute them again.
+template <typename T, typename O>
+void gates_row(int64_t width, T* reset, const T* cand, T* update, const T* prev, T* deter, O* operand) {
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) {
+    const T u = vsigmoid(update[i] - 1), r = vsigmoid(reset[i]), c = vtanh(r * cand[i]);
+    reset[i] = r;
+    update[i] = u;
+    deter[i] = u * c + (1 - u) * prev[i];
+    narrow(deter[i], operand[i]);
+  }
+}
+
+// d_deter becomes the gradient of h, as far as it goes past the products.
+template <typename T, typename O>
+void gates_row_backward(int64_t width, const T* reset, const T* cand, const T* update, const T* prev, T* d_deter,
+                        O* d_reset, O* d_cand, O* d_update) {
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) {
+    const T u = update[i], r = reset[i], c = vtanh(r * cand[i]);
+    const T d_inner = d_deter[i] * u * (1 - c * c);
+    narrow(d_inner * cand[i] * r * (1 - r), d_reset[i]);
+    narrow(d_inner * r, d_cand[i]);
+    narrow(d_deter[i] * (c - prev[i]) * u * (1 - u), d_update[i]);
+    d_deter[i] *= 1 - u;
+  }
+}
+
+// softmax(logits) of every categorical, before mixing; z [S * C] holds it.
+template <typename T>
+void softmax_row(int64_t S, int64_t C, const T* logits, T* z) {
+  for (int64_t s = 0; s < S; ++s) {
+    T top = logits[s * C];
+    for (int64_t c = 1; c < C; ++c) top = logits[s * C + c] > top ? logits[s * C + c] : top;
+    for (int64_t c = 0; c < C; ++c) z[s * C + c] = logits[s * C + c] - top;
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < S * C; ++i) z[i] = vexp(z[i]);
+  for (int64_t s = 0; s < S; ++s) {
+    T sum = 0;
+    for (int64_t c = 0; c < C; ++c) sum += z[s * C + c];
+    const T inverse = 1 / sum;
+    for (int64_t c = 0; c < C; ++c) z[s * C + c] *= inverse;
+  }
+}
+
+// Indices by the inverse CDF of (1 - unimix) softmax + unimix / C, summed in class order; z is scratch, then one-hot.
+template <typename T>
+void sample_row(int64_t S, int64_t C, const T* logits, T unimix, const T* uniform, T* z, int64_t* index) {
+  softmax_row(S, C, logits, z);
+  for (int64_t s = 0; s < S; ++s) {
+    T cdf = 0;
+    int64_t below = 0;
+    for (int64_t c = 0; c + 1 < C; ++c) {
+      cdf += (1 - unimix) * z[s * C + c] + unimix / C;
+      below += cdf <= uniform[s];
+    }
+    index[s] = below;
+  }
+  std::memset(z, 0, S * C * sizeof(T));
+  for (int64_t s = 0; s < S; ++s) z[s * C + index[s]] = 1;
+}
+
+// Straight through: d_logits = g_logits + J^T d_z, J the Jacobian of the mixed probabilities. probs is scratch.
+template <typename T, typename O>
+void sample_row_backward(int64_t S, int64_t C, const T* logits, T unimix, const T* d_z, const T* g_logits, T* probs,
+                         O* d_logits) {
+  softmax_row(S, C, logits, probs);
+  for (int64_t s = 0; s < S * C; s += C) {
+    T mean = 0;
+    for (int64_t c = 0; c < C; ++c) mean += probs[s + c] * d_z[s + c];
+    for (int64_t c = 0; c < C; ++c)
+      narrow(g_logits[s + c] + (1 - unimix) * probs[s + c] * (d_z[s + c] - mean), d_logits[s + c]);
+  }
+}
+
+}  // namespace
+}  // namespace fastwm::FASTWM_ISA

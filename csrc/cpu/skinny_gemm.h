@@ -1,0 +1,198 @@
+// Products of few rows with a packed weight: C[M, N] += A[M, K] W[K, N], M from 1 up, for kernels that multiply
+// by the same weight at every step of a sequence. Included by *_kernel.cpp files, once an instruction set level.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include <sys/mman.h>
+
+#include "fastwm/rssm_observe.h"
+
+namespace fastwm::FASTWM_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kTileRows = 8;  // 16 sums, 2 weights and broadcasts in 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kTileRows = 4;  // 8 sums in 16 registers
+#else
+constexpr int kVectorBytes = 16, kTileRows = 4;
+#endif
+constexpr int kTileVectors = 2;
+constexpr int64_t kAhead = 16;   // how far the weights are fetched ahead
+constexpr int64_t kDepth = 256;  // a panel's part that stays in L1 while the rows pass by
+
+template <typename T>
+struct Vector;
+template <>
+struct Vector<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+};
+template <>
+struct Vector<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+};
+
+// Columns of a panel.
+template <typename T>
+constexpr int64_t kPanel = kTileVectors * kVectorBytes / static_cast<int64_t>(sizeof(T));
+
+// Scratch of a call: one allocation, handed out in aligned pieces.
+class Arena {
+ public:
+  explicit Arena(int64_t bytes) {
+    const int64_t align = bytes < kHugePage ? kAlign : kHugePage, whole = (bytes + align) / align * align;
+    data_ = static_cast<char*>(std::aligned_alloc(align, whole));
+#ifdef MADV_HUGEPAGE
+    if (align == kHugePage) madvise(data_, whole, MADV_HUGEPAGE);
+#endif
+  }
+  ~Arena() { std::free(data_); }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  template <typename T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(data_ + used_);
+    used_ += round(count * static_cast<int64_t>(sizeof(T)));
+    return piece;
+  }
+
+  template <typename T>
+  static int64_t bytes(int64_t count) {
+    return round(count * static_cast<int64_t>(sizeof(T)));
+  }
+
+ private:
+  static constexpr int64_t kAlign = 64, kHugePage = 2 << 20;
+  static int64_t round(int64_t bytes) { return (bytes + kAlign) / kAlign * kAlign; }
+  char* data_;
+  int64_t used_ = 0;
+};
+
+// A weight of `blocks` matrices [K, N], cut into panels of kPanel columns, each [K, kPanel], padded with zeros.
+template <typename T>
+struct Packed {
+  int64_t blocks, K, N;
+  T* data;
+
+  int64_t panels() const { return (N + kPanel<T> - 1) / kPanel<T>; }  // of one block
+  int64_t tasks() const { return blocks * panels(); }
+  int64_t size() const { return tasks() * K * kPanel<T>; }
+  int64_t width(int64_t panel) const {
+    const int64_t rest = N - panel * kPanel<T>;
+    return rest < kPanel<T> ? rest : kPanel<T>;
+  }
+
+  void pack(const Weight& w, int64_t task) const {
+    const int64_t first = task % panels() * kPanel<T>, valid = width(task % panels());
+    const T* source = static_cast<const T*>(w.data) + task / panels() * w.sg + first * w.sn;
+    T* panel = data + task * K * kPanel<T>;
+    if (valid < kPanel<T>) std::memset(panel, 0, K * kPanel<T> * sizeof(T));
+    if (w.sn == 1) {
+      for (int64_t k = 0; k < K; ++k) std::memcpy(panel + k * kPanel<T>, source + k * w.sk, valid * sizeof(T));
+      return;
+    }
+    constexpr int64_t kBlock = 16;  // transposed in squares, so that both sides stay in cache
+    for (int64_t k0 = 0; k0 < K; k0 += kBlock)
+      for (int64_t n = 0; n < valid; ++n)
+        for (int64_t k = k0; k < K && k < k0 + kBlock; ++k)
+          panel[k * kPanel<T> + n] = source[k * w.sk + n * w.sn];
+  }
+};
+
+// The sums of one tile in registers. a is [rows, K], or [K, rows] where `across`, by its row stride.
+template <int rows, bool across, typename T>
+inline void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t K, T* c, int64_t ldc) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t lanes = kVectorBytes / sizeof(T);
+  V sum[rows][kTileVectors];
+  for (int m = 0; m < rows; ++m)
+    for (int v = 0; v < kTileVectors; ++v) sum[m][v] = *reinterpret_cast<const V*>(c + m * ldc + v * lanes);
+  for (int64_t k = 0; k < K; ++k) {
+    V w[kTileVectors];
+    for (int v = 0; v < kTileVectors; ++v) w[v] = *reinterpret_cast<const V*>(panel + k * kPanel<T> + v * lanes);
+    for (int v = 0; v < kTileVectors; ++v)
+      __builtin_prefetch(panel + (k + kAhead) * kPanel<T> + v * lanes, 0, 2);
+    for (int m = 0; m < rows; ++m) {
+      const T x = across ? a[k * lda + m] : a[m * lda + k];
+      for (int v = 0; v < kTileVectors; ++v) sum[m][v] += x * w[v];
+    }
+  }
+  for (int m = 0; m < rows; ++m)
+    for (int v = 0; v < kTileVectors; ++v) *reinterpret_cast<V*>(c + m * ldc + v * lanes) = sum[m][v];
+}
+
+template <bool across, typename T>
+inline void multiply_rows(int64_t rows, const T* a, int64_t lda, const T* panel, int64_t K, T* c, int64_t ldc) {
+  switch (rows) {
+    case 1: return multiply_tile<1, across>(a, lda, panel, K, c, ldc);
+    case 2: return multiply_tile<2, across>(a, lda, panel, K, c, ldc);
+    case 3: return multiply_tile<3, across>(a, lda, panel, K, c, ldc);
+    case 4: return multiply_tile<4, across>(a, lda, panel, K, c, ldc);
+#if defined(__AVX512F__)
+    case 5: return multiply_tile<5, across>(a, lda, panel, K, c, ldc);
+    case 6: return multiply_tile<6, across>(a, lda, panel, K, c, ldc);
+    case 7: return multiply_tile<7, across>(a, lda, panel, K, c, ldc);
+    case 8: return multiply_tile<8, across>(a, lda, panel, K, c, ldc);
+#endif
+  }
+}
+
+// c += a W for up to kTileRows rows and `valid` of the panel's columns.
+template <bool across, typename T>
+inline void multiply_part(int64_t rows, int64_t valid, const T* a, int64_t lda, const T* panel, int64_t K, T* c,
+                          int64_t ldc) {
+  if (valid == kPanel<T>) return multiply_rows<across>(rows, a, lda, panel, K, c, ldc);
+  T tile[kTileRows * kPanel<T>] = {};  // by way of a whole tile
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kPanel<T>, c + r * ldc, valid * sizeof(T));
+  multiply_rows<across>(rows, a, lda, panel, K, tile, kPanel<T>);
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(c + r * ldc, tile + r * kPanel<T>, valid * sizeof(T));
+}
+
+// c += a W over one panel; a [M, K] and c [M, width of the panel] by their row strides.
+template <typename T>
+void multiply(int64_t M, const T* a, int64_t lda, const Packed<T>& w, int64_t task, T* c, int64_t ldc) {
+  const int64_t valid = w.width(task % w.panels());
+  const T* panel = w.data + task * w.K * kPanel<T>;
+  for (int64_t k = 0; k < w.K; k += kDepth) {
+    const int64_t depth = w.K - k < kDepth ? w.K - k : kDepth;
+    for (int64_t m = 0; m < M; m += kTileRows) {
+      const int64_t rows = M - m < kTileRows ? M - m : kTileRows;
+      multiply_part<false>(rows, valid, a + m * lda + k, lda, panel + k * kPanel<T>, depth, c + m * ldc, ldc);
+    }
+  }
+}
+
+// A weight's gradient, c_g += a_g^T b_g for every block g: a_g [K, M] and b_g [K, N] are columns g*M.. and g*N.. of
+// a and b ("a_step" 0: a has one block, shared by all), c is [blocks, M, N], contiguous.
+template <typename T>
+struct GradProduct {
+  int64_t blocks, M, N;
+  const T* a;
+  int64_t lda, a_step;
+  const T* b;
+  int64_t ldb;
+  T* c;
+
+  int64_t panels() const { return (N + kPanel<T> - 1) / kPanel<T>; }
+  int64_t tasks() const { return blocks * panels(); }
+
+  // One panel of b's columns, of K rows; scratch [K, kPanel].
+  void add(int64_t task, int64_t K, T* scratch) const {
+    const int64_t g = task / panels(), n = task % panels() * kPanel<T>;
+    const int64_t valid = N - n < kPanel<T> ? N - n : kPanel<T>;
+    if (valid < kPanel<T>) std::memset(scratch, 0, K * kPanel<T> * sizeof(T));
+    for (int64_t k = 0; k < K; ++k)
+      std::memcpy(scratch + k * kPanel<T>, b + k * ldb + g * N + n, valid * sizeof(T));
+    for (int64_t m = 0; m < M; m += kTileRows) {
+      const int64_t rows = M - m < kTileRows ? M - m : kTileRows;
+      multiply_part<true>(rows, valid, a + g * a_step + m, lda, scratch, K, c + (g * M + m) * N + n, N);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fastwm::FASTWM_ISA

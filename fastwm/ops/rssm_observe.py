@@ -1,0 +1,167 @@
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastwm import ref
+from fastwm.ops._backend import Operator, select
+from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights
+
+__all__ = ["DenseWeights", "LinearWeights", "RSSMWeights", "rssm_observe"]
+
+_KERNEL_DTYPES = (torch.float32, torch.float64)
+
+
+def rssm_observe(
+    tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, uniform: Tensor, w: RSSMWeights,
+    unimix: float = 0.01, eps: float = 1e-4,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Filter a whole sequence with DreamerV3's RSSM in one call, the posterior's sample inside.
+
+        h_t = GRU(h_{t-1}, z_{t-1}, a_t),   logits_t = post([h_t, tokens_t]),   z_t ~ mix(softmax(logits_t))
+
+    with `a_t / max(1, |a_t|)`, the block GRU of `fastwm.nn.BlockGRU`, and `mix(p) = (1 - unimix) p + unimix / C`
+    sampled by the inverse CDF in class order. Where `is_first`, h, z and the action before are zero.
+
+    Args:
+        tokens: `[T, B, E]`, T >= 1, float32 or float64: the encoded observations.
+        action: `[T, B, A]`, encoded: the action that led to each.
+        is_first: `[T, B]` bool.
+        deter, stoch: `[B, D]`, `[B, S, C]`, the state before the first step. They are data: no gradient.
+        uniform: `[T, B, S]` in [0, 1), the noise.
+        w: the parameters, see `RSSMWeights`.
+        unimix, eps: share of the uniform in every categorical; epsilon of the RMS norms.
+
+    Returns:
+        deter `[T, B, D]`, the one-hot sample `[T, B, S, C]`, its index `[T, B, S]` int64, and the posterior's
+        logits before mixing `[T, B, S, C]`. The sample's gradient is that of the mixed probabilities (straight
+        through). Differentiable once in tokens, action and all weights; with the `ref` backend any number of times.
+        Under autocast everything is float32 with a kernel, and as autocast has it with `ref`.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, or T = 0.
+
+    Source: Hafner et al., "Mastering diverse control tasks through world models" (2025) and its official code
+    """
+    _check(tokens, action, is_first, deter, stoch, uniform, w)
+    library = select(deter) if deter.dtype in _KERNEL_DTYPES else None
+    if library is None or library not in _forward.ops:
+        return ref.rssm_observe(tokens, action, is_first, deter, stoch, uniform, w, unimix, eps)
+    if torch.is_autocast_enabled(deter.device.type):
+        with torch.autocast(deter.device.type, enabled=False):
+            return _observe(library, tokens, action, is_first, deter, stoch, uniform, w, unimix, eps)
+    return _observe(library, tokens, action, is_first, deter, stoch, uniform, w, unimix, eps)
+
+
+def _observe(
+    library: str, tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, uniform: Tensor,
+    w: RSSMWeights, unimix: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """What waits for no other step is done here for all of them; the operator walks the dependent chain."""
+    dtype, block, units = deter.dtype, w.gates.weight.shape[1], len(w.embed_deter.weight)
+    own, embeds, acts = w.hidden.weight.split([block, 2 * units, units], 1)
+    action = action.to(dtype).masked_fill(is_first[..., None], 0)
+    action = action / action.detach().abs().clamp(min=1)
+    a = F.silu(F.rms_norm(F.linear(action, *w.embed_action[:2]), (units,), w.embed_action.norm, eps))
+    hidden_in = torch.addmm(w.hidden.bias, a.flatten(0, 1), acts.transpose(0, 1).flatten(1)).unflatten(0, a.shape[:2])
+    w_post, w_tokens = w.post.weight.split([deter.shape[1], tokens.shape[2]], 1)
+    post_in = F.linear(tokens.to(dtype), w_tokens, w.post.bias)
+    weights = (
+        *w.embed_deter, *w.embed_stoch, own, embeds, w.hidden.norm, *w.gates, w_post, w.post.norm, *w.logits
+    )  # fmt: skip
+    inputs = (hidden_in, post_in, is_first, deter.detach(), stoch.detach(), uniform.to(dtype), *weights)
+    save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    return _forward(library, *inputs, unimix, eps, save)[:4]
+
+
+def _check(
+    tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, uniform: Tensor, w: RSSMWeights
+) -> None:
+    if tokens.dim() != 3 or len(tokens) == 0:
+        raise ValueError(f"expected tokens [T, B, E] with T >= 1, got {list(tokens.shape)}")
+    if stoch.dim() != 3 or deter.dim() != 2:
+        raise ValueError(f"expected deter [B, D] and stoch [B, S, C], got {list(deter.shape)} and {list(stoch.shape)}")
+    if is_first.dtype != torch.bool:
+        raise ValueError(f"expected is_first to be bool, got {is_first.dtype}")
+    (T, B, E), D, (S, C) = tokens.shape, deter.shape[1], stoch.shape[1:]
+    G, U, A = len(w.gates.weight), len(w.embed_deter.weight), w.embed_action.weight.shape[1]
+    if G == 0 or D % G:
+        raise ValueError(f"deter of width {D} does not divide into {G} blocks")
+    J = D // G
+    expected = {
+        "action": (action, (T, B, A)), "is_first": (is_first, (T, B)), "deter": (deter, (B, D)),
+        "stoch": (stoch, (B, S, C)), "uniform": (uniform, (T, B, S)), "embed_deter": (w.embed_deter.weight, (U, D)),
+        "embed_stoch": (w.embed_stoch.weight, (U, S * C)), "embed_action": (w.embed_action.weight, (U, A)),
+        "hidden": (w.hidden.weight, (G, J + 3 * U, J)), "gates": (w.gates.weight, (G, J, 3 * J)),
+        "post": (w.post.weight, (U, D + E)), "logits": (w.logits.weight, (S * C, U)),
+    }  # fmt: skip
+    for name, (x, shape) in expected.items():
+        if x.shape != shape or x.device != deter.device:
+            raise ValueError(f"expected {name} {list(shape)} on {deter.device}, got {list(x.shape)} on {x.device}")
+    if not all(x.dtype == deter.dtype for x in (stoch, w.gates.weight)):
+        raise ValueError(f"expected one dtype, got deter {deter.dtype}, stoch {stoch.dtype}, {w.gates.weight.dtype}")
+
+
+# The operator fastwm::rssm_observe takes hidden_in, post_in, is_first, deter, stoch, uniform, these weights, and
+# unimix, eps, save. Its backward returns the gradients of the weights in one array, in the same order.
+_WEIGHTS = (
+    "w_deter", "b_deter", "n_deter", "w_stoch", "b_stoch", "n_stoch", "w_own", "w_embeds", "n_hidden",
+    "w_gates", "b_gates", "w_post", "n_post", "w_logits", "b_logits",
+)  # fmt: skip
+
+
+def _fake(hidden_in: Tensor, post_in: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, *rest: Any) -> Any:
+    (T, B, D), U, save = hidden_in.shape, post_in.shape[2], rest[-1]
+    new, (S, C), kept = hidden_in.new_empty, stoch.shape[1:], T if save else 0
+    outputs = (new(T, B, D), new(T, B, S, C), new(T, B, S, dtype=torch.int64), new(T, B, S, C))
+    return (*outputs, new(kept, B, 2 * U), new(kept, B, D), new(kept, B, 3 * D), new(kept, B, U))
+
+
+def _fake_backward(g_deter: Tensor, *rest: Any) -> Any:
+    _, hidden, _, post = rest[8:12]
+    (w_deter, _, w_stoch, _, w_own, w_embeds, _, w_gates, w_post, _, w_logits) = rest[12:23]
+    (U, D), Z = w_deter.shape, len(w_logits)
+    matrices = (w_deter, w_stoch, w_own, w_embeds, w_gates, w_post, w_logits)
+    new = g_deter.new_empty
+    return new(hidden.shape), new(post.shape), new(sum(w.numel() for w in matrices) + 5 * U + 4 * D + Z)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, _, is_first, deter0, stoch0, _, *weights, ctx.unimix, ctx.eps, _ = inputs
+    deter, stoch, index, logits, *saved = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(index, *saved)
+    ctx.save_for_backward(is_first, deter0, stoch0, deter, stoch, logits, *saved, *weights)
+
+
+def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    is_first, deter0, stoch0, deter, stoch, logits, embeds, hidden, gates, post, *weights = ctx.saved_tensors
+    outputs = ((grads[0], deter), (grads[1], stoch), (grads[3], logits))
+    g = (torch.zeros_like(x) if grad is None else grad for grad, x in outputs)
+    needed = [w for w, name in zip(weights, _WEIGHTS) if not name.startswith("b_")]
+    d_hidden, d_post, d_weights = _backward(
+        library, *g, is_first, deter0, stoch0, deter, stoch, logits, embeds, hidden, gates, post, *needed,
+        ctx.unimix, ctx.eps,
+    )  # fmt: skip
+    parts = d_weights.split([w.numel() for w in weights])
+    d_weights = (part.view(w.shape) for part, w in zip(parts, weights))
+    return d_hidden, d_post, None, None, None, None, *d_weights, None, None, None
+
+
+def _no_vmap(name: str) -> Callable[..., Any]:
+    def rule(op: Any, info: Any, in_dims: Any, *args: Any) -> Any:
+        raise RuntimeError(f"{name} takes a batch: put the mapped dimension there, or use `fastwm.backend('ref')`")
+
+    return rule
+
+
+_backward = Operator("rssm_observe_backward", fake=_fake_backward, vmap=_no_vmap("rssm_observe"))
+_forward = Operator(
+    "rssm_observe",
+    fake=_fake,
+    vmap=_no_vmap("rssm_observe"),
+    backward=_derivative,
+    setup_context=_setup_context,
+)

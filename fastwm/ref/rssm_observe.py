@@ -1,0 +1,87 @@
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class DenseWeights(NamedTuple):
+    """Linear -> RMSNorm -> SiLU: `weight` [out, in], or [G, in/G, out/G] in blocks, `bias` [out], `norm` [out]."""
+
+    weight: Tensor
+    bias: Tensor
+    norm: Tensor
+
+
+class LinearWeights(NamedTuple):
+    """`weight` [out, in], or [G, in/G, out/G] in blocks, `bias` [out]."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class RSSMWeights(NamedTuple):
+    """DreamerV3's recurrent core and posterior. D deter, U hidden units, S*C latent, A action, E tokens, G blocks."""
+
+    embed_deter: DenseWeights  # [U, D]
+    embed_stoch: DenseWeights  # [U, S*C]
+    embed_action: DenseWeights  # [U, A]
+    hidden: DenseWeights  # [G, D/G + 3U, D/G]
+    gates: LinearWeights  # [G, D/G, 3D/G], each block's outputs being reset, cand and update
+    post: DenseWeights  # [U, D + E]
+    logits: LinearWeights  # [S*C, U]
+
+
+def rssm_observe(
+    tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, uniform: Tensor, w: RSSMWeights,
+    unimix: float = 0.01, eps: float = 1e-4,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The observe sequence: see `fastwm.ops.rssm_observe`."""
+    deter, stoch = deter.detach(), stoch.detach()
+    outputs = []
+    for t in range(len(tokens)):
+        keep = ~is_first[t, :, None]
+        deter = _gru(deter * keep, stoch.flatten(1) * keep, action[t] * keep, w, eps)
+        post = _dense(torch.cat([deter, tokens[t]], -1), w.post, eps)
+        logits = F.linear(post, *w.logits).unflatten(-1, stoch.shape[1:])
+        stoch, index = _sample(logits, uniform[t], unimix)
+        outputs.append((deter, stoch, index, logits))
+    deters, stochs, indices, all_logits = map(torch.stack, zip(*outputs))
+    return deters, stochs, indices, all_logits
+
+
+def _gru(deter: Tensor, stoch: Tensor, action: Tensor, w: RSSMWeights, eps: float) -> Tensor:
+    """`h' = u c + (1 - u) h`: deter [B, D], stoch [B, S*C], action [B, A] -> [B, D]."""
+    blocks = len(w.gates.weight)
+    action = action / action.abs().clamp(min=1).detach()
+    embeds = (_dense(deter, w.embed_deter, eps), _dense(stoch, w.embed_stoch, eps), _dense(action, w.embed_action, eps))
+    x = torch.cat(embeds, -1)[:, None].expand(-1, blocks, -1)  # [B, G, 3U]
+    x = torch.cat([deter.unflatten(-1, (blocks, -1)).to(x.dtype), x], -1)
+    hidden = _norm_silu(_blocks(x, w.hidden.weight) + w.hidden.bias, w.hidden.norm, eps)
+    gates = _blocks(hidden.unflatten(-1, (blocks, -1)), w.gates.weight) + w.gates.bias
+    gates = gates.to(deter.dtype).unflatten(-1, (blocks, 3, -1))
+    reset, cand, update = (gate.flatten(1) for gate in gates.unbind(-2))
+    update = torch.sigmoid(update - 1)
+    return update * torch.tanh(torch.sigmoid(reset) * cand) + (1 - update) * deter
+
+
+def _sample(logits: Tensor, uniform: Tensor, unimix: float) -> tuple[Tensor, Tensor]:
+    """One-hot [B, S, C] and index [B, S] by the inverse CDF; the gradient is that of the mixed probabilities."""
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    classes = logits.shape[-1]
+    probs = (1 - unimix) * F.softmax(logits, -1) + unimix / classes
+    index = (probs.detach().cumsum(-1)[..., :-1] <= uniform[..., None]).sum(-1)
+    return F.one_hot(index, classes).to(probs.dtype) + (probs - probs.detach()), index
+
+
+def _dense(x: Tensor, layer: DenseWeights, eps: float) -> Tensor:
+    return _norm_silu(F.linear(x, layer.weight, layer.bias), layer.norm, eps)
+
+
+def _norm_silu(x: Tensor, scale: Tensor, eps: float) -> Tensor:
+    return F.silu(F.rms_norm(x.to(scale.dtype), scale.shape, scale, eps).to(x.dtype))
+
+
+def _blocks(x: Tensor, weight: Tensor) -> Tensor:
+    """[B, G, I] times [G, I, O] -> [B, G*O]."""
+    return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1).flatten(1)

@@ -1,0 +1,388 @@
+"""The observe sequence: every backend against the reference, gradients, resets, contracts (T1-T3, T5-T8, T10, T13)."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+import fastwm
+from fastwm import _lib
+from fastwm.nn import RSSM, State
+from fastwm.ops import rssm_observe
+
+pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
+needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
+
+TINY = dict(deter=8, hidden=6, stoch=4, classes=5, blocks=2)
+WIDE = dict(deter=512, hidden=64, stoch=32, classes=4, blocks=8)  # size1m; in float64 threads split its columns
+
+
+def make(
+    T: int, B: int, sizes: dict[str, int] = TINY, dtype: torch.dtype = torch.float64, resets: float = 0.2, seed: int = 0
+) -> tuple[RSSM, list[Tensor]]:
+    """A model with every parameter moved off its initial value, and the arguments of `rssm_observe` before weights."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    rssm = RSSM(tokens=7, action=3, **sizes).to(dtype)
+    with torch.no_grad():
+        for p in rssm.parameters():
+            fan_in = p.shape[-1] if p.ndim == 2 else p.shape[-2] if p.ndim == 3 else 25
+            p.copy_((p.ndim == 1) * p + draw(*p.shape) / fan_in**0.5)
+    first = torch.rand(T, B, generator=generator) < resets
+    start = (draw(B, rssm.deter), draw(B, rssm.stoch, rssm.classes))
+    uniform = torch.rand(T, B, rssm.stoch, generator=generator, dtype=torch.float64).to(dtype)
+    return rssm, [draw(T, B, 7).requires_grad_(), (2 * draw(T, B, 3)).requires_grad_(), first, *start, uniform]
+
+
+def with_grads(rssm: RSSM, args: list[Tensor], seed: int = 1) -> dict[str, Tensor]:
+    """All outputs, and the gradients of everything that has one under random cotangents."""
+    outputs = rssm_observe(*args, rssm.observe_weights(), rssm.unimix)
+    generator = torch.Generator().manual_seed(seed)
+    outs = [outputs[0], outputs[1], outputs[3]]
+    cotangents = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in outs]
+    leaves = {"tokens": args[0], "action": args[1]}
+    leaves |= {name: p for name, p in rssm.named_parameters() if not name.startswith("prior")}
+    grads = torch.autograd.grad(outs, list(leaves.values()), cotangents)
+    values = dict(zip(("deter", "stoch", "index", "logits"), outputs))
+    return {k: v.detach() for k, v in values.items()} | dict(zip(leaves, grads))
+
+
+def reference(rssm: RSSM, args: list[Tensor]) -> dict[str, Tensor]:
+    with fastwm.backend("ref"):
+        return with_grads(rssm, args)
+
+
+def assert_all_close(ours: dict[str, Tensor], exact: dict[str, Tensor], tolerance: float) -> None:
+    for name, want in exact.items():
+        scale = max(1.0, want.abs().max().item() if want.numel() else 1.0)
+        assert_close(
+            ours[name].double(), want.double(), atol=tolerance * scale, rtol=0, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+# Against the reference
+
+
+@needs_cpu
+@pytest.mark.parametrize("resets", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("T", "B"), [(1, 1), (1, 3), (3, 16), (5, 33), (64, 2)])
+def test_equals_reference(T: int, B: int, resets: float) -> None:
+    rssm, args = make(T, B, resets=resets)
+    assert_all_close(with_grads(rssm, args), reference(rssm, args), 1e-10)
+
+
+@needs_cpu
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("B", [3, 20, 200])
+def test_threads_by_rows_and_by_columns(count: int, B: int) -> None:
+    """Few rows of a wide model are split by columns, many by rows; chunks of the weights' gradients end anywhere."""
+    rssm, args = make(9 if B == 20 else 3, B, WIDE)
+    with threads(count):
+        ours = with_grads(rssm, args)
+    assert_all_close(ours, reference(rssm, args), 1e-10)
+
+
+@pytest.mark.parametrize("isa", _lib.host.isa_levels() if _lib.host else [])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
+    assert _lib.host is not None
+    rssm, args = make(6, 21, dict(deter=96, hidden=40, stoch=5, classes=7, blocks=3), dtype)
+    exact = reference(*((rssm, args) if dtype == torch.float64 else make_double(rssm, args)))
+    before = _lib.host.isa()
+    _lib.host.set_isa(isa)
+    try:
+        ours = with_grads(rssm, args)
+    finally:
+        _lib.host.set_isa(before)
+    assert torch.equal(ours["index"], exact["index"])
+    assert_all_close(ours, exact, {torch.float32: 1e-5, torch.float64: 1e-12}[dtype])
+
+
+def make_double(rssm: RSSM, args: list[Tensor]) -> tuple[RSSM, list[Tensor]]:
+    """The same numbers in float64."""
+    doubled = [x.detach().double() if x.is_floating_point() else x for x in args]
+    for x in doubled[:2]:
+        x.requires_grad_()
+    copy = RSSM(
+        7, 3, rssm.deter, len(rssm.core.embed_deter.norm.weight), rssm.stoch, rssm.classes, rssm.core.blocks
+    ).double()
+    copy.load_state_dict(rssm.state_dict())
+    return copy, doubled
+
+
+@needs_cpu
+@settings(max_examples=25)
+@given(
+    T=st.integers(1, 6),
+    B=st.integers(0, 5),
+    blocks=st.integers(1, 4),
+    block=st.integers(1, 9),
+    hidden=st.integers(1, 40),
+    stoch=st.integers(1, 5),
+    classes=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_any_sizes(T: int, B: int, blocks: int, block: int, hidden: int, stoch: int, classes: int, seed: int) -> None:
+    sizes = dict(deter=blocks * block, hidden=hidden, stoch=stoch, classes=classes, blocks=blocks)
+    rssm, args = make(T, B, sizes, seed=seed)
+    assert_all_close(with_grads(rssm, args), reference(rssm, args), 1e-10)
+
+
+@needs_cpu
+def test_any_strides() -> None:
+    rssm, args = make(4, 3)
+    strided = [x.detach().movedim(0, -1).contiguous().movedim(-1, 0).requires_grad_(x.requires_grad) for x in args]
+    assert not strided[0].is_contiguous()
+    transposed = rssm.core.embed_deter.linear
+    with torch.no_grad():
+        transposed.weight.set_(transposed.weight.mT.contiguous().mT)
+    assert_all_close(with_grads(rssm, strided), reference(rssm, args), 1e-10)
+
+
+def test_equals_the_modules_own_steps() -> None:
+    """The reference is the loop over `observe_step`, which acting uses and the golden files check."""
+    rssm, args = make(5, 3, dtype=torch.float32)
+    tokens, action, first, deter, stoch, uniform = args
+    state, logits = rssm.observe(State(deter, stoch), action, tokens, first, uniform)
+    step = State(deter, stoch)
+    for t in range(5):
+        step, logit = rssm.observe_step(step, action[t], tokens[t], first[t], uniform[t])
+        assert_close(state.deter[t], step.deter, atol=1e-5, rtol=0)
+        assert_close(logits[t], logit, atol=1e-5, rtol=0)
+        assert torch.equal(state.stoch[t].argmax(-1), step.stoch.argmax(-1))
+
+
+def test_more_posterior_layers_take_the_steps() -> None:
+    _, (tokens, action, first, deter, stoch, uniform) = make(3, 2, dtype=torch.float32)
+    deep = RSSM(7, 3, **TINY, post_layers=2)
+    state, logits = deep.observe(State(deter, stoch), action, tokens, first, uniform)
+    assert state.deter.shape == (3, 2, 8) and logits.shape == (3, 2, 4, 5) and logits.requires_grad
+
+
+# Meaning
+
+
+@pytest.fixture(params=["ref", pytest.param("cpu", marks=needs_cpu)])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    with fastwm.backend(request.param):
+        yield request.param
+
+
+def test_t7_a_reset_forgets_start_and_action(backend: str) -> None:
+    rssm, args = make(3, 2, resets=0.0)
+    args[2][1, 0] = True
+    moved = [args[0], args[1].detach().clone(), args[2], args[3] + 1, args[4] + 1, args[5]]
+    moved[1][:2] += 1.0
+    ours, other = (rssm_observe(*a, rssm.observe_weights()) for a in (args, moved))
+    for a, b in zip(ours, other):
+        assert torch.equal(a[1:, 0], b[1:, 0])
+    assert not torch.equal(ours[0][1:, 1], other[0][1:, 1])
+
+
+def test_t10_the_samples_gradient_does_not_depend_on_the_noise(backend: str) -> None:
+    """With one step, d(sample . w) / d logits is the Jacobian of the mixed probabilities."""
+    rssm, args = make(1, 4)
+    grads = []
+    for u in (args[5], 1 - args[5]):
+        outputs = rssm_observe(*args[:5], u, rssm.observe_weights())
+        grads.append(torch.autograd.grad((outputs[1] * torch.arange(5)).sum(), rssm.post[1].weight)[0])
+    assert_close(*grads)
+    assert grads[0].abs().max() > 0
+
+
+def test_samples_follow_the_mixed_probabilities(backend: str) -> None:
+    """Chi-square of 20,000 samples of one categorical; five classes, so 4 degrees of freedom."""
+    sizes = dict(deter=2, hidden=2, stoch=1, classes=5, blocks=1)
+    rssm, args = make(1, 1, sizes)
+    args = [x.detach().expand(x.shape[0], 20000, *x.shape[2:]) for x in args[:3]] + [
+        x.expand(20000, *x.shape[1:]) for x in args[3:5]
+    ]
+    uniform = torch.rand(1, 20000, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    with torch.no_grad():
+        _, stoch, index, logits = rssm_observe(*args, uniform, rssm.observe_weights(), 0.5)
+    assert torch.equal(stoch.argmax(-1), index) and torch.equal(stoch.sum(-1), torch.ones_like(uniform))
+    expected = 20000 * (0.5 * logits[0, 0, 0].softmax(-1) + 0.1)
+    counts = torch.bincount(index.flatten(), minlength=5)
+    assert ((counts - expected) ** 2 / expected).sum() < 18.5  # p = 0.001
+
+
+def test_the_start_state_is_data(backend: str) -> None:
+    rssm, args = make(2, 2)
+    deter = args[3].requires_grad_()
+    outputs = rssm_observe(*args[:3], deter, *args[4:], rssm.observe_weights())
+    assert torch.autograd.grad(outputs[0].sum(), deter, allow_unused=True) == (None,)
+
+
+# Contracts
+
+
+@needs_cpu
+@pytest.mark.parametrize("count", [1, 2])
+def test_repeats_bitwise(count: int) -> None:
+    rssm, args = make(8, 16, WIDE, torch.float32)
+    with threads(count):
+        first = with_grads(rssm, args)
+        for _ in range(20):
+            again = with_grads(rssm, args)
+            assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@needs_cpu
+def test_without_gradients_nothing_is_saved() -> None:
+    rssm, args = make(4, 3)
+    want = rssm_observe(*args, rssm.observe_weights())
+    with torch.no_grad():
+        got = rssm_observe(*args, rssm.observe_weights())
+    assert all(torch.equal(a, b) for a, b in zip(got, want)) and got[0].grad_fn is None
+    raw = torch.ops.fastwm.rssm_observe(*raw_inputs(rssm, args), 0.01, 1e-4, False)
+    assert all(x.numel() == 0 for x in raw[4:])
+
+
+def raw_inputs(rssm: RSSM, args: list[Tensor], requires_grad: bool = False) -> list[Tensor]:
+    """The operator's own arguments, up to the scalars."""
+    captured: list[Tensor] = []
+    module = sys.modules["fastwm.ops.rssm_observe"]
+    forward = module._forward
+
+    class Capture:
+        ops = forward.ops
+
+        def __call__(self, library: str, *inputs: Any) -> Any:
+            captured.extend(inputs[:-3])
+            return forward(library, *inputs)
+
+    module._forward = Capture()
+    try:
+        rssm_observe(*args, rssm.observe_weights())
+    finally:
+        module._forward = forward
+    leaves = [x.detach().clone() for x in captured]
+    return [x.requires_grad_(requires_grad and i not in (2, 3, 4, 5)) for i, x in enumerate(leaves)]
+
+
+@needs_cpu
+def test_opcheck() -> None:
+    for T, B, dtype in [(1, 1, torch.float32), (3, 2, torch.float64)]:
+        rssm, args = make(T, B, dtype=dtype)
+        for save in (True, False):
+            torch.library.opcheck(torch.ops.fastwm.rssm_observe.default, (*raw_inputs(rssm, args), 0.01, 1e-4, save))
+        inputs = raw_inputs(rssm, args, requires_grad=True)
+        torch.library.opcheck(torch.ops.fastwm.rssm_observe.default, (*inputs, 0.01, 1e-4, True))
+        inputs = [x.detach() for x in inputs]
+        deter, stoch, _, logits, *saved = torch.ops.fastwm.rssm_observe(*inputs, 0.01, 1e-4, True)
+        weights = [w for i, w in enumerate(inputs[6:]) if i not in (1, 4, 10, 14)]
+        past = (inputs[2], inputs[3], inputs[4], deter, stoch, logits, *saved)
+        torch.library.opcheck(
+            torch.ops.fastwm.rssm_observe_backward.default, (deter, stoch, logits, *past, *weights, 0.01, 1e-4)
+        )
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_observe_compiles_whole(backend: str, dynamic: bool) -> None:
+    if dynamic and backend == "ref":
+        pytest.skip("tracing the loop with symbolic shapes takes 20 s")
+    torch._dynamo.reset()
+    rssm, (tokens, action, first, deter, stoch, uniform) = make(3, 2)
+    compiled = torch.compile(rssm.observe, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    results = []
+    for observe in (compiled, rssm.observe):
+        state, logits = observe(State(deter, stoch), action, tokens, first, uniform)
+        loss = state.deter.square().sum() + (state.stoch * torch.arange(5)).sum() + logits.square().sum()
+        results.append([state.deter, logits, *torch.autograd.grad(loss, [tokens, *rssm.core.parameters()])])
+    assert_close(*results)
+
+
+@needs_cpu
+def test_autocast_keeps_float32() -> None:
+    rssm, args = make(3, 2, dtype=torch.float32)
+    want = with_grads(rssm, args)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = with_grads(rssm, [args[0].detach().bfloat16().float().requires_grad_(), *args[1:]])
+        assert got["logits"].dtype == torch.float32
+    assert_all_close(got, want, 0.05)
+
+
+@needs_cpu
+def test_second_derivative_is_refused() -> None:
+    rssm, args = make(2, 2)
+    with fastwm.backend("cpu"):
+        grad = torch.autograd.grad(rssm_observe(*args, rssm.observe_weights())[0].sum(), args[0], create_graph=True)
+        with pytest.raises(RuntimeError, match="backend\\('ref'\\)"):
+            grad[0].sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.__setitem__(0, a[0][:0]), "T >= 1"),
+        (lambda a: a.__setitem__(1, a[1][:, :1]), r"action \[4, 3, 3\].*\[4, 1, 3\]"),
+        (lambda a: a.__setitem__(2, a[2].float()), "is_first to be bool"),
+        (lambda a: a.__setitem__(3, a[3][:, :4]), "deter"),
+        (lambda a: a.__setitem__(4, a[4].flatten(1)), r"stoch \[B, S, C\]"),
+        (lambda a: a.__setitem__(4, a[4].float()), "one dtype"),
+        (lambda a: a.__setitem__(5, a[5][:1]), "uniform"),
+        (lambda a: a.__setitem__(5, a[5].to("meta")), "meta"),
+    ],
+)
+def test_wrong_arguments_are_explained(change: Callable[[list[Tensor]], None], message: str) -> None:
+    rssm, args = make(4, 3)
+    change(args)
+    with pytest.raises(ValueError, match=message):
+        rssm_observe(*args, rssm.observe_weights())
+
+
+@needs_cpu
+def test_a_direct_call_with_wrong_tensors_does_not_crash() -> None:
+    rssm, args = make(2, 2)
+    inputs = raw_inputs(rssm, args)
+    for i in range(len(inputs)):
+        for bad in (inputs[i][..., :-1], inputs[i].to(torch.float16)):
+            wrong = [*inputs[:i], bad, *inputs[i + 1 :]]
+            with pytest.raises(RuntimeError, match="fastwm"):
+                torch.ops.fastwm.rssm_observe(*wrong, 0.01, 1e-4, True)
+
+
+MEMORY = """
+import resource, sys, torch
+from fastwm.nn import RSSM, State
+import fastwm
+torch.set_num_threads(1)
+rssm = RSSM(64, 6, 1024, 128, 32, 8)
+args = torch.randn(64, 16, 6), torch.randn(64, 16, 64), torch.zeros(64, 16, dtype=torch.bool)
+def run():
+    state, logits = rssm.observe(rssm.initial(16), *args)
+    (state.deter.sum() + state.stoch.sum() + logits.sum()).backward()
+with fastwm.backend(sys.argv[1]):
+    rssm.observe(rssm.initial(1), *(x[:1, :1] for x in args))[1].sum().backward()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@needs_cpu
+def test_peak_memory_is_not_above_the_loops() -> None:
+    peak = {}
+    for name in ("cpu", "ref"):
+        command = [sys.executable, "-c", MEMORY, name]
+        peak[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert peak["cpu"] <= peak["ref"], peak
