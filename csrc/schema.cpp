@@ -24,14 +24,14 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
   m.def("mdn_nll(Tensor logits, Tensor mean, Tensor log_std, Tensor value) -> Tensor");
   m.def("mdn_nll_backward(Tensor grad, Tensor logits, Tensor mean, Tensor log_std, Tensor value) "
         "-> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("philox_bits(Tensor seed_offset, SymInt count, SymInt first) -> Tensor");
-  m.def("philox_uniform(Tensor seed_offset, SymInt count, SymInt first) -> Tensor");
-  m.def("philox_normal(Tensor seed_offset, SymInt count, SymInt first) -> Tensor");
+  m.def("philox_bits(Tensor seed_offset, int count, int first) -> Tensor");
+  m.def("philox_uniform(Tensor seed_offset, int count, int first) -> Tensor");
+  m.def("philox_normal(Tensor seed_offset, int count, int first) -> Tensor");
 
   m.def("gru_gates(Tensor input, Tensor hidden, Tensor h) -> Tensor");
   m.def("gru_gates_backward(Tensor grad, Tensor input, Tensor hidden, Tensor h) -> (Tensor, Tensor, Tensor)");
-  m.def("block_gru_gates(Tensor gates, Tensor h, SymInt blocks, float update_bias) -> Tensor");
-  m.def("block_gru_gates_backward(Tensor grad, Tensor gates, Tensor h, SymInt blocks, float update_bias) "
+  m.def("block_gru_gates(Tensor gates, Tensor h, int blocks, float update_bias) -> Tensor");
+  m.def("block_gru_gates_backward(Tensor grad, Tensor gates, Tensor h, int blocks, float update_bias) "
         "-> (Tensor, Tensor)");
   m.def("layernorm_gru_gates(Tensor gates, Tensor weight, Tensor bias, Tensor h, float eps, float update_bias) "
         "-> (Tensor, Tensor)");

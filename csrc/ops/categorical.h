@@ -6,28 +6,14 @@
 
 namespace fastwm {
 
-inline int32_t computed_dtype(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
-}
-
 // Uninitialised, contiguous, of the first `dims` sizes of `like`.
-inline Tensor empty_leading(const Tensor& like, int64_t dims, int32_t dtype) {
-  const auto sizes = like.sizes();
-  std::vector<int64_t> strides(dims);
-  int64_t stride = 1;
-  for (int64_t d = dims; d-- > 0; stride *= sizes[d] > 0 ? sizes[d] : 1) strides[d] = stride;
-  int32_t device_type = 0, device = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device));
-  AtenTensorHandle out = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype, device_type, device, &out));
-  return Tensor(out);
+inline Tensor empty_leading(const Tensor& like, int64_t dims, ScalarType dtype) {
+  return empty_dense(like, like.sizes().slice(0, dims), dtype);
 }
 
 // x, contiguous, once it is known to have the first `dims` sizes of `like` and the dtype that kernels compute in.
 inline Tensor dense_leading(const Tensor& x, const Tensor& like, int64_t dims, const char* name) {
-  const ScalarType computed = like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType computed = accumulate_type(like);
   bool same = x.dim() == dims && x.scalar_type() == computed && x.device() == like.device();
   for (int64_t d = 0; same && d < dims; ++d) same = x.size(d) == like.size(d);
   STD_TORCH_CHECK(same, "fastwm: ", name, " does not fit the logits");
@@ -55,9 +41,9 @@ std::tuple<Tensor, Tensor, Tensor> straight_through_categorical(const Tensor& lo
   const Tensor logits = dense(logits_);
   const int64_t dims = logits.dim(), classes = logits.size(dims - 1);
   const Tensor uniform = dense_leading(uniform_, logits, gumbel ? dims : dims - 1, "uniform");
-  Tensor sample = empty_leading(logits, dims, computed_dtype(logits));
-  Tensor index = empty_leading(logits, dims - 1, aoti_torch_dtype_int64());
-  Tensor log_prob = empty_leading(logits, dims, computed_dtype(logits));
+  Tensor sample = empty_leading(logits, dims, accumulate_type(logits));
+  Tensor index = empty_leading(logits, dims - 1, ScalarType::Long);
+  Tensor log_prob = empty_leading(logits, dims, accumulate_type(logits));
   const StraightThroughCategorical p{dtype_of(logits),
                                      logits.numel() / classes,
                                      classes,
@@ -103,8 +89,8 @@ std::tuple<Tensor, Tensor> categorical_kl(const Tensor& post_, const Tensor& pri
   const Tensor post = dense(post_);
   const Tensor prior = dense_like(prior_, post, "prior_logits");
   const int64_t dims = post.dim(), classes = post.size(dims - 1), groups = post.size(dims - 2);
-  Tensor dyn = empty_leading(post, dims - 2, computed_dtype(post));
-  Tensor rep = empty_leading(post, dims - 2, computed_dtype(post));
+  Tensor dyn = empty_leading(post, dims - 2, accumulate_type(post));
+  Tensor rep = empty_leading(post, dims - 2, accumulate_type(post));
   const CategoricalKl p{dtype_of(post),
                         dyn.numel(),
                         groups,
@@ -154,7 +140,7 @@ Tensor categorical_entropy(const Tensor& logits_, double unimix) {
   check_logits(logits_, 1);
   const Tensor logits = dense(logits_);
   const int64_t dims = logits.dim(), classes = logits.size(dims - 1);
-  Tensor entropy = empty_leading(logits, dims - 1, computed_dtype(logits));
+  Tensor entropy = empty_leading(logits, dims - 1, accumulate_type(logits));
   const CategoricalEntropy p{dtype_of(logits),        logits.numel() / classes, classes,
                              logits.const_data_ptr(), unimix,                   entropy.mutable_data_ptr()};
   kernel(p, logits.get_device_index());

@@ -15,8 +15,7 @@ Tensor philox(const Tensor& seed_offset_, int64_t count, int64_t first) {
   const Tensor seed_offset = dense(seed_offset_);
   std::vector<int64_t> sizes(seed_offset.sizes().begin(), seed_offset.sizes().end());
   sizes.back() = count;
-  Tensor out = empty_of(sizes, kind == PhiloxKind::bits ? aoti_torch_dtype_int32() : aoti_torch_dtype_float32(),
-                        seed_offset);
+  Tensor out = empty_dense(seed_offset, sizes, kind == PhiloxKind::bits ? ScalarType::Int : ScalarType::Float);
   const PhiloxDraw p{kind,
                      seed_offset.numel() / 2,
                      count,
