@@ -9,4 +9,10 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
   m.def("norm_act(Tensor x, Tensor weight, Tensor? bias, float eps, int activation) -> (Tensor, Tensor)");
   m.def("norm_act_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor stats, int activation) "
         "-> (Tensor, Tensor)");
+  m.def("two_hot_loss(Tensor logits, Tensor target, Tensor bins, Tensor? second_target, float second_weight) "
+        "-> (Tensor, Tensor)");
+  m.def("two_hot_loss_backward(Tensor grad, Tensor logits, Tensor target, Tensor bins, Tensor? second_target, "
+        "float second_weight, Tensor logsumexp) -> Tensor");
+  m.def("two_hot_mean(Tensor logits, Tensor bins) -> (Tensor, Tensor)");
+  m.def("two_hot_mean_backward(Tensor grad, Tensor logits, Tensor bins, Tensor mean, Tensor logsumexp) -> Tensor");
 }

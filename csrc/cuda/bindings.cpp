@@ -1,6 +1,7 @@
 #include "launch.h"
 #include "ops/lambda_return.h"
 #include "ops/norm_act.h"
+#include "ops/two_hot.h"
 
 namespace fastwm {
 
@@ -8,6 +9,10 @@ FASTWM_CUDA_KERNEL(lambda_return_kernel, LambdaReturn)
 FASTWM_CUDA_KERNEL(lambda_return_backward_kernel, LambdaReturnBackward)
 FASTWM_CUDA_KERNEL(norm_act_kernel, NormAct)
 FASTWM_CUDA_KERNEL(norm_act_backward_kernel, NormActBackward)
+FASTWM_CUDA_KERNEL(two_hot_loss_kernel, TwoHotLoss)
+FASTWM_CUDA_KERNEL(two_hot_loss_backward_kernel, TwoHotLossBackward)
+FASTWM_CUDA_KERNEL(two_hot_mean_kernel, TwoHotMean)
+FASTWM_CUDA_KERNEL(two_hot_mean_backward_kernel, TwoHotMeanBackward)
 
 }  // namespace fastwm
 
@@ -17,4 +22,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastwm, CUDA, m) {
   m.impl("lambda_return_backward", TORCH_BOX(&lambda_return_backward<lambda_return_backward_kernel>));
   m.impl("norm_act", TORCH_BOX(&norm_act<norm_act_kernel>));
   m.impl("norm_act_backward", TORCH_BOX(&norm_act_backward<norm_act_backward_kernel>));
+  m.impl("two_hot_loss", TORCH_BOX(&two_hot_loss<two_hot_loss_kernel>));
+  m.impl("two_hot_loss_backward", TORCH_BOX(&two_hot_loss_backward<two_hot_loss_backward_kernel>));
+  m.impl("two_hot_mean", TORCH_BOX(&two_hot_mean<two_hot_mean_kernel>));
+  m.impl("two_hot_mean_backward", TORCH_BOX(&two_hot_mean_backward<two_hot_mean_backward_kernel>));
 }

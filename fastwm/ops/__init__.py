@@ -3,6 +3,7 @@
 from fastwm.ops._backend import backend
 from fastwm.ops.lambda_return import lambda_return
 from fastwm.ops.norm_act import layer_norm_elu, layer_norm_silu, rms_norm, rms_norm_silu
+from fastwm.ops.two_hot import two_hot_loss, two_hot_mean
 
 __all__ = [
     "backend",
@@ -11,4 +12,6 @@ __all__ = [
     "layer_norm_silu",
     "rms_norm",
     "rms_norm_silu",
+    "two_hot_loss",
+    "two_hot_mean",
 ]

@@ -2,6 +2,7 @@
 
 from fastwm.ref.lambda_return import lambda_return
 from fastwm.ref.norm_act import layer_norm_elu, layer_norm_silu, norm_act, rms_norm, rms_norm_silu
+from fastwm.ref.two_hot import two_hot_loss, two_hot_mean
 
 __all__ = [
     "lambda_return",
@@ -10,4 +11,6 @@ __all__ = [
     "norm_act",
     "rms_norm",
     "rms_norm_silu",
+    "two_hot_loss",
+    "two_hot_mean",
 ]
