@@ -1,5 +1,6 @@
 #include "launch.h"
 #include "ops/lambda_return.h"
+#include "ops/laprop.h"
 #include "ops/norm_act.h"
 #include "ops/two_hot.h"
 
@@ -7,6 +8,7 @@ namespace fastwm {
 
 FASTWM_CUDA_KERNEL(lambda_return_kernel, LambdaReturn)
 FASTWM_CUDA_KERNEL(lambda_return_backward_kernel, LambdaReturnBackward)
+FASTWM_CUDA_KERNEL(laprop_kernel, LaProp)
 FASTWM_CUDA_KERNEL(norm_act_kernel, NormAct)
 FASTWM_CUDA_KERNEL(norm_act_backward_kernel, NormActBackward)
 FASTWM_CUDA_KERNEL(two_hot_loss_kernel, TwoHotLoss)
@@ -26,4 +28,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastwm, CUDA, m) {
   m.impl("two_hot_loss_backward", TORCH_BOX(&two_hot_loss_backward<two_hot_loss_backward_kernel>));
   m.impl("two_hot_mean", TORCH_BOX(&two_hot_mean<two_hot_mean_kernel>));
   m.impl("two_hot_mean_backward", TORCH_BOX(&two_hot_mean_backward<two_hot_mean_backward_kernel>));
+  m.impl("laprop_step_", TORCH_BOX(&laprop_step_<laprop_kernel>));
 }
