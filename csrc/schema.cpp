@@ -18,4 +18,8 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
   m.def("laprop_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] nu, Tensor(c!)[] mu, int step, "
         "Tensor? step_at, float lr, Tensor? lr_at, float beta1, float beta2, float eps, float agc, float pmin, "
         "int warmup) -> ()");
+  m.def("symlog(Tensor x) -> Tensor");
+  m.def("symexp(Tensor x) -> Tensor");
+  m.def("symlog_backward(Tensor grad, Tensor x) -> Tensor");
+  m.def("symexp_backward(Tensor grad, Tensor y) -> Tensor");
 }

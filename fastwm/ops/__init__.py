@@ -4,6 +4,7 @@ from fastwm.ops._backend import backend
 from fastwm.ops.lambda_return import lambda_return
 from fastwm.ops.laprop import laprop_step_
 from fastwm.ops.norm_act import layer_norm_elu, layer_norm_silu, rms_norm, rms_norm_silu
+from fastwm.ops.symlog import symexp, symlog
 from fastwm.ops.two_hot import two_hot_loss, two_hot_mean
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "layer_norm_silu",
     "rms_norm",
     "rms_norm_silu",
+    "symexp",
+    "symlog",
     "two_hot_loss",
     "two_hot_mean",
 ]
