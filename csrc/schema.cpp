@@ -57,4 +57,17 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
         "Tensor n_deter, Tensor w_stoch, Tensor n_stoch, Tensor w_own, Tensor w_embeds, Tensor n_hidden, "
         "Tensor w_gates, Tensor w_post, Tensor n_post, Tensor w_logits, float unimix, float eps) "
         "-> (Tensor, Tensor, Tensor)");
+  m.def("two_hot_loss(Tensor logits, Tensor target, Tensor bins, Tensor? second_target, float second_weight) "
+        "-> (Tensor, Tensor)");
+  m.def("two_hot_loss_backward(Tensor grad, Tensor logits, Tensor target, Tensor bins, Tensor? second_target, "
+        "float second_weight, Tensor logsumexp) -> Tensor");
+  m.def("two_hot_mean(Tensor logits, Tensor bins) -> (Tensor, Tensor)");
+  m.def("two_hot_mean_backward(Tensor grad, Tensor logits, Tensor bins, Tensor mean, Tensor logsumexp) -> Tensor");
+  m.def("laprop_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] nu, Tensor(c!)[] mu, int step, "
+        "Tensor? step_at, float lr, Tensor? lr_at, float beta1, float beta2, float eps, float agc, float pmin, "
+        "int warmup) -> ()");
+  m.def("symlog(Tensor x) -> Tensor");
+  m.def("symexp(Tensor x) -> Tensor");
+  m.def("symlog_backward(Tensor grad, Tensor x) -> Tensor");
+  m.def("symexp_backward(Tensor grad, Tensor y) -> Tensor");
 }

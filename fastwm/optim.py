@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastwm.ops import laprop_step_
+
 
 class LaProp(torch.optim.Optimizer):
     """Clip each tensor's gradient by its parameter's norm, normalise by RMS, then apply momentum.
@@ -15,22 +17,34 @@ class LaProp(torch.optim.Optimizer):
         mu <- b1 mu + (1 - b1) g';    p <- p - lr_t mu / (1 - b1^t)
 
     `lr_t = lr * min(1, (t - 1) / warmup)`: with a warm-up the first step moves nothing. State is float32.
+    With `capturable` the step counter lives on the parameters' device, and `step` can be captured into a CUDA
+    graph; the learning rate may then be a float32 tensor `[]` there, to be changed between replays.
     Source: Ziyin et al. 2020 (LaProp), Brock et al. 2021 (AGC, here per tensor), the official DreamerV3 code.
     """
 
     def __init__(
         self,
         params: Iterable[Tensor],
-        lr: float = 4e-5,
+        lr: float | Tensor = 4e-5,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-20,
         agc: float = 0.3,
         pmin: float = 1e-3,
         warmup: int = 1000,
+        capturable: bool = False,
     ):
-        if lr < 0 or agc < 0 or warmup < 0 or not all(0 <= beta < 1 for beta in betas):
+        if isinstance(lr, Tensor) and not capturable:
+            raise ValueError("LaProp: lr may be a tensor only with capturable=True")
+        negative = not isinstance(lr, Tensor) and lr < 0
+        if negative or agc < 0 or warmup < 0 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"LaProp: lr={lr}, betas={betas}, agc={agc}, warmup={warmup} are out of range")
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, agc=agc, pmin=pmin, warmup=warmup, step=0))
+        settings = dict(lr=lr, betas=betas, eps=eps, agc=agc, pmin=pmin, warmup=warmup, capturable=capturable)
+        super().__init__(params, settings | dict(step=0))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("capturable", False)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -46,26 +60,23 @@ class LaProp(torch.optim.Optimizer):
         return loss
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for p in params:
-            if not self.state[p]:
-                self.state[p] = {"nu": torch.zeros_like(p), "mu": torch.zeros_like(p)}
-        nu = [self.state[p]["nu"] for p in params]
-        mu = [self.state[p]["mu"] for p in params]
-        beta1, beta2 = group["betas"]
-        lr = group["lr"] * (min(1.0, group["step"] / group["warmup"]) if group["warmup"] else 1.0)
+        states = [self.state[p] for p in params]
+        for p, state in zip(params, states):
+            if not state:
+                state.update(nu=torch.zeros_like(p), mu=torch.zeros_like(p))
+        if group["capturable"] and not isinstance(group["step"], Tensor):
+            group["step"] = torch.tensor(group["step"], device=params[0].device)
+        laprop_step_(
+            params,
+            [p.grad for p in params if p.grad is not None],
+            [state["nu"] for state in states],
+            [state["mu"] for state in states],
+            group["step"],
+            group["lr"],
+            group["betas"],
+            group["eps"],
+            group["agc"],
+            group["pmin"],
+            group["warmup"],
+        )
         group["step"] += 1
-        grads = self._clip(group, params, [p.grad for p in params if p.grad is not None])
-        torch._foreach_mul_(nu, beta2)
-        torch._foreach_addcmul_(nu, grads, grads, 1 - beta2)
-        rms = torch._foreach_sqrt(torch._foreach_div(nu, 1 - beta2 ** group["step"]))
-        torch._foreach_add_(rms, group["eps"])
-        torch._foreach_lerp_(mu, torch._foreach_div(grads, rms), 1 - beta1)
-        torch._foreach_add_(params, mu, alpha=-lr / (1 - beta1 ** group["step"]))
-
-    @staticmethod
-    def _clip(group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
-        if not group["agc"]:
-            return grads
-        limit = torch.stack(torch._foreach_norm(params)).clamp(min=group["pmin"]) * group["agc"]
-        excess = (torch.stack(torch._foreach_norm(grads)) / limit).clamp(min=1)
-        return list(torch._foreach_div(grads, list(excess.unbind())))

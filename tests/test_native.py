@@ -64,7 +64,14 @@ def test_kernels_of_an_instruction_set_share_nothing(tmp_path: Path) -> None:
     sources = sorted((ROOT / "csrc" / "cpu").glob("*_kernel.cpp"))
     assert sources
     for source in sources:
-        flags = ["-std=c++17", "-O3", "-fopenmp", "-DFASTWM_ISA=baseline", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}"]
+        flags = [
+            "-std=c++17",
+            "-O3",
+            "-fopenmp",
+            "-DFASTWM_ISA=baseline",
+            f"-I{ROOT / 'csrc'}",
+            f"-I{ROOT / 'csrc/include'}",
+        ]
         subprocess.run(["c++", *flags, "-c", source, "-o", tmp_path / "kernel.o"], check=True)
         command = ["nm", "-C", "--defined-only", tmp_path / "kernel.o"]
         symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -18,10 +18,13 @@ from fastwm.ops.cells import (
     planet_gru_update,
 )
 from fastwm.ops.lambda_return import lambda_return
+from fastwm.ops.laprop import laprop_step_
 from fastwm.ops.mdn import mdn_nll, mdn_sample
 from fastwm.ops.norm_act import layer_norm_elu, layer_norm_silu, rms_norm, rms_norm_silu
 from fastwm.ops.philox import philox_bits, philox_normal, philox_uniform
 from fastwm.ops.rssm_observe import DenseWeights, LinearWeights, RSSMWeights, rssm_observe
+from fastwm.ops.symlog import symexp, symlog
+from fastwm.ops.two_hot import two_hot_loss, two_hot_mean
 
 __all__ = [
     "CategoricalSample",
@@ -37,6 +40,7 @@ __all__ = [
     "gru_gates",
     "gru_step",
     "lambda_return",
+    "laprop_step_",
     "layer_norm_elu",
     "layer_norm_silu",
     "layernorm_gru_gates",
@@ -56,4 +60,8 @@ __all__ = [
     "rms_norm_silu",
     "rssm_observe",
     "straight_through_categorical",
+    "symexp",
+    "symlog",
+    "two_hot_loss",
+    "two_hot_mean",
 ]

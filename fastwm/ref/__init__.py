@@ -10,10 +10,13 @@ from fastwm.ref.cells import (
     planet_gru_update,
 )
 from fastwm.ref.lambda_return import lambda_return
+from fastwm.ref.laprop import laprop_step_
 from fastwm.ref.mdn import mdn_nll, mdn_sample
 from fastwm.ref.norm_act import layer_norm_elu, layer_norm_silu, norm_act, rms_norm, rms_norm_silu
 from fastwm.ref.philox import philox_bits, philox_normal, philox_uniform
 from fastwm.ref.rssm_observe import rssm_observe
+from fastwm.ref.symlog import symexp, symlog
+from fastwm.ref.two_hot import two_hot_loss, two_hot_mean
 
 __all__ = [
     "block_gru_gates",
@@ -21,6 +24,7 @@ __all__ = [
     "categorical_kl",
     "gru_gates",
     "lambda_return",
+    "laprop_step_",
     "layer_norm_elu",
     "layer_norm_silu",
     "layernorm_gru_gates",
@@ -37,4 +41,8 @@ __all__ = [
     "rms_norm_silu",
     "rssm_observe",
     "straight_through_categorical",
+    "symexp",
+    "symlog",
+    "two_hot_loss",
+    "two_hot_mean",
 ]

@@ -1,6 +1,6 @@
 """Triton kernels, as the operators of the library `fastwm_triton`. Imported only where Triton can run."""
 
-from fastwm.triton import categorical, cells, lambda_return, mdn, norm_act, philox
+from fastwm.triton import categorical, cells, lambda_return, mdn, norm_act, philox, symlog, two_hot
 
 __all__ = [
     "categorical",
@@ -9,4 +9,6 @@ __all__ = [
     "mdn",
     "norm_act",
     "philox",
+    "symlog",
+    "two_hot",
 ]

@@ -1,0 +1,136 @@
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastwm import ref
+from fastwm.ops._backend import Operator, select, vmap_loop
+
+
+def two_hot_loss(
+    logits: Tensor, target: Tensor, bins: Tensor, second_target: Tensor | None = None, second_weight: float = 1.0
+) -> Tensor:
+    """Cross-entropy between a categorical over bins and the two-hot encoding of a scalar, in one pass.
+
+        loss = CE(target) + second_weight * CE(second_target)
+        CE(y) = logsumexp(logits) - (1 - w) logits[i] - w logits[i+1],   w = (y - bins[i]) / (bins[i+1] - bins[i])
+
+    where `bins[i] <= y < bins[i+1]`; outside the bins all weight is on the end bin. DreamerV3's critic is drawn to
+    its return and to the slow critic's value: the second target costs no second softmax.
+
+    Args:
+        logits: `[..., K]`, K odd. float32, float64 or bfloat16 (computed in float32, under autocast too); other
+            floating dtypes are served by plain PyTorch.
+        target: `[...]`, in the bins' units. No gradient.
+        bins: `[K]`, ascending (not checked). No gradient.
+        second_target: like `target`.
+        second_weight: the second cross-entropy's factor.
+
+    Returns:
+        `[...]`, float32 (float64 where `logits` is). Differentiable in `logits`: once, or any number of times
+        with the `ref` backend.
+
+    Raises:
+        ValueError: K is even; a shape or device does not fit `logits`; a tensor is not floating-point.
+
+    Source: Hafner et al., "Mastering Diverse Domains through World Models"; the official code's symexp_twohot
+    """
+    bins = _check_bins(logits, bins)
+    target = _check_target("target", target, logits)
+    if second_target is not None:
+        second_target = _check_target("second_target", second_target, logits)
+    library = select(logits)
+    if library is None:
+        return ref.two_hot_loss(logits, target, bins, second_target, second_weight)
+    loss: Tensor = _loss(library, logits, target, bins, second_target, float(second_weight))[0]
+    return loss
+
+
+def two_hot_mean(logits: Tensor, bins: Tensor) -> Tensor:
+    """The expected value of a categorical over bins, exactly zero where logits and bins are symmetric.
+
+        mean = sum over k of softmax(logits)[k] bins[k],   taken over mirrored pairs of bins
+
+    Summed from left to right, the uniform categorical over DreamerV3's bins (up to 5e8) would predict -0.25.
+
+    Args:
+        logits: `[..., K]`, K odd, as in `two_hot_loss`.
+        bins: `[K]`. No gradient.
+
+    Returns:
+        `[...]`, float32 (float64 where `logits` is). Differentiable in `logits`, as in `two_hot_loss`.
+
+    Raises:
+        ValueError: as in `two_hot_loss`.
+
+    Source: the official DreamerV3 code, outs.TwoHot.pred
+    """
+    bins = _check_bins(logits, bins)
+    library = select(logits)
+    if library is None:
+        return ref.two_hot_mean(logits, bins)
+    mean: Tensor = _mean(library, logits, bins)[0]
+    return mean
+
+
+def _check_bins(logits: Tensor, bins: Tensor) -> Tensor:
+    if logits.dim() == 0 or logits.shape[-1] % 2 == 0 or not logits.dtype.is_floating_point:
+        raise ValueError(f"expected floating-point logits [..., K] with K odd, got {list(logits.shape)} {logits.dtype}")
+    return _check("bins", bins, logits, logits.shape[-1:])
+
+
+def _check_target(name: str, target: Tensor, logits: Tensor) -> Tensor:
+    return _check(name, target, logits, logits.shape[:-1])
+
+
+def _check(name: str, x: Tensor, logits: Tensor, shape: torch.Size) -> Tensor:
+    if x.shape != shape or x.device != logits.device or not x.dtype.is_floating_point:
+        raise ValueError(
+            f"expected {name} {list(shape)}, floating-point, on {logits.device}, "
+            f"got {list(x.shape)} {x.dtype} on {x.device}"
+        )
+    x, wide = x.detach() if x.requires_grad else x, _wide(logits)
+    return x if x.dtype == wide else x.to(wide)
+
+
+def _wide(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _fake_rows(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    rows = logits.new_empty(logits.shape[:-1], dtype=_wide(logits))
+    return rows, torch.empty_like(rows)
+
+
+def _fake_logits(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _setup_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, target, bins, second_target, ctx.second_weight = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(logits, target, bins, second_target, output[1])
+
+
+def _loss_derivative(library: str, ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
+    *inputs, logsumexp = ctx.saved_tensors
+    return _loss_backward(library, grad, *inputs, ctx.second_weight, logsumexp), None, None, None, None
+
+
+def _setup_mean(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _mean_derivative(library: str, ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:
+    return None if grad is None else _mean_backward(library, grad, *ctx.saved_tensors), None
+
+
+_loss_backward = Operator("two_hot_loss_backward", fake=_fake_logits, vmap=vmap_loop)
+_loss = Operator("two_hot_loss", fake=_fake_rows, vmap=vmap_loop, backward=_loss_derivative, setup_context=_setup_loss)
+_mean_backward = Operator("two_hot_mean_backward", fake=_fake_logits, vmap=vmap_loop)
+_mean = Operator("two_hot_mean", fake=_fake_rows, vmap=vmap_loop, backward=_mean_derivative, setup_context=_setup_mean)

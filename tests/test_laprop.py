@@ -1,0 +1,248 @@
+"""The fused LaProp step: every backend against the plain one, determinism, contracts. Values: test_optim.py."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+import fastwm
+from fastwm import _lib, ref
+from fastwm.ops import laprop_step_
+from fastwm.ops.laprop import _foreach
+from fastwm.optim import LaProp
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+needs_native = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
+
+Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+DEFAULTS = dict(step=3, lr=1e-2, betas=(0.9, 0.999), eps=1e-20, agc=0.3, pmin=1e-3, warmup=10)
+SHAPES: list[tuple[int, ...]] = [(), (3,), (0, 2), (5, 7), (16384,), (40_000,), (2, 131_073)]
+
+
+def lists(shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float64, device: str = "cpu") -> Lists:
+    """params, grads (every third one small enough not to be clipped), nu, mu."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw() -> list[Tensor]:
+        return [torch.randn(s, generator=generator, dtype=torch.float64).to(device, dtype) for s in shapes]
+
+    params, grads, nu, mu = draw(), draw(), draw(), draw()
+    return params, [0.1 * g if i % 3 == 0 else g for i, g in enumerate(grads)], [n.square() for n in nu], mu
+
+
+def stepped(step, state: Lists, /, **changed: object) -> Lists:  # type: ignore[no-untyped-def]
+    state = deepcopy(state)
+    step(*state, **(DEFAULTS | changed))
+    return state
+
+
+def test_values_by_hand() -> None:
+    """Two numbers by hand: |g| = 2 against 0.3 * 5 clips to 0.75 g; then nu, mu and p follow."""
+    p, g, n, m = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]), torch.tensor([0.0, 0.5]), torch.tensor([0.0, 0.1])
+    with fastwm.backend("ref"):
+        laprop_step_([p], [g], [n], [m], **DEFAULTS)
+    nu = 0.999 * 0.5 + 0.001 * 1.5**2
+    mu = 0.9 * 0.1 + 0.1 * 1.5 / (nu / (1 - 0.999**4)) ** 0.5
+    assert_close(n, torch.tensor([0.0, nu]))
+    assert_close(m, torch.tensor([0.0, mu]))
+    assert_close(p, torch.tensor([3.0, 4 - 1e-2 * 0.3 * mu / (1 - 0.9**4)]))
+    assert g.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"agc": 0.0}, {"warmup": 0}, {"step": 0}, {"step": 5000}, {"eps": 0.1}], ids=str
+)
+@pytest.mark.parametrize("step", [laprop_step_, _foreach], ids=["fused", "foreach"])
+def test_equals_reference(step, changed: dict[str, object]) -> None:  # type: ignore[no-untyped-def]
+    state = lists(SHAPES)
+    assert_close(stepped(step, state, **changed), stepped(ref.laprop_step_, state, **changed), atol=1e-12, rtol=1e-10)
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[None]:
+    assert _lib.host is not None
+    before = _lib.host.isa()
+    _lib.host.set_isa(request.param)
+    yield
+    _lib.host.set_isa(before)
+
+
+@pytest.mark.parametrize("isa", _lib.host.isa_levels() if _lib.host else [], indirect=True)
+@pytest.mark.usefixtures("isa")
+def test_every_instruction_set_in_float32() -> None:
+    state = lists(SHAPES, torch.float32)
+    ours = stepped(laprop_step_, state)
+    exact = stepped(ref.laprop_step_, tuple([x.double() for x in xs] for xs in state))  # type: ignore[arg-type]
+    for xs, truths in zip(ours, exact):
+        for x, truth in zip(xs, truths):
+            assert_close(x.double(), truth, atol=1e-6, rtol=1e-5)
+
+
+@needs_native
+def test_threads_change_nothing_and_repeats_are_bitwise() -> None:
+    state = lists([*SHAPES, *[(1000,)] * 40], torch.float32)
+    before, results = torch.get_num_threads(), []
+    for count in (1, 2, 1, 3):
+        torch.set_num_threads(count)
+        results.append(stepped(laprop_step_, state))
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for xs, ys in zip(results[0], other) for x, y in zip(xs, ys))
+
+
+@given(
+    sizes=st.lists(st.integers(0, 9), max_size=5),
+    permuted=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_any_sizes_strides_and_dtypes(sizes: list[int], permuted: bool, dtype: torch.dtype) -> None:
+    state = lists([(size, 3) for size in sizes], dtype)
+    if permuted:
+        state = tuple([x.mT.contiguous().mT for x in xs] for xs in state)  # type: ignore[assignment]
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    assert_close(
+        stepped(laprop_step_, state), stepped(ref.laprop_step_, state), atol=tolerance, rtol=tolerance, equal_nan=True
+    )
+
+
+def test_t38_each_tensor_is_clipped_by_its_own_norm_whatever_the_others() -> None:
+    """T38: also where tensors share a wave, and where one takes many chunks."""
+    state = lists(SHAPES)
+    together = stepped(laprop_step_, state)
+    for i in range(len(SHAPES)):
+        alone = stepped(laprop_step_, tuple([xs[i]] for xs in state))  # type: ignore[arg-type]
+        assert all(torch.equal(one[0], all_[i]) for one, all_ in zip(alone, together))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_gradient_spoils_its_tensor_alone(value: float) -> None:
+    params, grads, nu, mu = lists([(4,), (4,)])
+    grads[0][1] = value
+    laprop_step_(params, grads, nu, mu, **DEFAULTS)  # type: ignore[arg-type]
+    assert params[0][1].isnan()
+    assert params[1].isfinite().all()
+
+
+def test_step_and_rate_may_be_tensors() -> None:
+    state = lists(SHAPES[:4], torch.float32)
+    tensors = dict(step=torch.tensor(3), lr=torch.tensor(1e-2))
+    want = stepped(laprop_step_, state)
+    for step in (laprop_step_, _foreach, ref.laprop_step_):
+        assert_close(stepped(step, state, **tensors), want, atol=1e-6, rtol=1e-5)
+    assert tensors["step"].item() == 3
+
+
+def test_saved_for_backward_notices_the_step() -> None:
+    """As after torch's own in-place operators: a gradient through overwritten parameters is an error."""
+    p = torch.nn.Parameter(torch.ones(3))
+    y = p.square().sum()
+    laprop_step_([p], [torch.ones(3)], [torch.zeros(3)], [torch.zeros(3)], **DEFAULTS)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+@needs_native
+def test_opcheck() -> None:
+    params, grads, nu, mu = lists([(3,), (2, 2)], torch.float32)
+    args = (params, grads, nu, mu, 3, None, 1e-2, None, 0.9, 0.999, 1e-20, 0.3, 1e-3, 10)
+    torch.library.opcheck(torch.ops.fastwm.laprop_step_.default, args)
+
+
+def test_compiles_whole() -> None:
+    torch._dynamo.reset()
+    state = lists([(3,), (2, 2)])
+
+    def step(params: list[Tensor], grads: list[Tensor], nu: list[Tensor], mu: list[Tensor]) -> None:
+        laprop_step_(params, grads, nu, mu, **DEFAULTS)  # type: ignore[arg-type]
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    got, want = deepcopy(state), deepcopy(state)
+    compiled(*got)
+    step(*want)
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p, g, n, m: (p, g[:1], n, m), r"one length, got \[2, 1, 2, 2\]"),
+        (lambda p, g, n, m: (p, [g[0], g[1][:1]], n, m), r"expected \[2, 2\]"),
+    ],
+)
+def test_wrong_arguments_are_explained(change, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        laprop_step_(*change(*lists([(3,), (2, 2)])), **DEFAULTS)
+
+
+@needs_native
+def test_a_direct_call_with_wrong_tensors_does_not_crash() -> None:
+    p, g, n, m = lists([(3,), (2, 2)])
+    settings = (3, None, 1e-2, None, 0.9, 0.999, 1e-20, 0.3, 1e-3, 10)
+    for bad in [(p, g[:1], n, m), (p, [g[0], g[1][:1]], n, m), (p, [x.float() for x in g], n, m)]:
+        with pytest.raises(RuntimeError, match="fastwm"):
+            torch.ops.fastwm.laprop_step_(*bad, *settings)
+
+
+def optimizers(capturable: bool) -> tuple[torch.nn.Parameter, LaProp]:
+    p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    return p, LaProp([p], lr=0.1, warmup=2, capturable=capturable)
+
+
+def test_capturable_takes_the_same_steps() -> None:
+    (p, plain), (q, capturable) = optimizers(False), optimizers(True)
+    for i in range(4):
+        for x, optimizer in ((p, plain), (q, capturable)):
+            x.grad = torch.tensor([0.3, -0.1, 0.2]) * (i + 1)
+            optimizer.step()
+    assert_close(p, q)
+    assert capturable.param_groups[0]["step"].item() == plain.param_groups[0]["step"] == 4
+
+
+def test_state_of_before_capturable_loads() -> None:
+    p, optimizer = optimizers(False)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    state = optimizer.state_dict()
+    assert set(state["state"][0]) == {"nu", "mu"}
+    del state["param_groups"][0]["capturable"]
+    _, twin = optimizers(False)
+    twin.load_state_dict(state)
+    assert twin.param_groups[0]["capturable"] is False
+    assert twin.param_groups[0]["step"] == 1
+
+
+def test_a_tensor_rate_needs_capturable() -> None:
+    with pytest.raises(ValueError, match="capturable"):
+        LaProp([torch.nn.Parameter(torch.ones(1))], lr=torch.tensor(0.1))
+
+
+@pytest.mark.gpu
+def test_cuda_equals_reference() -> None:
+    state = lists([*SHAPES, *[(10,)] * 600], device="cuda")  # more tensors than one launch takes
+    assert_close(stepped(laprop_step_, state), stepped(ref.laprop_step_, state), atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.gpu
+def test_captures_into_a_cuda_graph() -> None:
+    p = torch.nn.Parameter(torch.ones(300, device="cuda"))
+    q = torch.nn.Parameter(p.detach().clone())
+    rate = torch.tensor(0.1, device="cuda")
+    captured = LaProp([p], lr=rate, warmup=2, capturable=True)
+    plain = LaProp([q], lr=0.1, warmup=2)
+    for x, optimizer in ((p, captured), (q, plain)):
+        x.grad = torch.linspace(-1, 1, 300, device="cuda")
+        optimizer.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step()
+    for i in range(3):
+        rate.fill_(0.1 / (i + 1))
+        graph.replay()
+        plain.param_groups[0]["lr"] = 0.1 / (i + 1)
+        plain.step()
+    assert_close(p, q)
