@@ -18,10 +18,16 @@ void for_each_tile(int64_t rows, int64_t classes, int64_t tiles, Body body) {
   }
 }
 
-// x: logits in, less the largest of their row out; q: their softmax; log_z: the logarithm of the sum of exp(x).
+// Of each row: its largest logit, and the logarithm of its sum of exp(logit - largest).
 template <typename A>
-void softmax(Tile<A> x, Tile<A> q, int64_t classes, A* log_z) {
-  A largest[W], z[W] = {}, inverse[W];
+struct RowStats {
+  A largest[W], log_z[W];
+};
+
+// q = softmax(x)
+template <typename A>
+void softmax(Tile<A> x, Tile<A> q, int64_t classes, RowStats<A>& row) {
+  A *const largest = row.largest, z[W] = {}, inverse[W];
   for (int64_t r = 0; r < W; ++r) largest[r] = x[0][r];
   for (int64_t k = 1; k < classes; ++k)
 #pragma omp simd
@@ -29,13 +35,12 @@ void softmax(Tile<A> x, Tile<A> q, int64_t classes, A* log_z) {
   for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
     for (int64_t r = 0; r < W; ++r) {
-      x[k][r] -= largest[r];
-      q[k][r] = vexp_negative(x[k][r]);
+      q[k][r] = vexp_negative(x[k][r] - largest[r]);
       z[r] += q[k][r];
     }
 #pragma omp simd
   for (int64_t r = 0; r < W; ++r) {
-    log_z[r] = vlog_normal(z[r]);
+    row.log_z[r] = vlog_normal(z[r]);
     inverse[r] = 1 / z[r];
   }
   for (int64_t k = 0; k < classes; ++k)
@@ -43,12 +48,12 @@ void softmax(Tile<A> x, Tile<A> q, int64_t classes, A* log_z) {
     for (int64_t r = 0; r < W; ++r) q[k][r] *= inverse[r];
 }
 
-// x: as softmax() leaves it in, ln p out.
+// x: logits in, ln p out.
 template <typename A>
-void log_probs(Tile<A> x, Tile<A> q, const A* log_z, Unimix<A> mix, int64_t classes) {
+void log_probs(Tile<A> x, Tile<A> q, const RowStats<A>& row, Unimix<A> mix, int64_t classes) {
   for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
-    for (int64_t r = 0; r < W; ++r) x[k][r] = mixed_log(mix, x[k][r], log_z[r], q[k][r]);
+    for (int64_t r = 0; r < W; ++r) x[k][r] = mixed_log(mix, x[k][r] - row.largest[r], row.log_z[r], q[k][r]);
 }
 
 // w: dL/dlogits = w - q sum(w) takes its place.
@@ -106,11 +111,11 @@ void sample(const StraightThroughCategorical& p) {
   for_each_tile<A>(p.rows, classes, 3, [&p, mix, classes](int64_t first, int64_t rows, const TileMemory<A>& memory) {
     const int64_t at = first * classes;
     const Tile<A> x = memory[0], q = memory[1];
-    A log_z[W];
+    RowStats<A> row;
     int32_t index[W];
     load(static_cast<const T*>(p.logits) + at, rows, classes, x);
-    softmax(x, q, classes, log_z);
-    log_probs(x, q, log_z, mix, classes);
+    softmax(x, q, classes, row);
+    log_probs(x, q, row, mix, classes);
     store(x, rows, classes, static_cast<A*>(p.log_prob) + at);
     if (p.gumbel) {
       const Tile<A> noise = memory[2];
@@ -134,8 +139,9 @@ void sample(const StraightThroughCategorical& p) {
 // d: dL/dsample in, dL/dy out, where the gradient passes as if the sample were softmax(y).
 template <typename A>
 void softmax_gradient(Tile<A> d, Tile<A> y, Tile<A> soft, int64_t classes) {
-  A unused[W], mean[W] = {};
-  softmax(y, soft, classes, unused);
+  RowStats<A> row;
+  A mean[W] = {};
+  softmax(y, soft, classes, row);
   for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
     for (int64_t r = 0; r < W; ++r) mean[r] += soft[k][r] * d[k][r];
@@ -152,9 +158,9 @@ void sample_backward(const StraightThroughCategoricalBackward& p) {
   for_each_tile<A>(p.rows, classes, 5, [&p, mix, classes](int64_t first, int64_t rows, const TileMemory<A>& memory) {
     const int64_t at = first * classes;
     const Tile<A> x = memory[0], q = memory[1], w = memory[2], d_log_prob = memory[3];
-    A log_z[W];
+    RowStats<A> row;
     load(static_cast<const T*>(p.logits) + at, rows, classes, x);
-    softmax(x, q, classes, log_z);
+    softmax(x, q, classes, row);
     if (p.d_sample)
       load(static_cast<const A*>(p.d_sample) + at, rows, classes, w);
     else
@@ -162,7 +168,7 @@ void sample_backward(const StraightThroughCategoricalBackward& p) {
     const bool perturbed = p.uniform && p.d_sample;
     if (perturbed) {
       const Tile<A> noise = d_log_prob, soft = memory[4];
-      log_probs(x, q, log_z, mix, classes);
+      log_probs(x, q, row, mix, classes);
       load(static_cast<const A*>(p.uniform) + at, rows, classes, noise);
       perturb(noise, x, classes);
       softmax_gradient(w, noise, soft, classes);
@@ -181,20 +187,46 @@ void sample_backward(const StraightThroughCategoricalBackward& p) {
   });
 }
 
+// Rows of two distributions p, posterior, and r, prior: ln(p / r), p (1 - unimix) q_r / r, and their softmaxes.
 template <typename T>
 struct KlTile {
   using A = accumulate_t<T>;
-  Tile<A> log_p, q, log_r, prior_q;
+  Tile<A> ratio, q, prior_share, prior_q;
 
   KlTile(const T* post, const T* prior, int64_t rows, int64_t classes, Unimix<A> mix, const TileMemory<A>& memory)
-      : log_p(memory[0]), q(memory[1]), log_r(memory[2]), prior_q(memory[3]) {
-    A log_z[W];
-    load(post, rows, classes, log_p);
-    softmax(log_p, q, classes, log_z);
-    log_probs(log_p, q, log_z, mix, classes);
-    load(prior, rows, classes, log_r);
-    softmax(log_r, prior_q, classes, log_z);
-    log_probs(log_r, prior_q, log_z, mix, classes);
+      : ratio(memory[0]), q(memory[1]), prior_share(memory[2]), prior_q(memory[3]) {
+    const Tile<A> x = ratio, prior_x = prior_share;
+    RowStats<A> row, prior_row;
+    load(post, rows, classes, x);
+    softmax(x, q, classes, row);
+    load(prior, rows, classes, prior_x);
+    softmax(prior_x, prior_q, classes, prior_row);
+    if (mix.on) {
+      compare_mixed(mix, classes);
+    } else {
+      log_probs(x, q, row, mix, classes);
+      log_probs(prior_x, prior_q, prior_row, mix, classes);
+      compare_plain(prior_x, classes);
+    }
+  }
+
+  void compare_mixed(Unimix<A> mix, int64_t classes) {
+    for (int64_t k = 0; k < classes; ++k)
+#pragma omp simd
+      for (int64_t r = 0; r < W; ++r) {
+        const A quotient = mixed(mix, q[k][r]) / mixed(mix, prior_q[k][r]);
+        ratio[k][r] = vlog_normal(quotient);
+        prior_share[k][r] = quotient * mix.keep * prior_q[k][r];
+      }
+  }
+
+  void compare_plain(Tile<A> log_r, int64_t classes) {
+    for (int64_t k = 0; k < classes; ++k)
+#pragma omp simd
+      for (int64_t r = 0; r < W; ++r) {
+        ratio[k][r] -= log_r[k][r];
+        prior_share[k][r] = q[k][r];
+      }
   }
 };
 
@@ -233,7 +265,7 @@ void kl(const CategoricalKl& p) {
       A sum[W] = {};
       for (int64_t k = 0; k < p.classes; ++k)
 #pragma omp simd
-        for (int64_t r = 0; r < W; ++r) sum[r] += mixed(mix, tile.q[k][r]) * (tile.log_p[k][r] - tile.log_r[k][r]);
+        for (int64_t r = 0; r < W; ++r) sum[r] += mixed(mix, tile.q[k][r]) * tile.ratio[k][r];
       for (int64_t r = 0; r < rows; ++r) {
         total += sum[r];
         if (--left > 0) continue;
@@ -273,12 +305,12 @@ void kl_backward(const CategoricalKlBackward& p) {
     }
     const KlTile<T> tile(static_cast<const T*>(p.post) + at, static_cast<const T*>(p.prior) + at, rows, classes, mix,
                          memory);
-    const Tile<A> w_post = tile.log_p, w_prior = tile.log_r;
+    const Tile<A> w_post = tile.ratio, w_prior = tile.prior_share;
     for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
       for (int64_t r = 0; r < W; ++r) {
-        w_post[k][r] = g_rep[r] * mix.keep * tile.q[k][r] * (tile.log_p[k][r] - tile.log_r[k][r]);
-        w_prior[k][r] = -g_dyn[r] * mixed(mix, tile.q[k][r]) * kept_share(mix, tile.prior_q[k][r]);
+        w_post[k][r] = g_rep[r] * mix.keep * tile.q[k][r] * tile.ratio[k][r];
+        w_prior[k][r] = -g_dyn[r] * tile.prior_share[k][r];
       }
     finish_gradient(w_post, tile.q, classes);
     finish_gradient(w_prior, tile.prior_q, classes);
@@ -294,10 +326,11 @@ void entropy(const CategoricalEntropy& p) {
   const int64_t classes = p.classes;
   for_each_tile<A>(p.rows, classes, 2, [&p, mix, classes](int64_t first, int64_t rows, const TileMemory<A>& memory) {
     const Tile<A> x = memory[0], q = memory[1];
-    A log_z[W], sum[W] = {};
+    RowStats<A> row;
+    A sum[W] = {};
     load(static_cast<const T*>(p.logits) + first * classes, rows, classes, x);
-    softmax(x, q, classes, log_z);
-    log_probs(x, q, log_z, mix, classes);
+    softmax(x, q, classes, row);
+    log_probs(x, q, row, mix, classes);
     for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
       for (int64_t r = 0; r < W; ++r) sum[r] -= mixed(mix, q[k][r]) * x[k][r];
@@ -313,10 +346,11 @@ void entropy_backward(const CategoricalEntropyBackward& p) {
   for_each_tile<A>(p.rows, classes, 2, [&p, mix, classes](int64_t first, int64_t rows, const TileMemory<A>& memory) {
     const int64_t at = first * classes;
     const Tile<A> x = memory[0], q = memory[1];
-    A log_z[W], g[W] = {};
+    RowStats<A> row;
+    A g[W] = {};
     load(static_cast<const T*>(p.logits) + at, rows, classes, x);
-    softmax(x, q, classes, log_z);
-    log_probs(x, q, log_z, mix, classes);
+    softmax(x, q, classes, row);
+    log_probs(x, q, row, mix, classes);
     for (int64_t r = 0; r < rows; ++r) g[r] = static_cast<const A*>(p.grad)[first + r];
     for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
