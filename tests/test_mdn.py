@@ -364,6 +364,27 @@ def test_any_shape_and_strides(lead: list[int], z: int, k: int, kind: str, layou
         assert_close(sample, mdn_sample(*args[:3], 0.9, *draws), atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("layout", ["dense", "interleaved", "offset"])
+@pytest.mark.parametrize("k", range(1, 10))
+def test_every_number_of_components_in_full_tiles(native: Target, k: int, layout: str) -> None:
+    """float32 runs of up to eight numbers take a way of their own on the CPU, where 64 of them are together."""
+    rows, z = (6, 64) if native.backend != "triton" else (2, 3)
+    out = values(rows, z * 3 * k + 1, dtype=torch.float32, device=native.device)[:, layout == "offset" :]
+    params = list(out[:, : z * 3 * k].unflatten(-1, (z, 3, k)).unbind(-2))
+    params = [x.contiguous() for x in params] if layout == "dense" else params
+    args = [*params, values(rows, z, dtype=torch.float32, device=native.device)]
+    ours = with_grads(args)
+    means = torch.arange(float(k), device=native.device).expand(rows, z, k).contiguous()
+    u = uniforms(rows, z, dtype=torch.float32, device=native.device)
+    drawn = mdn_sample(params[0], means, torch.full_like(means, -math.inf), 1.0, u, u)
+    with fastwm.backend("ref"):
+        exact = with_grads([x.double() for x in args])
+        expected = mdn_sample(params[0], means, torch.full_like(means, -math.inf), 1.0, u, u)
+    for x, truth in zip(ours, exact, strict=True):
+        assert_close(x.double(), truth, atol=1e-5 * truth.abs().max().item(), rtol=1e-5)
+    assert (drawn != expected).sum() <= 1  # a u within rounding of a boundary
+
+
 def lay_out(x: Tensor, layout: str) -> Tensor:
     if layout == "class-major":
         return x.mT.contiguous().mT if x.dim() > 1 else x
