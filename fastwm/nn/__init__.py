@@ -12,6 +12,7 @@ from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.functional import symexp, symexp_bins, symlog
 from fastwm.nn.heads import Actor, BernoulliHead, Policy, TwoHotHead
 from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm
+from fastwm.nn.mdn import MDNHead, Mixture
 from fastwm.nn.normalize import PercentileNormalizer
 from fastwm.nn.rssm import RSSM, BlockGRU, State
 
@@ -30,6 +31,8 @@ __all__ = [
     "Dense",
     "Encoder",
     "Linear",
+    "MDNHead",
+    "Mixture",
     "PercentileNormalizer",
     "Policy",
     "RMSNorm",
