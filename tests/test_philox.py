@@ -176,13 +176,13 @@ def test_triton_has_the_same_schemas() -> None:
 LIBRARIES = ("fastwm", "fastwm_triton")
 
 
-def test_compiles_whole_with_dynamic_shapes(on: Target) -> None:
+def test_compiles_whole_with_dynamic_shapes(native: Target) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(
         lambda pairs, like: philox_normal(pairs, like.shape) + 1, fullgraph=True, dynamic=True, backend="aot_eager"
     )
     for n, shape in [(3, (4, 5)), (4, (6, 3))]:
-        pairs = streams(*((1, i) for i in range(n)), device=on.device)
+        pairs = streams(*((1, i) for i in range(n)), device=native.device)
         assert_close(compiled(pairs, torch.empty(shape)), philox_normal(pairs, shape) + 1)
 
 

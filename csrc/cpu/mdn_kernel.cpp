@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "fastwm/parallel.h"
+#include "fastwm/transpose.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -33,11 +34,6 @@ void for_each_tile(const Mixtures& m, int64_t size, Body body) {
   }
 }
 
-template <typename A>
-const A* start(const MixtureArray& x, const Tile& tile) {
-  return static_cast<const A*>(x.data) + tile.outer * x.outer + tile.lane * x.lane;
-}
-
 // Strided memory <-> class-major scratch. A tile that the lanes do not fill is filled with zeros, so that every
 // loop over lanes has the same constant length.
 template <typename A>
@@ -51,8 +47,33 @@ void gather(const A* __restrict from, int64_t lane_stride, int64_t class_stride,
 
 template <typename A>
 void scatter(const A* __restrict from, int64_t lane_stride, int64_t classes, int64_t width, A* __restrict to) {
+#ifdef FASTWM_TRANSPOSE
+  if constexpr (sizeof(A) == sizeof(float))
+    if (width == kTile && lane_stride == classes && classes > 1 && classes <= 8)
+      return vectors_to_runs(from, kTile, classes, kTile, to);
+#endif
   for (int64_t k = 0; k < classes; ++k)
     for (int64_t i = 0; i < width; ++i) to[i * lane_stride + k] = from[k * kTile + i];
+}
+
+// One dimension of a parameter, of all the mixtures of a tile.
+template <typename A>
+const A* start(const MixtureArray& x, const Tile& tile) {
+  return static_cast<const A*>(x.data) + tile.outer * x.outer + tile.lane * x.lane;
+}
+
+template <typename A>
+void load(const MixtureArray& x, const Mixtures& m, const Tile& tile, int64_t z, A* to) {
+  const A* from = start<A>(x, tile) + z * x.dim;
+#ifdef FASTWM_TRANSPOSE
+  // Eight numbers of the tile's last run can be read, as memory goes on to the array's last run at least.
+  const int64_t beyond = (m.lanes - tile.lane - kTile) * x.lane + (m.outer - 1 - tile.outer) * x.outer;
+  const bool readable = beyond + m.classes >= 8;
+  if constexpr (sizeof(A) == sizeof(float))
+    if (tile.width == kTile && x.cls == 1 && m.classes > 1 && m.classes <= 8 && readable)
+      return runs_to_vectors(from, x.lane, m.classes, kTile, to, kTile);
+#endif
+  gather(from, x.lane, x.cls, m.classes, tile.width, to);
 }
 
 // x <- exp((x - max x) * scale) over the classes; the maximum of each lane, and the sum of what x became.
@@ -85,7 +106,7 @@ void sample(const MdnSample& p) {
   for_each_tile<A>(m, m.classes * kTile, [&](const Tile& tile, A* weight) {
     A largest[kTile], total[kTile], threshold[kTile], cumulated[kTile] = {};
     int32_t index[kTile] = {};
-    gather(start<A>(m.logits, tile), m.logits.lane, m.logits.cls, m.classes, tile.width, weight);
+    load(m.logits, m, tile, 0, weight);
     gather(static_cast<const A*>(p.uniform) + tile.at, 1, 0, 1, tile.width, threshold);
     exp_of_classes(weight, scale, m.classes, largest, total);
     for (int64_t i = 0; i < kTile; ++i) threshold[i] = cdf_threshold(threshold[i], total[i]);
@@ -127,14 +148,14 @@ struct Densities {
     density = weight + n;
     inverse_std = density + n;
     deviation = inverse_std + m.dims * n;
-    gather(start<A>(m.logits, tile), m.logits.lane, m.logits.cls, m.classes, tile.width, weight);
+    load(m.logits, m, tile, 0, weight);
     for (int64_t z = 0; z < m.dims; ++z) {
       A y[kTile];
       A* s = inverse_std + z * n;
       A* q = deviation + z * n;
       gather(value + z, m.dims, 0, 1, tile.width, y);
-      gather(start<A>(m.mean, tile) + z * m.mean.dim, m.mean.lane, m.mean.cls, m.classes, tile.width, q);
-      gather(start<A>(m.log_std, tile) + z * m.log_std.dim, m.log_std.lane, m.log_std.cls, m.classes, tile.width, s);
+      load(m.mean, m, tile, z, q);
+      load(m.log_std, m, tile, z, s);
       multiply_by_gaussians(m.classes, y, z == 0 ? weight : density, density, s, q);
     }
     exp_of_classes(weight, A{1}, m.classes, largest_weight, total_weight);

@@ -1,18 +1,12 @@
 """Modules with the field's names; each is a plain `nn.Module` that can be used alone."""
 
 from fastwm.nn.cells import BlockGRUCell, GRUCell, LayerNormGRUCell, LSTMCell, PlanetGRUCell
-from fastwm.nn.distributions import (
-    Bernoulli,
-    BoundedNormal,
-    Categorical,
-    SquaredError,
-    SymlogSquaredError,
-    TwoHot,
-)
+from fastwm.nn.distributions import Bernoulli, BoundedNormal, Categorical, SquaredError, SymlogSquaredError, TwoHot
 from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.functional import symexp, symexp_bins, symlog
 from fastwm.nn.heads import Actor, BernoulliHead, Policy, TwoHotHead
 from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU
+from fastwm.nn.mdn import MDNHead, Mixture
 from fastwm.nn.normalize import PercentileNormalizer
 from fastwm.nn.rssm import RSSM, BlockGRU, State
 
@@ -35,6 +29,8 @@ __all__ = [
     "LSTMCell",
     "LayerNormGRUCell",
     "Linear",
+    "MDNHead",
+    "Mixture",
     "PercentileNormalizer",
     "PlanetGRUCell",
     "Policy",

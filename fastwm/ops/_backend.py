@@ -67,6 +67,7 @@ class backend:
 
 def select(x: Tensor, dtype: torch.dtype | None = None) -> str | None:
     """The library that serves tensors like `x`, or of another dtype; None: the plain PyTorch of `fastwm.ref`."""
+    """The operator library for tensors like `x` (or of `dtype`); None means the plain PyTorch of `fastwm.ref`."""
     dtype = dtype or x.dtype
     where = (x.device.type, dtype)
     if _forced is None:
