@@ -372,7 +372,7 @@ WRONG = [
     (ops.gru_gates, lambda i, k, h: (i[:, :-1], k, h), r"input \[\.\.\., 3 \* D\].*input \[4, 23\]"),
     (ops.gru_gates, lambda i, k, h: (i, k[:2], h), r"hidden \[2, 24\]"),
     (ops.gru_gates, lambda i, k, h: (i, k.float(), h), "hidden.*torch.float32"),
-    (ops.gru_gates, lambda i, k, h: (i.float(), k.float(), h), "input.*torch.float32.*|h.*float64"),
+    (ops.gru_gates, lambda i, k, h: (i.float(), k.float(), h), "h.*torch.float64.*input.*torch.float32"),
     (ops.gru_gates, lambda i, k, h: (i, k, h.to("meta")), "h.*meta"),
     (ops.gru_gates, lambda i, k, h: (i.long(), k.long(), h.long()), "torch.int64"),
     (ops.gru_gates, lambda i, k, h: (i.sum(), k.sum(), h.sum()), r"h \[\]"),

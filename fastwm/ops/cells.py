@@ -11,6 +11,8 @@ from fastwm.ops._backend import Operator, check_alike, select
 
 GateOrder = Literal["ifgo", "ijfo"]
 
+_HALF = (torch.bfloat16, torch.float16)
+
 
 def gru_gates(input: Tensor, hidden: Tensor, h: Tensor) -> Tensor:
     """The gates of `torch.nn.GRUCell` and Dreamer V1: the reset gate acts after the recurrent product.
@@ -31,7 +33,7 @@ def gru_gates(input: Tensor, hidden: Tensor, h: Tensor) -> Tensor:
 
     Source: torch.nn.GRUCell; Keras GRUCell with reset_after=True, whose columns are z, r, n
     """
-    _check("h", h, input=(input, 3), hidden=(hidden, 3))
+    _check("h", h, 3, input=input, hidden=hidden)
     library = select(input)
     if library is None:
         return ref.gru_gates(input, hidden, h)
@@ -57,7 +59,7 @@ def block_gru_gates(gates: Tensor, h: Tensor, blocks: int, update_bias: float = 
 
     Source: Hafner et al., "Mastering Diverse Domains through World Models", code of 2024 and later
     """
-    _check("h", h, gates=(gates, 3))
+    _check("h", h, 3, gates=gates)
     if blocks < 1 or h.shape[-1] % blocks:
         raise ValueError(f"a carry of width {h.shape[-1]} does not divide into {blocks} blocks")
     library = select(gates)
@@ -87,7 +89,7 @@ def layernorm_gru_gates(
 
     Source: Hafner et al., "Mastering Atari with Discrete World Models", GRUCell of the public code
     """
-    _check("h", h, gates=(gates, 3))
+    _check("h", h, 3, gates=gates)
     wide = gates.shape[-1]
     for name, x in (("weight", weight), ("bias", bias)):
         if x.shape != (wide,) or x.device != h.device:
@@ -118,7 +120,7 @@ def planet_gru_reset(gates: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: TensorFlow's GRUBlockCell, in Hafner et al., "Learning Latent Dynamics for Planning from Pixels"
     """
-    _check("h", h, gates=(gates, 2))
+    _check("h", h, 2, gates=gates)
     library = select(gates)
     if library is None:
         return ref.planet_gru_reset(gates, h)
@@ -141,7 +143,7 @@ def planet_gru_update(update: Tensor, cand: Tensor, h: Tensor) -> Tensor:
 
     Source: as of `planet_gru_reset`
     """
-    _check("h", h, cand=(cand, 1))
+    _check("h", h, 1, cand=cand)
     check_alike(update=update, h=h)
     library = select(cand)
     if library is None:
@@ -171,7 +173,7 @@ def lstm_gates(
 
     Source: torch.nn.LSTMCell; Ha and Schmidhuber, "World Models", public code
     """
-    _check("c", c, input=(input, 4), hidden=(hidden, 4))
+    _check("c", c, 4, input=input, hidden=hidden)
     if order not in ("ifgo", "ijfo"):
         raise ValueError(f"order must be 'ifgo' or 'ijfo', not {order!r}")
     library = select(input)
@@ -180,19 +182,19 @@ def lstm_gates(
     return _lstm(library, input, hidden, c, float(forget_bias), order == "ijfo")
 
 
-def _check(name: str, carry: Tensor, **gates: tuple[Tensor, int]) -> None:
-    """Raises ValueError unless every tensor is `[..., parts * D]` beside a carry `[..., D]`, of a dtype that fits."""
-    dtype = next(iter(gates.values()))[0].dtype
-    fits = carry.dim() > 0 and (dtype == carry.dtype or (carry.dtype == torch.float32 and dtype.itemsize == 2))
-    for x, parts in gates.values():
-        fits = fits and x.shape == (*carry.shape[:-1], parts * carry.shape[-1])
-        fits = fits and x.dtype == dtype and x.device == carry.device
-    if not (fits and carry.dtype.is_floating_point and dtype.is_floating_point):
-        want = ", ".join(f"{gate} [..., {f'{parts} * ' if parts > 1 else ''}D]" for gate, (_, parts) in gates.items())
-        got = [(name, carry), *((gate, x) for gate, (x, _) in gates.items())]
+def _check(name: str, carry: Tensor, parts: int, **gates: Tensor) -> None:
+    """Raises ValueError unless all gates are `[..., parts * D]` beside a carry `[..., D]`, of one dtype that fits."""
+    shape, dtype, device = carry.shape, carry.dtype, carry.device
+    want = (*shape[:-1], parts * shape[-1]) if shape else None
+    gate_dtype = next(iter(gates.values())).dtype
+    fits = gate_dtype == dtype or (dtype == torch.float32 and gate_dtype in _HALF)
+    for x in gates.values():
+        fits = fits and x.shape == want and x.dtype == gate_dtype and x.device == device
+    if not (fits and dtype.is_floating_point):
+        expected = ", ".join(f"{gate} [..., {f'{parts} * ' if parts > 1 else ''}D]" for gate in gates)
+        got = ", ".join(f"{n} {list(x.shape)} {x.dtype} {x.device}" for n, x in [(name, carry), *gates.items()])
         raise ValueError(
-            f"expected {want} beside {name} [..., D], of its floating dtype or 16 bits beside float32, got "
-            + ", ".join(f"{gate} {list(x.shape)} {x.dtype} {x.device}" for gate, x in got)
+            f"expected {expected} beside {name} [..., D], of its floating dtype or 16 bits beside float32, got {got}"
         )
 
 

@@ -47,6 +47,24 @@ struct Slot {
   int parts;
 };
 
+// A gate needs absolute accuracy, not vtanh's last bits: on the CPU, where these functions are most of a cell's time,
+// a rational minimax fit within 4e-7, never outside [-1, 1], at less than half the price.
+#ifdef __CUDA_ARCH__
+FASTWM_FN float gate_tanh(float x) { return vtanh(x); }
+#else
+FASTWM_FN float gate_tanh(float x) {
+  const float c = clamp(x, -8.4f, 8.4f), t = c * c;
+  const float p = (((1.445773127e-8f * t + 2.137969094e-5f) * t + 3.541612555e-3f) * t + 1.341957570e-1f) * t + 1.0f;
+  const float q = (((8.219912854e-7f * t + 3.361419168e-4f) * t + 2.605142128e-2f) * t + 4.675289953e-1f) * t + 1.0f;
+  return clamp(c * p / q, -1.0f, 1.0f);
+}
+#endif
+
+FASTWM_FN double gate_tanh(double x) { return vtanh(x); }
+
+FASTWM_FN float gate_sigmoid(float x) { return 0.5f + 0.5f * gate_tanh(0.5f * x); }
+FASTWM_FN double gate_sigmoid(double x) { return vsigmoid(x); }
+
 namespace {  // the cells; in each, x holds the parts of `in` and y those of `out`, in order
 
 // r, z = sigmoid(i + h), n = tanh(i_n + r h_n), h' = (1 - z) n + z h
@@ -56,7 +74,7 @@ struct Gru {
 
   template <typename A>
   FASTWM_FN void run(const Cells&, const A (&x)[7], A (&y)[1]) {
-    const A r = vsigmoid(x[0] + x[3]), z = vsigmoid(x[1] + x[4]), n = vtanh(x[2] + r * x[5]);
+    const A r = gate_sigmoid(x[0] + x[3]), z = gate_sigmoid(x[1] + x[4]), n = gate_tanh(x[2] + r * x[5]);
     y[0] = n + z * (x[6] - n);
   }
 };
@@ -68,7 +86,7 @@ struct GruBackward {
   template <typename A>
   FASTWM_FN void run(const Cells&, const A (&x)[8], A (&y)[7]) {
     const A grad = x[0], h_n = x[6], h = x[7];
-    const A r = vsigmoid(x[1] + x[4]), z = vsigmoid(x[2] + x[5]), n = vtanh(x[3] + r * h_n);
+    const A r = gate_sigmoid(x[1] + x[4]), z = gate_sigmoid(x[2] + x[5]), n = gate_tanh(x[3] + r * h_n);
     const A d_n = grad * (1 - z) * (1 - n * n);
     y[0] = y[3] = d_n * h_n * r * (1 - r);
     y[1] = y[4] = grad * (h - n) * z * (1 - z);
@@ -85,7 +103,7 @@ struct BlockGru {
 
   template <typename A>
   FASTWM_FN void run(const Cells& p, const A (&x)[4], A (&y)[1]) {
-    const A c = vtanh(vsigmoid(x[0]) * x[1]), u = vsigmoid(x[2] + static_cast<A>(p.bias));
+    const A c = gate_tanh(gate_sigmoid(x[0]) * x[1]), u = gate_sigmoid(x[2] + static_cast<A>(p.bias));
     y[0] = x[3] + u * (c - x[3]);
   }
 };
@@ -97,7 +115,7 @@ struct BlockGruBackward {
   template <typename A>
   FASTWM_FN void run(const Cells& p, const A (&x)[5], A (&y)[4]) {
     const A grad = x[0], cand = x[2], h = x[4];
-    const A r = vsigmoid(x[1]), c = vtanh(r * cand), u = vsigmoid(x[3] + static_cast<A>(p.bias));
+    const A r = gate_sigmoid(x[1]), c = gate_tanh(r * cand), u = gate_sigmoid(x[3] + static_cast<A>(p.bias));
     const A d_c = grad * u * (1 - c * c);
     y[0] = d_c * cand * r * (1 - r);
     y[1] = d_c * r;
@@ -113,8 +131,8 @@ struct PlanetReset {
 
   template <typename A>
   FASTWM_FN void run(const Cells&, const A (&x)[3], A (&y)[2]) {
-    y[0] = vsigmoid(x[0]) * x[2];
-    y[1] = vsigmoid(x[1]);
+    y[0] = gate_sigmoid(x[0]) * x[2];
+    y[1] = gate_sigmoid(x[1]);
   }
 };
 
@@ -124,7 +142,7 @@ struct PlanetResetBackward {
 
   template <typename A>
   FASTWM_FN void run(const Cells&, const A (&x)[5], A (&y)[3]) {
-    const A r = vsigmoid(x[2]), u = vsigmoid(x[3]);
+    const A r = gate_sigmoid(x[2]), u = gate_sigmoid(x[3]);
     y[0] = x[0] * x[4] * r * (1 - r);
     y[1] = x[1] * u * (1 - u);
     y[2] = x[0] * r;
@@ -138,7 +156,7 @@ struct PlanetUpdate {
 
   template <typename A>
   FASTWM_FN void run(const Cells&, const A (&x)[3], A (&y)[1]) {
-    const A c = vtanh(x[1]);
+    const A c = gate_tanh(x[1]);
     y[0] = c + x[0] * (x[2] - c);
   }
 };
@@ -149,7 +167,7 @@ struct PlanetUpdateBackward {
 
   template <typename A>
   FASTWM_FN void run(const Cells&, const A (&x)[4], A (&y)[3]) {
-    const A grad = x[0], u = x[1], c = vtanh(x[2]);
+    const A grad = x[0], u = x[1], c = gate_tanh(x[2]);
     y[0] = grad * (x[3] - c);
     y[1] = grad * (1 - u) * (1 - c * c);
     y[2] = grad * u;
@@ -165,11 +183,11 @@ struct Lstm {
   template <typename A>
   FASTWM_FN void run(const Cells& p, const A (&x)[9], A (&y)[2]) {
     const A second = x[1] + x[5], third = x[2] + x[6];
-    const A i = vsigmoid(x[0] + x[4]), o = vsigmoid(x[3] + x[7]);
-    const A f = vsigmoid((ijfo ? third : second) + static_cast<A>(p.bias));
-    const A g = vtanh(ijfo ? second : third);
+    const A i = gate_sigmoid(x[0] + x[4]), o = gate_sigmoid(x[3] + x[7]);
+    const A f = gate_sigmoid((ijfo ? third : second) + static_cast<A>(p.bias));
+    const A g = gate_tanh(ijfo ? second : third);
     y[1] = f * x[8] + i * g;
-    y[0] = o * vtanh(y[1]);
+    y[0] = o * gate_tanh(y[1]);
   }
 };
 
@@ -182,10 +200,10 @@ struct LstmBackward {
   template <typename A>
   FASTWM_FN void run(const Cells& p, const A (&x)[11], A (&y)[5]) {
     const A second = x[3] + x[7], third = x[4] + x[8], c = x[10];
-    const A i = vsigmoid(x[2] + x[6]), o = vsigmoid(x[5] + x[9]);
-    const A f = vsigmoid((ijfo ? third : second) + static_cast<A>(p.bias));
-    const A g = vtanh(ijfo ? second : third);
-    const A t = vtanh(f * c + i * g);
+    const A i = gate_sigmoid(x[2] + x[6]), o = gate_sigmoid(x[5] + x[9]);
+    const A f = gate_sigmoid((ijfo ? third : second) + static_cast<A>(p.bias));
+    const A g = gate_tanh(ijfo ? second : third);
+    const A t = gate_tanh(f * c + i * g);
     const A d_c = x[1] + x[0] * o * (1 - t * t);  // of the new c
     const A d_f = d_c * c * f * (1 - f), d_g = d_c * i * (1 - g * g);
     y[0] = d_c * g * i * (1 - i);
