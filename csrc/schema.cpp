@@ -70,4 +70,11 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
   m.def("symexp(Tensor x) -> Tensor");
   m.def("symlog_backward(Tensor grad, Tensor x) -> Tensor");
   m.def("symexp_backward(Tensor grad, Tensor y) -> Tensor");
+  m.def("rssm_imagine(Tensor deter, Tensor stoch, Tensor uniform, Tensor noise, Tensor heads, Tensor w_deter, "
+        "Tensor b_deter, Tensor n_deter, Tensor w_stoch, Tensor b_stoch, Tensor n_stoch, Tensor w_action, "
+        "Tensor b_action, Tensor n_action, Tensor w_own, Tensor w_embeds, Tensor b_hidden, Tensor n_hidden, "
+        "Tensor w_gates, Tensor b_gates, Tensor w_prior, Tensor b_prior, Tensor n_prior, Tensor w_priors, "
+        "Tensor b_priors, Tensor n_priors, Tensor w_logits, Tensor b_logits, Tensor w_actor, Tensor b_actor, "
+        "Tensor n_actor, Tensor w_actors, Tensor b_actors, Tensor n_actors, Tensor w_out, Tensor b_out, float unimix, "
+        "float policy_unimix, float eps) -> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -38,11 +38,7 @@ struct Weights {
     for (int i = 0; i < kCount; ++i) items[i] = {all[i], sources[i]};
     pack_all(items, kCount, threads);
     stoch = arena.take<T>(n.Z() * n.U);
-    constexpr int64_t kSquare = 16;
-    for (int64_t z0 = 0; z0 < n.Z(); z0 += kSquare)
-      for (int64_t u = 0; u < n.U; ++u)
-        for (int64_t z = z0; z < n.Z() && z < z0 + kSquare; ++z)
-          stoch[z * n.U + u] = ptr<T>(w.stoch.data)[z * w.stoch.sk + u * w.stoch.sn];
+    pack_rows(w.stoch, 0, n.Z(), n.U, stoch);
   }
 };
 
@@ -141,18 +137,13 @@ class Observe {
   void embed_start(int64_t r, T* sum) const {
     const T* start = ptr<T>(p_.stoch0) + (row0_ + r) * n_.Z();
     for (int64_t z = 0; z < n_.Z(); ++z)
-      if (start[z] != 0) add_scaled(start[z], w_.stoch + z * n_.U, sum);
+      if (start[z] != 0) add_scaled(n_.U, start[z], w_.stoch + z * n_.U, sum);
   }
 
   // One-hot times weight: a gather of S rows.
   void embed_sample(int64_t r, T* sum) const {
     const int64_t* index = p_.index + (base_ - n_.B + r) * n_.S;
-    for (int64_t s = 0; s < n_.S; ++s) add_scaled(T(1), w_.stoch + (s * n_.C + index[s]) * n_.U, sum);
-  }
-
-  void add_scaled(T scale, const T* x, T* sum) const {
-#pragma omp simd
-    for (int64_t u = 0; u < n_.U; ++u) sum[u] += scale * x[u];
+    for (int64_t s = 0; s < n_.S; ++s) add_scaled(n_.U, T(1), w_.stoch + (s * n_.C + index[s]) * n_.U, sum);
   }
 
   void hidden() {

@@ -29,6 +29,16 @@ inline int thread_number() {
 #endif
 }
 
+// Copies rows first .. first + rows of a [K, N] weight to contiguous memory, in squares that stay in cache.
+template <typename T>
+void pack_rows(const Weight& w, int64_t first, int64_t rows, int64_t width, T* out) {
+  constexpr int64_t kSquare = 16;
+  const T* source = static_cast<const T*>(w.data) + first * w.sk;
+  for (int64_t k0 = 0; k0 < rows; k0 += kSquare)
+    for (int64_t n = 0; n < width; ++n)
+      for (int64_t k = k0; k < rows && k < k0 + kSquare; ++k) out[k * width + n] = source[k * w.sk + n * w.sn];
+}
+
 template <typename T>
 struct Packing {
   Packed<T>* packed;
@@ -58,6 +68,13 @@ constexpr int64_t kOwnCache = 3 << 19;      // bytes of weights that a core keep
 constexpr int64_t kManyRows = 64;           // rows a thread from which reading the weights hardly matters
 constexpr int64_t kColumnWork = 1 << 17;    // multiplications a thread and step from which barriers pay
 
+// Whole tiles of rows that one thread takes at a time.
+inline int64_t rows_each(int64_t B, int threads) {
+  const int64_t tiles = (B + kTileRows - 1) / kTileRows;
+  const int64_t rows = (tiles + threads - 1) / threads * kTileRows;
+  return rows < 1 ? 1 : rows < kManyRows ? rows : kManyRows;
+}
+
 // Calls body(first row, number of rows, team, shared) for each part of B rows; `shared` is a Shared made once a team.
 template <typename Shared, typename Make, typename Body>
 void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make make, Body body) {
@@ -80,9 +97,7 @@ void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make 
     }
     threads = 1;
   }
-  const int64_t tiles = (B + kTileRows - 1) / kTileRows;
-  int64_t rows = (tiles + threads - 1) / threads * kTileRows;
-  rows = rows < kManyRows ? rows : kManyRows;
+  const int64_t rows = rows_each(B, threads);
   const int64_t parts = (B + rows - 1) / rows;
 #pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1 && B * weights > kColumnWork)
   for (int64_t part = 0; part < parts; ++part) {

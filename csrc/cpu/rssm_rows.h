@@ -31,6 +31,12 @@ void convert(int64_t width, const T* from, O* to) {
 }
 
 template <typename T>
+void add_scaled(int64_t width, T scale, const T* x, T* sum) {
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) sum[i] += scale * x[i];
+}
+
+template <typename T>
 T inverse_rms(int64_t width, const T* x, T eps) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)

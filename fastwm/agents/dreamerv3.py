@@ -18,9 +18,10 @@ from fastwm.agents.agent import Agent, WriteBack, has_bfloat16
 from fastwm.nn.distributions import Categorical, SquaredError, TwoHot
 from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.heads import Action, Actor, BernoulliHead, Policy, TwoHotHead
+from fastwm.nn.layers import RMSNorm
 from fastwm.nn.normalize import PercentileNormalizer
 from fastwm.nn.rssm import RSSM, State, stoch_onehot
-from fastwm.nn.spaces import as_dict, encode, is_image, total_width
+from fastwm.nn.spaces import as_dict, decode, encode, is_image, total_width
 from fastwm.optim import LaProp
 
 
@@ -317,17 +318,21 @@ class DreamerV3(Agent):
         It has an autocast region of its own: casts cached here carry no gradient and must not serve the losses.
         """
 
-        def policy(state: State, step: int) -> tuple[Action, Tensor]:
-            draws = noise.action and {key: value[step] for key, value in noise.action.items()}
-            action = self.actor(state.feat).sample(draws)
-            return action, encode(self.act_space, action)
-
-        horizon = self.config.imag_length
+        c, rssm = self.config, self.rssm
+        horizon, rows = c.imag_length, len(start.deter)
+        uniform = torch.rand(horizon, rows, c.stoch, device=self.device) if noise.prior is None else noise.prior
+        draws = []
+        for key, head in self.actor.specs.items():
+            fresh = torch.rand if head.classes else torch.randn
+            shape = (horizon + 1, rows, head.size)
+            draws.append(noise.action[key].reshape(shape) if noise.action else fresh(shape, device=self.device))
         with self.autocast():
-            states, actions, prior_logits = self.rssm.imagine(start, policy, horizon, noise.prior)
-            last, _ = policy(State(states.deter[-1], states.stoch[-1]), horizon)
-        state = State(*(torch.cat([first[None], rest]) for first, rest in zip(start, states)))
-        return state, {key: torch.cat([actions[key], last[key][None]]) for key in actions}, prior_logits
+            deter, stoch, prior_logits, encoded = ops.rssm_imagine(
+                *start, uniform, torch.cat(draws, -1), rssm.observe_weights(), rssm.prior_weights(),
+                self.actor.params, tuple(self.actor.specs.values()), c.unimix, c.policy_unimix, RMSNorm.eps,
+            )  # fmt: skip
+        state = State(torch.cat([start.deter[None], deter]), torch.cat([start.stoch[None], stoch]))
+        return state, decode(self.act_space, encoded), prior_logits
 
     def values(self, feat: Tensor) -> tuple[TwoHot, TwoHot]:
         """(fast, slow) critic."""

@@ -6,6 +6,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from fastwm import ops
 from fastwm.nn.distributions import Bernoulli, BoundedNormal, Categorical, TwoHot
 from fastwm.nn.functional import symexp_bins
 from fastwm.nn.layers import MLP, Linear
@@ -45,6 +46,8 @@ Action = dict[str, Tensor]
 class CategoricalAction(nn.Module):
     """Logits for one Discrete or MultiDiscrete action; classes beyond an entry's own count are ruled out."""
 
+    invalid: Tensor | None
+
     def __init__(self, units: int, space: spaces.Space, outscale: float, unimix: float):
         super().__init__()
         self.shape, self.classes, self.unimix = shape(space), classes(space), unimix
@@ -53,6 +56,20 @@ class CategoricalAction(nn.Module):
         if isinstance(space, spaces.MultiDiscrete) and (space.nvec < self.classes).any():
             invalid = torch.arange(self.classes) >= torch.as_tensor(space.nvec)[..., None]
         self.register_buffer("invalid", invalid, persistent=False)
+
+    @property
+    def spec(self) -> ops.ActionHead:
+        return ops.ActionHead(prod(self.shape), self.classes)
+
+    @property
+    def params(self) -> ops.LinearWeights:
+        """The output layer; a class that is ruled out has a large negative bias and nothing else."""
+        if self.invalid is None:
+            return self.logits.params
+        invalid = self.invalid.flatten()
+        return ops.LinearWeights(
+            self.logits.weight.masked_fill(invalid[:, None], 0), self.logits.bias.masked_fill(invalid, -1e9)
+        )
 
     def forward(self, x: Tensor) -> Categorical:
         logits = self.logits(x).reshape(*x.shape[:-1], *self.shape, self.classes).float()
@@ -69,6 +86,15 @@ class NormalAction(nn.Module):
         self.shape = shape(space)
         self.mean = Linear(units, prod(self.shape), outscale)
         self.std = Linear(units, prod(self.shape), outscale)
+
+    @property
+    def spec(self) -> ops.ActionHead:
+        return ops.ActionHead(prod(self.shape), 0)
+
+    @property
+    def params(self) -> ops.LinearWeights:
+        """Both layers as one: means, then deviations."""
+        return ops.LinearWeights(*(torch.cat(pair) for pair in zip(self.mean.params, self.std.params)))
 
     def forward(self, x: Tensor) -> BoundedNormal:
         full = (*x.shape[:-1], *self.shape)
@@ -110,6 +136,20 @@ class Actor(nn.Module):
             for key in self.keys
         )
         self.action_dim = total_width(space)
+
+    @property
+    def specs(self) -> dict[str, ops.ActionHead]:
+        return {key: head.spec for key, head in zip(self.keys, self.outputs)}
+
+    @property
+    def outputs(self) -> list[CategoricalAction | NormalAction]:
+        return [head for head in self.heads if isinstance(head, (CategoricalAction, NormalAction))]
+
+    @property
+    def params(self) -> ops.MLPWeights:
+        """The parameters as `fastwm.ops.rssm_imagine` takes them: all heads' output layers below each other."""
+        outputs = zip(*(head.params for head in self.outputs))
+        return ops.MLPWeights(self.mlp.params, ops.LinearWeights(*(torch.cat(part) for part in outputs)))
 
     def forward(self, feat: Tensor) -> Policy:
         x = self.mlp(feat)

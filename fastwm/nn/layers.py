@@ -117,3 +117,7 @@ class MLP(nn.Sequential):
 
     def __init__(self, inputs: int, units: int, layers: int):
         super().__init__(*(Dense(inputs if i == 0 else units, units) for i in range(layers)))
+
+    @property
+    def params(self) -> tuple[ops.DenseWeights, ...]:
+        return tuple(layer.params for layer in self if isinstance(layer, Dense))

@@ -131,12 +131,18 @@ class RSSM(nn.Module):
     def observe_weights(self) -> ops.RSSMWeights:
         """The parameters as `fastwm.ops.rssm_observe` takes them; the posterior must have one layer."""
         core = self.core
-        post, logits = self.post.get_submodule("0.0"), self.post.get_submodule("1")
-        assert isinstance(post, Dense) and isinstance(logits, Linear)
+        layers, logits = self.post
+        assert isinstance(layers, MLP) and isinstance(logits, Linear)
         return ops.RSSMWeights(
             core.embed_deter.params, core.embed_stoch.params, core.embed_action.params, core.hidden.params,
-            core.gates.params, post.params, logits.params,
+            core.gates.params, layers.params[0], logits.params,
         )  # fmt: skip
+
+    def prior_weights(self) -> ops.MLPWeights:
+        """The prior's parameters as `fastwm.ops.rssm_imagine` takes them."""
+        layers, out = self.prior
+        assert isinstance(layers, MLP) and isinstance(out, Linear)
+        return ops.MLPWeights(layers.params, out.params)
 
     def imagine_step(self, state: State, action: Tensor, uniform: Tensor | None = None) -> tuple[State, Tensor]:
         """One step of the prior from `state` [B, ...] with `action` [B, A]."""

@@ -61,3 +61,16 @@ def encode(space: SpaceDict, values: Mapping[str, Tensor]) -> Tensor:
             value = F.one_hot(value.long(), classes(leaf))
         parts.append(value.float().reshape(*batch, width(leaf)))
     return torch.cat(parts, -1)
+
+
+def decode(space: SpaceDict, encoded: Tensor) -> dict[str, Tensor]:
+    """What `encode` was given: class indices int64 and reals."""
+    parts = encoded.split([width(space[key]) for key in sorted(space)], -1)
+    values = {}
+    for key, part in zip(sorted(space), parts):
+        leaf, batch = space[key], encoded.shape[:-1]
+        if classes(leaf):
+            values[key] = part.reshape(*batch, *shape(leaf), classes(leaf)).argmax(-1)
+        else:
+            values[key] = part.reshape(*batch, *shape(leaf))
+    return values

@@ -1,0 +1,63 @@
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights, _dense, _gru, _sample
+
+
+class MLPWeights(NamedTuple):
+    """Dense layers and a linear one behind them."""
+
+    layers: tuple[DenseWeights, ...]
+    out: LinearWeights
+
+
+class ActionHead(NamedTuple):
+    """A part of the action: `size` categoricals of `classes` classes, or `size` reals where `classes` is 0.
+
+    Its outputs are all logits, or all means and then all deviations, before `BoundedNormal` maps them.
+    """
+
+    size: int
+    classes: int
+
+
+def rssm_imagine(
+    deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor, w: RSSMWeights, prior: MLPWeights, actor: MLPWeights,
+    heads: tuple[ActionHead, ...], unimix: float = 0.01, policy_unimix: float = 0.0, eps: float = 1e-4,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The imagined rollout: see `fastwm.ops.rssm_imagine`."""
+    with torch.no_grad():
+        states, actions = [], []
+        for step in range(len(noise)):
+            out = _mlp(torch.cat([deter, stoch.flatten(1)], -1), actor, eps)
+            actions.append(_sample_action(out.to(deter.dtype), noise[step], heads, policy_unimix))
+            if step < len(uniform):
+                deter = _gru(deter, stoch.flatten(1), actions[-1], w, eps)
+                logits = _mlp(deter, prior, eps).unflatten(-1, stoch.shape[1:])
+                stoch, _ = _sample(logits, uniform[step], unimix)
+                states.append((deter, stoch, logits))
+        deters, stochs, all_logits = map(torch.stack, zip(*states))
+        return deters, stochs, all_logits, torch.stack(actions)
+
+
+def _mlp(x: Tensor, w: MLPWeights, eps: float) -> Tensor:
+    for layer in w.layers:
+        x = _dense(x, layer, eps)
+    return F.linear(x, *w.out)
+
+
+def _sample_action(out: Tensor, noise: Tensor, heads: tuple[ActionHead, ...], unimix: float) -> Tensor:
+    """The encoded action [N, A] from the outputs of all heads [N, O] and their noise [N, sum of sizes]."""
+    parts = []
+    sizes = [head.size * (head.classes or 2) for head in heads]
+    for head, x, draw in zip(heads, out.split(sizes, -1), noise.split([head.size for head in heads], -1)):
+        if head.classes:
+            onehot, _ = _sample(x.unflatten(-1, (head.size, head.classes)), draw, unimix)
+            parts.append(onehot.flatten(-2))
+        else:
+            mean, std = x.chunk(2, -1)
+            parts.append(torch.tanh(mean) + (0.9 * torch.sigmoid(std + 2) + 0.1) * draw)
+    return torch.cat(parts, -1)

@@ -1,0 +1,162 @@
+"""The imagined rollout: every backend against the reference and the modules' own loop, all kinds of actions."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+from torch.testing import assert_close
+
+import fastwm
+from fastwm import _lib
+from fastwm.nn import RSSM, Actor, State
+from fastwm.nn.spaces import as_dict, decode, encode, total_width
+from fastwm.ops import rssm_imagine
+
+pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
+needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
+
+BOX = spaces.Box(-1, 1, (2, 3), np.float32)
+ACTIONS: dict[str, Any] = {
+    "continuous": BOX,
+    "discrete": spaces.Discrete(4),
+    "multidiscrete": spaces.MultiDiscrete([3, 5, 2]),
+    "dict": {"move": BOX, "jump": spaces.Discrete(2), "look": spaces.MultiDiscrete([2, 3])},
+}
+TINY = dict(deter=12, hidden=6, stoch=4, classes=5, blocks=3)
+
+
+def make(act: Any, H: int = 4, N: int = 7, layers: int = 3, dtype: torch.dtype = torch.float64, **sizes: int) -> Any:
+    """Actor, model and arguments."""
+    torch.manual_seed(0)
+    space = as_dict(act, "action")
+    rssm = RSSM(3, total_width(space), **(TINY | sizes), prior_layers=layers).to(dtype)
+    actor = Actor(rssm.feat_dim, 11, layers, space, 1.0, 0.1).to(dtype)
+    for p in (*rssm.parameters(), *actor.parameters()):
+        p.data += 0.3 * torch.randn_like(p)
+    heads = tuple(actor.specs.values())
+    start = State(torch.randn(N, rssm.deter, dtype=dtype), torch.randn(N, rssm.stoch, rssm.classes, dtype=dtype))
+    noise = [(torch.rand if h.classes else torch.randn)(H + 1, N, h.size, dtype=dtype) for h in heads]
+    args = (*start, torch.rand(H, N, rssm.stoch, dtype=dtype), torch.cat(noise, -1))
+    return actor, rssm, args, (rssm.observe_weights(), rssm.prior_weights(), actor.params, heads, rssm.unimix, 0.1)
+
+
+@needs_cpu
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("act", ACTIONS.values(), ids=ACTIONS)
+def test_equals_reference(act: Any, layers: int) -> None:
+    for H, N in [(1, 1), (4, 7), (2, 150), (3, 0)]:
+        _, _, args, weights = make(act, H, N, layers)
+        ours = rssm_imagine(*args, *weights)
+        with fastwm.backend("ref"):
+            assert_close(ours, rssm_imagine(*args, *weights), atol=1e-10, rtol=1e-10)
+        assert not any(x.requires_grad for x in ours)
+
+
+@pytest.mark.parametrize("isa", _lib.host.isa_levels() if _lib.host else [])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
+    assert _lib.host is not None
+    _, _, args, weights = make(ACTIONS["dict"], 3, 37, dtype=dtype, deter=96, hidden=40, stoch=5, classes=7)
+    before = _lib.host.isa()
+    _lib.host.set_isa(isa)
+    try:
+        ours = rssm_imagine(*args, *weights)
+    finally:
+        _lib.host.set_isa(before)
+    with fastwm.backend("ref"):
+        exact = rssm_imagine(*args, *weights)
+    tolerance = {torch.float32: 2e-5, torch.float64: 1e-12}[dtype]
+    assert_close(ours, exact, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("backend", ["ref", pytest.param("cpu", marks=needs_cpu)])
+@pytest.mark.parametrize("act", ACTIONS.values(), ids=ACTIONS)
+def test_equals_the_modules_own_steps(act: Any, backend: str) -> None:
+    """The loop that the golden files checked first: `RSSM.imagine` with the actor as its policy."""
+    actor, rssm, args, weights = make(act, dtype=torch.float32)
+    deter, stoch, uniform, noise = args
+    space = as_dict(act, "action")
+
+    def policy(state: State, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        parts = noise[step].split([head.size for head in actor.specs.values()], -1)
+        shapes = {key: (len(deter), *(space[key].shape or ())) for key in actor.keys}
+        draws = {key: part.reshape(shapes[key]) for key, part in zip(actor.keys, parts)}
+        action = actor(state.feat).sample(draws)
+        return action, encode(space, action)
+
+    with torch.no_grad(), fastwm.backend(backend):
+        got_deter, got_stoch, got_logits, encoded = rssm_imagine(*args, *weights)
+        states, actions, logits = rssm.imagine(State(deter, stoch), policy, len(uniform), uniform)
+        last, _ = policy(State(states.deter[-1], states.stoch[-1]), len(uniform))
+    close = dict(atol=3e-5, rtol=3e-5)
+    assert_close((got_deter, got_stoch, got_logits), (states.deter, states.stoch, logits), **close)
+    got = decode(space, encoded)
+    for key in space:
+        want = torch.cat([actions[key], last[key][None]])
+        assert got[key].dtype == want.dtype
+        assert_close(got[key], want, **close)
+    assert_close(encode(space, got), encoded)
+
+
+@needs_cpu
+def test_threads_and_repeats_change_nothing() -> None:
+    _, _, args, weights = make(BOX, 5, 260, dtype=torch.float32, deter=192, hidden=24)
+    threads, results = torch.get_num_threads(), []
+    for count in (1, 2, 2, 3):
+        torch.set_num_threads(count)
+        results.append(rssm_imagine(*args, *weights))
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@needs_cpu
+def test_opcheck_and_compile() -> None:
+    _, _, args, weights = make(ACTIONS["dict"])
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *a: rssm_imagine(*a, *weights), fullgraph=True, backend="aot_eager")
+    assert_close(compiled(*args), rssm_imagine(*args, *weights))
+    captured: list[Any] = []
+    import sys
+
+    module = sys.modules["fastwm.ops.rssm_imagine"]
+    forward = module._forward
+
+    class Capture:
+        ops = forward.ops
+
+        def __call__(self, library: str, *inputs: Any) -> Any:
+            captured.extend(x.detach().clone() if isinstance(x, Tensor) else x for x in inputs)
+            return forward(library, *inputs)
+
+    module._forward = Capture()
+    try:
+        rssm_imagine(*args, *weights)
+    finally:
+        module._forward = forward
+    torch.library.opcheck(torch.ops.fastwm.rssm_imagine.default, tuple(captured))
+    for i, x in enumerate(captured):
+        if isinstance(x, Tensor):
+            wrong = [*captured[:i], x[..., :-1], *captured[i + 1 :]]
+            with pytest.raises(RuntimeError, match="fastwm"):
+                torch.ops.fastwm.rssm_imagine(*wrong)
+
+
+@pytest.mark.parametrize(
+    ("index", "change", "message"),
+    [
+        (0, lambda x: x[:, :3], "deter|blocks|embed"),
+        (1, lambda x: x.float(), "one dtype"),
+        (2, lambda x: x[:0], "H >= 1"),
+        (3, lambda x: x[:-1], r"noise \[5, 7, 6\].*\[4, 7, 6\]"),
+        (3, lambda x: x.to("meta"), "meta"),
+    ],
+)
+def test_wrong_arguments_are_explained(index: int, change: Any, message: str) -> None:
+    _, _, args, weights = make(BOX)
+    args = [*args[:index], change(args[index]), *args[index + 1 :]]
+    with pytest.raises(ValueError, match=message):
+        rssm_imagine(*args, *weights)
