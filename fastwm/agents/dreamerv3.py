@@ -343,7 +343,7 @@ class DreamerV3(Agent):
     def value_loss(self, value: TwoHot, slow_value: TwoHot, returns: Tensor) -> Tensor:
         """Cross-entropy to the returns [K, ...], and to the slow critic's mean; `value` has one row more, left out."""
         padded = torch.cat([returns, torch.zeros_like(returns[:1])])
-        return (value.loss(padded) + self.config.slow_reg * value.loss(slow_value.mean))[:-1]
+        return value.loss(padded, slow_value.mean, self.config.slow_reg)[:-1]
 
     @torch.no_grad()
     def metrics(self, world: World, dream: Dream) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from fastwm.nn.cells import BlockGRUCell, GRUCell, LayerNormGRUCell, LSTMCell, PlanetGRUCell
 from fastwm.nn.distributions import Bernoulli, BoundedNormal, Categorical, SquaredError, SymlogSquaredError, TwoHot
 from fastwm.nn.encoder import Decoder, Encoder
-from fastwm.nn.functional import symexp, symexp_bins, symlog
+from fastwm.nn.functional import symexp_bins
 from fastwm.nn.heads import Actor, BernoulliHead, Policy, TwoHotHead
 from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU
 from fastwm.nn.mdn import MDNHead, Mixture
@@ -41,7 +41,5 @@ __all__ = [
     "SymlogSquaredError",
     "TwoHot",
     "TwoHotHead",
-    "symexp",
     "symexp_bins",
-    "symlog",
 ]

@@ -1,58 +1,48 @@
 """What the heads predict. Noise is an argument everywhere, so that a sample can be replayed."""
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastwm.nn.functional import symexp, symlog
+from fastwm import ops
+from fastwm.ops import symexp, symlog
 
 
 class Categorical:
     """Categorical over the last axis of `logits` [..., C], optionally mixed with `unimix` of the uniform."""
 
     def __init__(self, logits: Tensor, unimix: float = 0.0):
-        logits = logits.float()
-        if unimix:
-            probs = (1 - unimix) * F.softmax(logits, -1) + unimix / logits.shape[-1]
-            self.log_probs = torch.log(probs)
-        else:
-            self.log_probs = F.log_softmax(logits, -1)
+        self.logits = logits.float()
+        self.unimix = unimix
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """ln p [..., C] of the mixture."""
+        if not self.unimix:
+            return F.log_softmax(self.logits, -1)
+        return torch.log((1 - self.unimix) * F.softmax(self.logits, -1) + self.unimix / self.logits.shape[-1])
 
     @property
     def probs(self) -> Tensor:
         return torch.exp(self.log_probs)
 
-    @property
-    def event_shape(self) -> torch.Size:
-        """Shape of the uniform numbers that `sample` takes."""
-        return self.log_probs.shape[:-1]
-
-    def noise(self) -> Tensor:
-        return torch.rand(self.event_shape, device=self.log_probs.device)
-
+    @torch.no_grad()
     def sample(self, uniform: Tensor | None = None) -> Tensor:
-        """Class index int64 [...] by the inverse CDF, summed in class order; the last class catches the rest."""
-        uniform = self.noise() if uniform is None else uniform
-        with torch.no_grad():
-            cdf = self.probs.cumsum(-1)[..., :-1]
-            return (cdf <= uniform[..., None]).sum(-1)
+        """Class index int64 [...] by the inverse CDF, summed in class order; `uniform` [...] is the noise."""
+        return ops.straight_through_categorical(self.logits, uniform, self.unimix).index
 
     def onehot(self, uniform: Tensor | None = None) -> Tensor:
         """One-hot sample [..., C]; exactly 0/1 forward, the gradient of the (mixed) probabilities backward."""
-        index, probs = self.sample(uniform), self.probs
-        return F.one_hot(index, probs.shape[-1]).to(probs.dtype) + (probs - probs.detach())
+        return ops.straight_through_categorical(self.logits, uniform, self.unimix).sample
 
     def log_prob(self, index: Tensor) -> Tensor:
         return self.log_probs.gather(-1, index.long()[..., None])[..., 0]
 
     def entropy(self) -> Tensor:
-        return -(self.probs * self.log_probs).sum(-1)
-
-    def kl(self, other: "Categorical") -> Tensor:
-        """KL(self || other) [...]."""
-        return (self.probs * (self.log_probs - other.log_probs)).sum(-1)
+        return ops.categorical_entropy(self.logits, self.unimix)
 
     def loss(self, target: Tensor) -> Tensor:
         return -self.log_prob(target)
@@ -60,7 +50,7 @@ class Categorical:
     @property
     def prediction(self) -> Tensor:
         """The most likely class [...]."""
-        return self.log_probs.argmax(-1)
+        return self.logits.argmax(-1)
 
 
 class BoundedNormal:
@@ -104,30 +94,15 @@ class TwoHot:
     def __init__(self, logits: Tensor, bins: Tensor):
         self.logits = logits.float()
         self.bins = bins
-        self.log_probs = F.log_softmax(self.logits, -1)
 
-    @property
+    @cached_property
     def mean(self) -> Tensor:
         """Expectation [...]; mirrored bins are added pairwise, so that uniform logits give exactly zero."""
-        weighted = torch.exp(self.log_probs) * self.bins
-        half = len(self.bins) // 2
-        return (weighted[..., :half].flip(-1) + weighted[..., half + 1 :]).sum(-1) + weighted[..., half]
+        return ops.two_hot_mean(self.logits, self.bins)
 
-    def encode(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Neighbouring bins (`below`, `above`) of a raw target [...] and the weight of `above`."""
-        last = len(self.bins) - 1
-        count = torch.searchsorted(self.bins, target.contiguous(), right=True)  # bins <= target
-        below, above = (count - 1).clamp(0, last), count.clamp(0, last)
-        low, high = self.bins[below], self.bins[above]
-        gap = torch.where(above > below, high - low, 1.0)
-        return below, above, torch.where(above > below, (target - low) / gap, 0.0)
-
-    def loss(self, target: Tensor) -> Tensor:
-        """Cross-entropy of the two-hot encoded `target` [...]; the target carries no gradient."""
-        below, above, weight = self.encode(target.detach().float())
-        log_below = self.log_probs.gather(-1, below[..., None])[..., 0]
-        log_above = self.log_probs.gather(-1, above[..., None])[..., 0]
-        return -((1 - weight) * log_below + weight * log_above)
+    def loss(self, target: Tensor, second_target: Tensor | None = None, second_weight: float = 1.0) -> Tensor:
+        """Cross-entropy of the two-hot encoded `target` [...], and `second_weight` times that of a second one."""
+        return ops.two_hot_loss(self.logits, target, self.bins, second_target, second_weight)
 
 
 class SquaredError:
@@ -143,7 +118,7 @@ class SquaredError:
         return self.mean
 
     def loss(self, target: Tensor) -> Tensor:
-        error = (self.mean - target.detach().float()) ** 2
+        error = (self.mean - target.detach().float()).square()
         return error.flatten(error.ndim - self.dims).sum(-1) if self.dims else error
 
 
@@ -155,4 +130,4 @@ class SymlogSquaredError(SquaredError):
         return symexp(self.mean)
 
     def loss(self, target: Tensor) -> Tensor:
-        return super().loss(symlog(target.float()))
+        return super().loss(symlog(target.detach().float()))

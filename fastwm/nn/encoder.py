@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastwm.nn.distributions import Categorical, SquaredError, SymlogSquaredError
-from fastwm.nn.functional import symlog
 from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNormSiLU
 from fastwm.nn.spaces import SpaceDict, classes, encode, is_image, shape, total_width
+from fastwm.ops import symlog
 
 MAX_GRID = 16
 

@@ -1,17 +1,9 @@
-"""Small functions of the field: symlog, symexp and the two-hot bins."""
+"""The bins of the two-hot heads."""
 
 import torch
 from torch import Tensor
 
-
-def symlog(x: Tensor) -> Tensor:
-    """`sign(x) ln(1 + |x|)`: compresses large magnitudes, is the identity near zero."""
-    return torch.sign(x) * torch.log1p(torch.abs(x))
-
-
-def symexp(x: Tensor) -> Tensor:
-    """`sign(x) (exp(|x|) - 1)`, the inverse of `symlog`."""
-    return torch.sign(x) * torch.expm1(torch.abs(x))
+from fastwm.ops import symexp
 
 
 def symexp_bins(count: int = 255) -> Tensor:

@@ -54,10 +54,7 @@ class BlockGRU(nn.Module):
         x = torch.cat([self.embed_deter(deter), self.embed_stoch(stoch), self.embed_action(action)], -1)
         x = x[:, None].expand(-1, self.blocks, -1)  # [B, G, 3U]
         x = torch.cat([deter.unflatten(-1, (self.blocks, -1)).to(x.dtype), x], -1).flatten(1)
-        gates = self.gates(self.hidden(x)).float().unflatten(-1, (self.blocks, 3, -1))
-        reset, cand, update = (gate.flatten(1) for gate in gates.unbind(-2))
-        update = torch.sigmoid(update - 1)
-        return update * torch.tanh(torch.sigmoid(reset) * cand) + (1 - update) * deter
+        return ops.block_gru_gates(self.gates(self.hidden(x)), deter, self.blocks)
 
 
 class RSSM(nn.Module):
@@ -174,9 +171,7 @@ class RSSM(nn.Module):
 
     def kl(self, post_logits: Tensor, prior_logits: Tensor, free_nats: float) -> tuple[Tensor, Tensor]:
         """(dyn, rep): `max(free, KL(sg(post) || prior))` and `max(free, KL(post || sg(prior)))`, summed over S."""
-        dyn = self.dist(post_logits.detach()).kl(self.dist(prior_logits)).sum(-1)
-        rep = self.dist(post_logits).kl(self.dist(prior_logits.detach())).sum(-1)
-        return dyn.clamp(min=free_nats), rep.clamp(min=free_nats)
+        return ops.categorical_kl(post_logits.float(), prior_logits.float(), self.unimix, free_nats)
 
 
 def stoch_onehot(stoch: Tensor, classes: int) -> Tensor:

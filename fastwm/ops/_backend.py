@@ -66,7 +66,6 @@ class backend:
 
 
 def select(x: Tensor, dtype: torch.dtype | None = None) -> str | None:
-    """The library that serves tensors like `x`, or of another dtype; None: the plain PyTorch of `fastwm.ref`."""
     """The operator library for tensors like `x` (or of `dtype`); None means the plain PyTorch of `fastwm.ref`."""
     dtype = dtype or x.dtype
     where = (x.device.type, dtype)
@@ -84,7 +83,8 @@ def select(x: Tensor, dtype: torch.dtype | None = None) -> str | None:
 
 def autocast_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, the tensors in float32 at least, in which returns are computed; else as they are."""
-    if not torch.is_autocast_enabled(tensors[0].device.type):
+    device = tensors[0].device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     return tuple(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in tensors)
 
