@@ -35,7 +35,7 @@ void softmax(Tile<A> x, Tile<A> q, int64_t classes, RowStats<A>& row) {
   for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
     for (int64_t r = 0; r < W; ++r) {
-      q[k][r] = vexp_negative(x[k][r] - largest[r]);
+      q[k][r] = vexp_normal(x[k][r] - largest[r]);
       z[r] += q[k][r];
     }
 #pragma omp simd

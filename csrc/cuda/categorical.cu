@@ -56,14 +56,14 @@ __global__ void __launch_bounds__(kTileThreads) sample(StraightThroughCategorica
     const Unimix<A> mix = unimix_of<A>(p.unimix, p.classes);
     A largest = x[0], z = 0;
     for (int k = 1; k < classes; ++k) largest = x[k] > largest ? x[k] : largest;
-    for (int k = 0; k < classes; ++k) z += vexp_negative(x[k] - largest);
+    for (int k = 0; k < classes; ++k) z += vexp_normal(x[k] - largest);
     const A inverse = 1 / z, log_z = vlog_normal(z);
     A cdf = 0, best = 0;
     const int64_t row = first + threadIdx.x;
     const A u = gumbel_noise ? 0 : load<A>(p.uniform, row);
     int index = 0;
     for (int k = 0; k < classes; ++k) {
-      const A shifted = x[k] - largest, q = vexp_negative(shifted) * inverse;
+      const A shifted = x[k] - largest, q = vexp_normal(shifted) * inverse;
       x[k] = mixed_log(mix, shifted, log_z, q);
       if (gumbel_noise) {
         const A y = x[k] + gumbel(load<A>(p.uniform, row * classes + k));
@@ -115,12 +115,12 @@ struct Softmax {
     for (int k = lane + G; k < classes; k += G) largest = x(k) > largest ? x(k) : largest;
     largest = group_max<G>(largest);
     A z = 0;
-    for (int k = lane; k < classes; k += G) z += vexp_negative(x(k) - largest);
+    for (int k = lane; k < classes; k += G) z += vexp_normal(x(k) - largest);
     z = group_sum<G>(z);
     log_z = vlog_normal(z);
     inverse = 1 / z;
   }
-  __device__ __forceinline__ A q(int k) const { return vexp_negative(x(k) - largest) * inverse; }
+  __device__ __forceinline__ A q(int k) const { return vexp_normal(x(k) - largest) * inverse; }
   __device__ __forceinline__ A log_prob(Unimix<A> mix, int k, A q) const {
     return mixed_log(mix, x(k) - largest, log_z, q);
   }

@@ -66,26 +66,6 @@ struct CategoricalEntropyBackward {
   void* d_logits;
 };
 
-// vexp of x <= 0, a third shorter: 0 below the normal range.
-FASTWM_FN float vexp_negative(float x) {
-#ifdef __CUDA_ARCH__
-  return expf(x);
-#else
-  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, held in the low bits
-  const float shifted = x * 1.44269504f + kRounder;
-  const float n = shifted - kRounder;
-  const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-  float q = 1.38146e-3f;
-  q = q * r + 8.36872e-3f;
-  q = q * r + 4.166839e-2f;
-  q = q * r + 1.6666521e-1f;
-  q = q * r + 4.9999993e-1f;
-  const float power = float_of((bits_of(shifted) << 23) + 0x3f800000u);  // 2^n
-  return x < -87.0f ? 0.0f : (1.0f + (r + r * r * q)) * power;
-#endif
-}
-FASTWM_FN double vexp_negative(double x) { return exp(x); }
-
 // vlog of a positive normal number: without vlog's edges the compiler vectorises whatever loop it is in.
 // x = 2^e (1 + f) with 1 + f in [0.7, 1.4], and log(1 + f) = f - f^2 / 2 + f^3 P(f), P a minimax fit.
 FASTWM_FN float vlog_normal(float x) {
