@@ -173,7 +173,7 @@ def test_cell(measure: Measure, cell_name: str, batch: int, backward: bool, name
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchrl") is None, reason="TorchRL is not installed")
-@pytest.mark.parametrize("name", ["fastwm", "TorchRL", "TorchRL, compiled"])
+@pytest.mark.parametrize("name", ["fastwm", "fastwm, compiled", "TorchRL", "TorchRL, compiled"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize(("batch", "width"), [(16, 512), (1024, 512), (16, 2048)])
 def test_core(measure: Measure, batch: int, width: int, backward: bool, name: str) -> None:
@@ -185,7 +185,9 @@ def test_core(measure: Measure, batch: int, width: int, backward: bool, name: st
     ours = fnn.BlockGRUCell(width // 4, width, embed_size=width // 8)
     ours.load_state_dict(cell_weights.block_gru_from_torchrl(theirs.state_dict()))
     torch._dynamo.reset()
-    fn = {"fastwm": ours, "TorchRL": theirs}.get(name) or torch.compile(theirs, fullgraph=True, dynamic=False)
+    fn = ours if name.startswith("fastwm") else theirs
+    if name.endswith("compiled"):
+        fn = torch.compile(fn, fullgraph=True, dynamic=False)
     tensors = [torch.randn(batch, n).requires_grad_(backward) for n in (width // 4, width)]
     group = f"block gru core {width}, B = {batch}, {'forward+backward' if backward else 'forward'}"
     compare(measure, group, name, fn, theirs, theirs, tensors)

@@ -292,18 +292,17 @@ def operator_arguments(cell: Cell, args: list[Tensor]) -> tuple[Any, ...]:
 @every_cell
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck(native: Target, cell: Cell, dtype: torch.dtype) -> None:
+    if INTERPRETED and dtype == torch.bfloat16:
+        pytest.skip("the same code, slowly")
     op = getattr(getattr(torch.ops, native.library), cell.name).default
     reverse = getattr(getattr(torch.ops, native.library), f"{cell.name}_backward").default
     for lead in [(3,), (2, 2)][: 1 if INTERPRETED else 2]:
         args = cell.arguments(*lead, dtype=dtype, carry=torch.float32, device=native.device)
-        torch.library.opcheck(op, operator_arguments(cell, args), atol=1e-5, rtol=1e-5)
+        torch.library.opcheck(op, operator_arguments(cell, args))
         leaves = [x.requires_grad_() for x in args]
-        # AOTAutograd's gradients equal eager's only where no cotangent is rounded: float32
-        tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
-        tests += ["test_aot_dispatch_dynamic"] if dtype == torch.float32 else []
-        torch.library.opcheck(op, operator_arguments(cell, leaves), test_utils=tests)
+        torch.library.opcheck(op, operator_arguments(cell, leaves))
         strided = [x.detach().mT.contiguous().mT.requires_grad_() if x.dim() > 1 else x for x in leaves]
-        torch.library.opcheck(op, operator_arguments(cell, strided), test_utils=tests)
+        torch.library.opcheck(op, operator_arguments(cell, strided))
         args = [x.detach() for x in args]
         grads = [torch.ones_like(args[-1])] * (2 if cell.name in ("planet_gru_reset", "lstm_gates") else 1)
         stats = [op(*args, *cell.numbers)[1]] if cell.name == "layernorm_gru_gates" else []
