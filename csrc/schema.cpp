@@ -23,5 +23,5 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
         "Tensor w_gates, Tensor b_gates, Tensor w_prior, Tensor b_prior, Tensor n_prior, Tensor w_priors, "
         "Tensor b_priors, Tensor n_priors, Tensor w_logits, Tensor b_logits, Tensor w_actor, Tensor b_actor, "
         "Tensor n_actor, Tensor w_actors, Tensor b_actors, Tensor n_actors, Tensor w_out, Tensor b_out, float unimix, "
-        "float policy_unimix, float eps) -> (Tensor, Tensor, Tensor, Tensor)");
+        "float policy_unimix, float eps, bool bf16) -> (Tensor, Tensor, Tensor, Tensor)");
 }

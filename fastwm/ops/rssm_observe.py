@@ -150,6 +150,12 @@ def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor |
     return d_hidden, d_post, None, None, None, None, *d_weights, None, None, None
 
 
+def bf16_products(like: Tensor) -> bool:
+    """Whether autocast asks for products in bfloat16 (with float32 sums; all else stays float32)."""
+    device = like.device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+
+
 def _no_vmap(name: str) -> Callable[..., Any]:
     def rule(op: Any, info: Any, in_dims: Any, *args: Any) -> Any:
         raise RuntimeError(f"{name} takes a batch: put the mapped dimension there, or use `fastwm.backend('ref')`")
