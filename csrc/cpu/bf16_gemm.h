@@ -57,7 +57,7 @@ template <>
 struct Packed<bf16> {
   int64_t blocks, K, N;
   bf16* data;
-  bool amx = false;
+  bool amx = has_amx();
 
   int64_t panels() const { return (N + kBf16Panel - 1) / kBf16Panel; }
   int64_t tasks() const { return blocks * panels(); }
@@ -143,32 +143,68 @@ __attribute__((target("avx512bf16"))) void multiply_pairs(const bf16* a, int64_t
     for (int v = 0; v < 2; ++v) _mm512_storeu_ps(c + m * ldc + 16 * v, sum[m][v]);
 }
 
-inline void multiply_bf16(int64_t rows, bool amx, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* c,
+// `rest`: tiles 5 to 7 are there for so many rows below 16.
+inline void multiply_bf16(int64_t rows, bool amx, bool rest, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* c,
                           int64_t ldc) {
-  if (amx) return rows == kAmxRows ? multiply_amx<false>(a, lda, panel, K, c, ldc)
+  if (amx && (rest || rows == kAmxRows)) return rows == kAmxRows ? multiply_amx<false>(a, lda, panel, K, c, ldc)
                                    : multiply_amx<true>(a, lda, panel, K, c, ldc);
   int64_t m = 0;
   for (; m + 8 <= rows; m += 8) multiply_pairs<8>(a + m * lda, lda, panel, K, c + m * ldc, ldc);
   for (; m < rows; ++m) multiply_pairs<1>(a + m * lda, lda, panel, K, c + m * ldc, ldc);
 }
 
-inline void multiply(int64_t M, const bf16* a, int64_t lda, const Packed<bf16>& w, int64_t task, float* c,
-                     int64_t ldc) {
-  const int64_t valid = w.width(task % w.panels());
-  const bf16* panel = w.data + task * w.panel_size();
-  const bool amx = w.amx && w.K % kAmxDepth == 0;
+inline void multiply_panel(int64_t M, const bf16* a, int64_t lda, const bf16* panel, int64_t valid, int64_t K, bool amx,
+                           bool rest, float* c, int64_t ldc) {
   for (int64_t m = 0; m < M; m += kAmxRows) {
     const int64_t rows = M - m < kAmxRows ? M - m : kAmxRows;
     if (valid == kBf16Panel) {
-      multiply_bf16(rows, amx, a + m * lda, lda, panel, w.K, c + m * ldc, ldc);
+      multiply_bf16(rows, amx, rest, a + m * lda, lda, panel, K, c + m * ldc, ldc);
       continue;
     }
     float tile[kAmxRows * kBf16Panel] = {};  // by way of a whole tile
     for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kBf16Panel, c + (m + r) * ldc, valid * sizeof(float));
-    multiply_bf16(rows, amx, a + m * lda, lda, panel, w.K, tile, kBf16Panel);
+    multiply_bf16(rows, amx, rest, a + m * lda, lda, panel, K, tile, kBf16Panel);
     for (int64_t r = 0; r < rows; ++r) std::memcpy(c + (m + r) * ldc, tile + r * kBf16Panel, valid * sizeof(float));
   }
 }
+
+inline void multiply(int64_t M, const bf16* a, int64_t lda, const Packed<bf16>& w, int64_t task, float* c,
+                     int64_t ldc) {
+  multiply_panel(M, a, lda, w.data + task * w.panel_size(), w.width(task % w.panels()), w.K,
+                 w.amx && w.K % kAmxDepth == 0, true, c, ldc);
+}
+
+// A weight's gradient in bfloat16: a is turned round to [M, K], so that it serves as rows.
+template <>
+struct GradFactors<float, bf16> {
+  static int64_t scratch(int64_t M, int64_t K) { return M * even(K) + even(K) * kBf16Panel; }
+
+  static void turn(const GradProduct<float>& p, int64_t g, int64_t K, bf16* rows) {
+    constexpr int64_t kBlock = 16;
+    for (int64_t m0 = 0; m0 < p.M; m0 += kBlock)
+      for (int64_t k = 0; k < K; ++k)
+        for (int64_t m = m0; m < p.M && m < m0 + kBlock; ++m)
+          narrow(p.a[k * p.lda + g * p.a_step + m], rows[m * even(K) + k]);
+  }
+
+  static void add(const GradProduct<float>& p, Range tasks, int64_t K, bf16* scratch) {
+    bf16 *rows = scratch, *panel = scratch + p.M * even(K);
+    for (int64_t task = tasks.first; task < tasks.last; ++task) {
+      const int64_t panels = (p.N + kBf16Panel - 1) / kBf16Panel, g = task / panels, n = task % panels * kBf16Panel;
+      const int64_t valid = p.N - n < kBf16Panel ? p.N - n : kBf16Panel;
+      if (task == tasks.first || (p.a_step > 0 && n == 0)) turn(p, g, K, rows);
+      std::memset(panel, 0, even(K) * kBf16Panel * sizeof(bf16));
+      for (int64_t k = 0; k < K; ++k)
+        for (int64_t i = 0; i < valid; ++i)
+          narrow(p.b[k * p.ldb + g * p.N + n + i], panel[(k / 2 * kBf16Panel + i) * 2 + k % 2]);
+      multiply_panel(p.M, rows, even(K), panel, valid, K, has_amx() && K % kAmxDepth == 0, false,
+                     p.c + g * p.M * p.N + n, p.N);
+    }
+  }
+
+  static int64_t tasks(const GradProduct<float>& p) { return p.blocks * ((p.N + kBf16Panel - 1) / kBf16Panel); }
+  static int64_t even(int64_t K) { return (K + 1) / 2 * 2; }
+};
 
 #else
 

@@ -240,8 +240,6 @@ void imagine(const RssmImagine& p) {
   const int threads = max_threads();
   const bool amx = use_amx<O>();
   Weights<T, O> weights(p);
-  if constexpr (sizeof(O) == 2)
-    for (Packed<O>* w : weights.all) w->amx = amx;
   Arena arena(weights.bytes(p));
   weights.pack(p, arena, threads);
   int64_t widest = p.n.D;
