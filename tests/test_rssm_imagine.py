@@ -160,3 +160,26 @@ def test_wrong_arguments_are_explained(index: int, change: Any, message: str) ->
     args = [*args[:index], change(args[index]), *args[index + 1 :]]
     with pytest.raises(ValueError, match=message):
         rssm_imagine(*args, *weights)
+
+
+@needs_cpu
+@pytest.mark.parametrize("N", [1, 7, 16, 37, 150])
+def test_bfloat16_error_is_within_twice_pytorchs(N: int) -> None:
+    """One step, so that no flipped sample parts the trajectories; both against float64."""
+    actor, rssm, args, weights = make(BOX, 1, N, dtype=torch.float64, deter=96, hidden=40, stoch=5, classes=7)
+    with fastwm.backend("ref"):
+        exact = rssm_imagine(*args, *weights)
+    for module in (rssm, actor):
+        module.float()
+    args = [x.float() for x in args]
+    weights = (rssm.observe_weights(), rssm.prior_weights(), actor.params, *weights[3:])
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = rssm_imagine(*args, *weights)
+        with fastwm.backend("ref"):
+            theirs = rssm_imagine(*args, *weights)
+    for name, x, y, truth in zip(("deter", "stoch", "logits", "action"), ours, theirs, exact):
+        if name == "stoch":
+            continue
+        x, y, truth = (v[:1].double() for v in (x, y, truth))
+        assert x.dtype == truth.dtype and (x - truth).norm() <= 2 * (y - truth).norm() + 1e-6, name
+        assert (x - truth).norm() <= 0.05 * truth.norm()

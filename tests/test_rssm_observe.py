@@ -253,7 +253,7 @@ def test_without_gradients_nothing_is_saved() -> None:
     with torch.no_grad():
         got = rssm_observe(*args, rssm.observe_weights())
     assert all(torch.equal(a, b) for a, b in zip(got, want)) and got[0].grad_fn is None
-    raw = torch.ops.fastwm.rssm_observe(*raw_inputs(rssm, args), 0.01, 1e-4, False)
+    raw = torch.ops.fastwm.rssm_observe(*raw_inputs(rssm, args), 0.01, 1e-4, False, False)
     assert all(x.numel() == 0 for x in raw[4:])
 
 
@@ -267,7 +267,7 @@ def raw_inputs(rssm: RSSM, args: list[Tensor], requires_grad: bool = False) -> l
         ops = forward.ops
 
         def __call__(self, library: str, *inputs: Any) -> Any:
-            captured.extend(inputs[:-3])
+            captured.extend(inputs[:-4])
             return forward(library, *inputs)
 
     module._forward = Capture()
@@ -284,15 +284,17 @@ def test_opcheck() -> None:
     for T, B, dtype in [(1, 1, torch.float32), (3, 2, torch.float64)]:
         rssm, args = make(T, B, dtype=dtype)
         for save in (True, False):
-            torch.library.opcheck(torch.ops.fastwm.rssm_observe.default, (*raw_inputs(rssm, args), 0.01, 1e-4, save))
+            torch.library.opcheck(
+                torch.ops.fastwm.rssm_observe.default, (*raw_inputs(rssm, args), 0.01, 1e-4, save, False)
+            )
         inputs = raw_inputs(rssm, args, requires_grad=True)
-        torch.library.opcheck(torch.ops.fastwm.rssm_observe.default, (*inputs, 0.01, 1e-4, True))
+        torch.library.opcheck(torch.ops.fastwm.rssm_observe.default, (*inputs, 0.01, 1e-4, True, False))
         inputs = [x.detach() for x in inputs]
-        deter, stoch, _, logits, *saved = torch.ops.fastwm.rssm_observe(*inputs, 0.01, 1e-4, True)
+        deter, stoch, _, logits, *saved = torch.ops.fastwm.rssm_observe(*inputs, 0.01, 1e-4, True, False)
         weights = [w for i, w in enumerate(inputs[6:]) if i not in (1, 4, 10, 14)]
         past = (inputs[2], inputs[3], inputs[4], deter, stoch, logits, *saved)
         torch.library.opcheck(
-            torch.ops.fastwm.rssm_observe_backward.default, (deter, stoch, logits, *past, *weights, 0.01, 1e-4)
+            torch.ops.fastwm.rssm_observe_backward.default, (deter, stoch, logits, *past, *weights, 0.01, 1e-4, False)
         )
 
 
@@ -358,7 +360,7 @@ def test_a_direct_call_with_wrong_tensors_does_not_crash() -> None:
         for bad in (inputs[i][..., :-1], inputs[i].to(torch.float16)):
             wrong = [*inputs[:i], bad, *inputs[i + 1 :]]
             with pytest.raises(RuntimeError, match="fastwm"):
-                torch.ops.fastwm.rssm_observe(*wrong, 0.01, 1e-4, True)
+                torch.ops.fastwm.rssm_observe(*wrong, 0.01, 1e-4, True, False)
 
 
 MEMORY = """
@@ -386,3 +388,51 @@ def test_peak_memory_is_not_above_the_loops() -> None:
         command = [sys.executable, "-c", MEMORY, name]
         peak[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert peak["cpu"] <= peak["ref"], peak
+
+
+def settled(rssm: RSSM, args: list[Tensor]) -> list[Tensor]:
+    """The same arguments with noise in the middle of each most likely class, which rounding does not move."""
+    uniform = args[5].clone()
+    with torch.no_grad(), fastwm.backend("ref"):
+        for t in range(len(uniform)):
+            _, _, _, logits = rssm_observe(*args[:5], uniform, rssm.observe_weights())
+            probs = 0.99 * logits[t].softmax(-1) + 0.01 / rssm.classes
+            top = probs.argmax(-1, keepdim=True)
+            uniform[t] = (probs.cumsum(-1) - probs / 2).gather(-1, top)[..., 0]
+    return [*args[:5], uniform]
+
+
+@needs_cpu
+@pytest.mark.parametrize(("T", "B"), [(1, 1), (3, 7), (3, 16), (4, 37)])
+def test_bfloat16_error_is_within_twice_pytorchs(T: int, B: int) -> None:
+    """T48: only products are bfloat16; values and gradients against float64, with equal samples."""
+    sizes = dict(deter=192, hidden=40, stoch=5, classes=7, blocks=3)
+    rssm, args = make(T, B, sizes, torch.float32)
+    exact_rssm, exact_args = make_double(rssm, args)
+    exact_args = settled(exact_rssm, exact_args)
+    exact = reference(exact_rssm, exact_args)
+    args[5] = exact_args[5].float()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = with_grads(rssm, args), reference(rssm, args)
+    assert torch.equal(ours["index"], exact["index"]) and torch.equal(theirs["index"], exact["index"])
+    for name, truth in exact.items():
+        assert ours[name].dtype == (torch.int64 if name == "index" else torch.float32), name
+        if name == "index":
+            continue
+        error, allowed = (x[name].double().sub(truth).norm() for x in (ours, theirs))
+        assert error <= 2 * allowed + 1e-5 * truth.norm() + 1e-6, name
+        assert error <= 0.05 * truth.norm() + 1e-4, name
+
+
+@needs_cpu
+def test_bfloat16_does_not_depend_on_threads_beyond_rounding() -> None:
+    rssm, args = make(9, 40, dict(deter=1024, hidden=128, stoch=32, classes=8, blocks=8), torch.float32)
+    args = settled(rssm, args)
+    results = []
+    with torch.autocast("cpu", torch.bfloat16):
+        for count in (1, 2, 3):
+            with threads(count):
+                results.append(with_grads(rssm, args))
+                assert all(torch.equal(x, results[-1][name]) for name, x in with_grads(rssm, args).items())
+    for other in results[1:]:
+        assert_all_close(other, results[0], 1e-2)

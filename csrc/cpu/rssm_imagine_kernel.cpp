@@ -6,13 +6,14 @@
 namespace fastwm::FASTWM_ISA {
 namespace {
 
-template <typename T>
+// T is what sums, norms and the state are in, O what products multiply.
+template <typename T, typename O>
 struct Weights {
-  Packed<T> deter, action, own, embeds, gates[3], prior, prior_rest, logits, actor, actor_rest, out;
+  Packed<O> deter, action, own, embeds, gates[3], prior, prior_rest, logits, actor, actor_rest, out;
   T *stoch, *actor_stoch;  // [Z, U] [Z, V], rows to be gathered
 
   static constexpr int kCount = 13;
-  Packed<T>* all[kCount] = {&deter,    &action,     &own,    &embeds, &gates[0],   &gates[1], &gates[2],
+  Packed<O>* all[kCount] = {&deter,    &action,     &own,    &embeds, &gates[0],   &gates[1], &gates[2],
                             &prior, &prior_rest, &logits, &actor,  &actor_rest, &out};
 
   explicit Weights(const RssmImagine& p)
@@ -35,22 +36,22 @@ struct Weights {
   }
   int64_t bytes(const RssmImagine& p) const {
     int64_t sum = Arena::bytes<T>(p.n.Z() * p.n.U) + Arena::bytes<T>(p.n.Z() * p.actor.N);
-    for (const Packed<T>* w : all) sum += Arena::bytes<T>(w->size());
+    for (const Packed<O>* w : all) sum += Arena::bytes<O>(w->size());
     return sum;
   }
   int64_t count() const {
     int64_t sum = 0;
-    for (const Packed<T>* w : all) sum += w->blocks * w->K * w->N;
+    for (const Packed<O>* w : all) sum += w->blocks * w->K * w->N;
     return sum;
   }
   void pack(const RssmImagine& p, Arena& arena, int threads) {
-    for (Packed<T>* packed : all) packed->data = arena.take<T>(packed->size());
+    for (Packed<O>* packed : all) packed->data = arena.take<O>(packed->size());
     const auto gate = [&](int part) {
       return Weight{ptr<T>(p.gates.data) + part * p.n.J() * p.gates.sn, p.gates.sg, p.gates.sk, p.gates.sn};
     };
     const Weight sources[] = {p.deter.w, p.action.w,     p.own,    p.embeds,  gate(0),        gate(1), gate(2),
                               p.prior.w, p.prior_rest.w, p.logits, p.actor.w, p.actor_rest.w, p.out};
-    Packing<T> items[kCount];
+    Packing<O> items[kCount];
     for (int i = 0; i < kCount; ++i) items[i] = {all[i], sources[i]};
     pack_all(items, kCount, threads);
     stoch = arena.take<T>(p.n.Z() * p.n.U);
@@ -60,33 +61,35 @@ struct Weights {
   }
 };
 
-template <typename T>
+template <typename T, typename O>
 struct Scratch {
   Arena arena;
-  T *h, *x, *pre, *act, *gates;  // [R, D] [R, 3U] [R, W] [R, W] [R, 3D], W the widest layer
-  T* scaled;                     // [R, A]: the action as the model sees it
-  int64_t* index;                // [R, S]
+  O *h, *x, *act;   // operands [R, D] [R, 3U] [R, W], W the widest layer
+  O* scaled;        // [R, A]: the action as the model sees it
+  T *pre, *gates;   // [R, W] [R, 3D]
+  int64_t* index;   // [R, S]
 
   Scratch(const RssmImagine& p, int64_t rows, int64_t widest)
       : arena((4 * p.n.D + 3 * p.n.U + 2 * widest + p.A() + 2 * p.n.S) * rows * 8 + 4096) {
-    h = arena.take<T>(rows * p.n.D);
-    x = arena.take<T>(rows * 3 * p.n.U);
-    for (T** part : {&pre, &act}) *part = arena.take<T>(rows * widest);
+    h = arena.take<O>(rows * p.n.D);
+    x = arena.take<O>(rows * 3 * p.n.U);
+    act = arena.take<O>(rows * widest);
+    pre = arena.take<T>(rows * widest);
     gates = arena.take<T>(rows * 3 * p.n.D);
-    scaled = arena.take<T>(rows * p.A());
+    scaled = arena.take<O>(rows * p.A());
     index = arena.take<int64_t>(rows * p.n.S);
   }
 };
 
 // The dream of some rows, by one thread.
-template <typename T>
+template <typename T, typename O>
 class Imagine {
  public:
-  Imagine(const RssmImagine& p, const Weights<T>& w, int64_t first_row, int64_t rows, const Scratch<T>& s)
+  Imagine(const RssmImagine& p, const Weights<T, O>& w, int64_t first_row, int64_t rows, const Scratch<T, O>& s)
       : p_(p), n_(p.n), w_(w), row0_(first_row), rows_(rows), s_(s), eps_(p.eps) {}
 
   void run() {
-    copy_rows(rows_, n_.D, ptr<T>(p_.deter0) + row0_ * n_.D, n_.D, s_.h, n_.D);
+    convert(rows_ * n_.D, at(p_.deter0, 0, n_.D), s_.h);
     for (int64_t t = 0; t < n_.T; ++t) {
       act(t);
       embed(t);
@@ -104,20 +107,20 @@ class Imagine {
   }
 
   // out = bias + x W
-  void linear(const T* x, int64_t ldx, const Packed<T>& w, int64_t block, const T* bias, T* out, int64_t ldo) const {
+  void linear(const O* x, int64_t ldx, const Packed<O>& w, int64_t block, const T* bias, T* out, int64_t ldo) const {
     for (int64_t panel = 0; panel < w.panels(); ++panel) {
-      const int64_t n = panel * kPanel<T>;
+      const int64_t n = panel * kPanelOf<O>;
       copy_rows(rows_, w.width(panel), bias + n, 0, out + n, ldo);
       multiply(rows_, x, ldx, w, block * w.panels() + panel, out + n, ldo);
     }
   }
 
-  void norm(int64_t width, const T* pre, const T* scale, T* act, int64_t lda) const {
+  void norm(int64_t width, const T* pre, const T* scale, O* act, int64_t lda) const {
     for (int64_t r = 0; r < rows_; ++r) rms_silu(width, pre + r * width, scale, eps_, act + r * lda);
   }
 
   // Layers 2.. of an MLP, from s_.act to s_.act.
-  void rest(const DenseLayers& layers, const Packed<T>& w) const {
+  void rest(const DenseLayers& layers, const Packed<O>& w) const {
     for (int64_t i = 0; i < layers.count; ++i) {
       linear(s_.act, layers.N, w, i, ptr<T>(layers.bias) + i * layers.N, s_.pre, layers.N);
       norm(layers.N, s_.pre, ptr<T>(layers.norm) + i * layers.N, s_.act, layers.N);
@@ -150,10 +153,10 @@ class Imagine {
     for (int64_t r = 0; r < rows_; ++r) {
       T* action = at(p_.actions, t, p_.A()) + r * p_.A();
       sample_action(s_.pre + r * outputs, at(p_.noise, t, draws) + r * draws, action);
-      T* scaled = s_.scaled + r * p_.A();
+      O* scaled = s_.scaled + r * p_.A();
       for (int64_t a = 0; a < p_.A(); ++a) {
         const T size = action[a] < 0 ? -action[a] : action[a];
-        scaled[a] = action[a] / (size > 1 ? size : 1);
+        narrow(action[a] / (size > 1 ? size : 1), scaled[a]);
       }
     }
   }
@@ -189,16 +192,17 @@ class Imagine {
   void core(int64_t t) const {
     const int64_t D = n_.D, J = n_.J();
     for (int64_t task = 0; task < w_.own.tasks(); ++task) {
-      const int64_t g = task / w_.own.panels(), panel = task % w_.own.panels(), d = g * J + panel * kPanel<T>;
+      const int64_t g = task / w_.own.panels(), panel = task % w_.own.panels(), d = g * J + panel * kPanelOf<O>;
       copy_rows(rows_, w_.own.width(panel), ptr<T>(p_.b_hidden) + d, 0, s_.pre + d, D);
       multiply(rows_, s_.x, 3 * n_.U, w_.embeds, task, s_.pre + d, D);
       multiply(rows_, s_.h + g * J, D, w_.own, task, s_.pre + d, D);
     }
     norm(D, s_.pre, ptr<T>(p_.n_hidden), s_.act, D);
-    const Packed<T>& shape = w_.gates[0];
+    const Packed<O>& shape = w_.gates[0];
+    const T* prev = t > 0 ? at(p_.deters, t - 1, D) : at(p_.deter0, 0, D);
     T* deter = at(p_.deters, t, D);
     for (int64_t task = 0; task < shape.tasks(); ++task) {
-      const int64_t g = task / shape.panels(), panel = task % shape.panels(), j = panel * kPanel<T>, d = g * J + j;
+      const int64_t g = task / shape.panels(), panel = task % shape.panels(), j = panel * kPanelOf<O>, d = g * J + j;
       for (int i = 0; i < 3; ++i) {
         T* out = s_.gates + (3 * g + i) * J + j;
         copy_rows(rows_, shape.width(panel), ptr<T>(p_.b_gates) + (3 * g + i) * J + j, 0, out, 3 * D);
@@ -206,7 +210,7 @@ class Imagine {
       }
       for (int64_t r = 0; r < rows_; ++r) {
         T* gate = s_.gates + r * 3 * D + 3 * g * J + j;
-        gates_row(shape.width(panel), gate, gate + J, gate + 2 * J, s_.h + r * D + d, deter + r * D + d,
+        gates_row(shape.width(panel), gate, gate + J, gate + 2 * J, prev + r * D + d, deter + r * D + d,
                   s_.h + r * D + d);
       }
     }
@@ -225,16 +229,17 @@ class Imagine {
 
   const RssmImagine& p_;
   const RssmSizes& n_;
-  const Weights<T>& w_;
+  const Weights<T, O>& w_;
   const int64_t row0_, rows_;
-  const Scratch<T>& s_;
+  const Scratch<T, O>& s_;
   const T eps_;
 };
 
-template <typename T>
+template <typename T, typename O>
 void imagine(const RssmImagine& p) {
   const int threads = max_threads();
-  Weights<T> weights(p);
+  const bool amx = use_amx<O>();
+  Weights<T, O> weights(p);
   Arena arena(weights.bytes(p));
   weights.pack(p, arena, threads);
   int64_t widest = p.n.D;
@@ -243,13 +248,19 @@ void imagine(const RssmImagine& p) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1 && p.n.B * weights.count() > kColumnWork)
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t first = part * rows, count = p.n.B - first < rows ? p.n.B - first : rows;
-    const Scratch<T> scratch(p, count, widest);
-    Imagine<T>(p, weights, first, count, scratch).run();
+    const Scratch<T, O> scratch(p, count, widest);
+    const AmxTiles tiles(amx, count);
+    Imagine<T, O>(p, weights, first, count, scratch).run();
   }
 }
 
 }  // namespace
 
-void rssm_imagine_kernel(const RssmImagine& p) { p.dtype == Dtype::f64 ? imagine<double>(p) : imagine<float>(p); }
+void rssm_imagine_kernel(const RssmImagine& p) {
+#if FASTWM_BF16
+  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return imagine<float, bf16>(p);
+#endif
+  p.dtype == Dtype::f64 ? imagine<double, double>(p) : imagine<float, float>(p);
+}
 
 }  // namespace fastwm::FASTWM_ISA

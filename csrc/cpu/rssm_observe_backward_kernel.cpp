@@ -5,13 +5,13 @@
 namespace fastwm::FASTWM_ISA {
 namespace {
 
-// The weights, transposed and packed once a call.
-template <typename T>
+// The weights, transposed and packed once a call. T is what sums and norms are in, O what products multiply.
+template <typename T, typename O>
 struct Weights {
-  Packed<T> logits, deter, post, gates[3], own, embeds, stoch;
+  Packed<O> logits, deter, post, gates[3], own, embeds, stoch;
 
   static constexpr int kCount = 9;
-  Packed<T>* all[kCount] = {&logits, &deter, &post, &gates[0], &gates[1], &gates[2], &own, &embeds, &stoch};
+  Packed<O>* all[kCount] = {&logits, &deter, &post, &gates[0], &gates[1], &gates[2], &own, &embeds, &stoch};
 
   explicit Weights(const RssmSizes& n)
       : logits{1, n.Z(), n.U},
@@ -24,16 +24,16 @@ struct Weights {
 
   int64_t count() const {
     int64_t sum = 0;
-    for (const Packed<T>* w : all) sum += w->blocks * w->K * w->N;
+    for (const Packed<O>* w : all) sum += w->blocks * w->K * w->N;
     return sum;
   }
   int64_t bytes() const {
     int64_t sum = 0;
-    for (const Packed<T>* w : all) sum += Arena::bytes<T>(w->size());
+    for (const Packed<O>* w : all) sum += Arena::bytes<O>(w->size());
     return sum;
   }
   void pack(const RssmWeights& w, const RssmSizes& n, Arena& arena, int threads) {
-    for (Packed<T>* packed : all) packed->data = arena.take<T>(packed->size());
+    for (Packed<O>* packed : all) packed->data = arena.take<O>(packed->size());
     const auto gate = [&](int part) {
       return Weight{ptr<T>(w.gates.data) + part * n.J() * w.gates.sn, w.gates.sg, w.gates.sn, w.gates.sk};
     };
@@ -41,7 +41,7 @@ struct Weights {
     const Weight sources[] = {w.logits.transposed(), blocked(w.deter),     blocked(w.post),
                               gate(0),               gate(1),              gate(2),
                               w.own.transposed(),    w.embeds.transposed(), w.stoch.transposed()};
-    Packing<T> items[kCount];
+    Packing<O> items[kCount];
     for (int i = 0; i < kCount; ++i) items[i] = {all[i], sources[i]};
     pack_all(items, kCount, threads);
   }
@@ -71,21 +71,28 @@ inline int64_t chunk_steps(const RssmSizes& n, int64_t rows) {
   return steps < n.T ? steps : n.T;
 }
 
-template <typename T>
+template <typename T, typename O>
 struct Scratch {
   Arena arena;
   T *d_z, *probs, *d_post_act, *d_deter, *d_hidden_act, *d_x;  // [R, Z] [R, Z] [R, U] [R, D] [R, D] [R, 2U]
-  T* d_embed;  // [R, U]: d_embeds of deter at t + 1, zero after a reset
+  O* d_embed;  // [R, U]: d_embeds of deter at t + 1, zero after a reset
+  // The step's factors of products, in O: d_logits [R, Z], d_post [R, U], d_gates [R, 3D], d_hidden [R, D], and
+  // d_embeds of stoch [R, U].
+  O *o_logits, *o_post, *o_gates, *o_hidden, *o_stoch;
   // Some steps' inputs of the layers, and the gradients before their norms and gates: [steps, R, width].
   T *past_deter, *past_stoch, *deter, *embeds, *hidden, *post;
   T *d_embeds, *d_hidden, *d_gates, *d_post, *d_logits;
 
   Scratch(const RssmSizes& n, int64_t rows)
-      : arena(((2 * n.Z() + 4 * n.U + 2 * n.D) +
-               chunk_steps(n, rows) * (2 * n.Z() + 6 * n.U + 7 * n.D)) * rows * sizeof(T) + 4096) {
+      : arena(((3 * n.Z() + 6 * n.U + 6 * n.D) +
+               chunk_steps(n, rows) * (2 * n.Z() + 6 * n.U + 7 * n.D)) * rows * sizeof(T) + 8192) {
     const int64_t chunk = chunk_steps(n, rows) * rows;
     for (T** part : {&d_z, &probs}) *part = arena.take<T>(rows * n.Z());
-    for (T** part : {&d_post_act, &d_embed}) *part = arena.take<T>(rows * n.U);
+    d_post_act = arena.take<T>(rows * n.U);
+    for (O** part : {&d_embed, &o_post, &o_stoch}) *part = arena.take<O>(rows * n.U);
+    o_logits = arena.take<O>(rows * n.Z());
+    o_gates = arena.take<O>(rows * 3 * n.D);
+    o_hidden = arena.take<O>(rows * n.D);
     for (T** part : {&d_deter, &d_hidden_act}) *part = arena.take<T>(rows * n.D);
     d_x = arena.take<T>(rows * 2 * n.U);
     for (T** part : {&past_stoch, &d_logits}) *part = arena.take<T>(chunk * n.Z());
@@ -96,16 +103,17 @@ struct Scratch {
   }
 };
 
-template <typename T>
+template <typename T, typename O>
 class ObserveBackward {
  public:
   // `shared` takes the weights' gradients of the whole team, `mine` those of the norms that this member sums.
-  ObserveBackward(const RssmObserveBackward& p, const Weights<T>& w, int64_t first_row, int64_t rows, Team team,
-                  const Scratch<T>& s, const Grads<T>& shared, const Grads<T>& mine)
+  ObserveBackward(const RssmObserveBackward& p, const Weights<T, O>& w, int64_t first_row, int64_t rows, Team team,
+                  const Scratch<T, O>& s, const Grads<T>& shared, const Grads<T>& mine)
       : p_(p), n_(p.n), w_(w), row0_(first_row), rows_(rows), team_(team), s_(s), shared_(shared), mine_(mine),
         eps_(p.w.eps), steps_(chunk_steps(p.n, rows)) {}
 
   void run() {
+    const AmxTiles tiles(use_amx<O>(), rows_);
     start();
     for (int64_t t = n_.T - 1; t >= 0; --t) {
       base_ = t * n_.B + row0_;
@@ -161,6 +169,7 @@ class ObserveBackward {
       for (int64_t z = 0; z < Z; ++z) d_z[z] += g[z];
       sample_row_backward(n_.S, n_.C, at(p_.logits, Z) + r * Z, static_cast<T>(p_.w.unimix), d_z,
                           at(p_.g_logits, Z) + r * Z, s_.probs + r * Z, now(s_.d_logits, Z) + r * Z);
+      convert(Z, now(s_.d_logits, Z) + r * Z, s_.o_logits + r * Z);
       copy_rows(1, D, at(p_.deter, D) + r * D, D, now(s_.deter, D) + r * D, D);
       if (first(t, r)) {
         zero_rows(1, D, now(s_.past_deter, D) + r * D, D);
@@ -175,9 +184,9 @@ class ObserveBackward {
   void logits() {
     const Range tasks = team_.range(w_.logits.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
-      T* out = s_.d_post_act + task * kPanel<T>;
+      T* out = s_.d_post_act + task * kPanelOf<O>;
       zero_rows(rows_, w_.logits.width(task), out, n_.U);
-      multiply(rows_, now(s_.d_logits, n_.Z()), n_.Z(), w_.logits, task, out, n_.U);
+      multiply(rows_, s_.o_logits, n_.Z(), w_.logits, task, out, n_.U);
     }
   }
 
@@ -189,6 +198,7 @@ class ObserveBackward {
       rms_silu_backward(U, at(p_.post, U) + r * U, ptr<T>(p_.w.n_post), eps_, s_.d_post_act + r * U, d_post,
                         now(s_.post, U) + r * U, mine_.n_post);
       copy_rows(1, U, d_post, U, at(p_.d_post, U) + r * U, U);
+      convert(U, d_post, s_.o_post + r * U);
     }
   }
 
@@ -197,7 +207,7 @@ class ObserveBackward {
     const int64_t D = n_.D, J = n_.J();
     const Range tasks = team_.range(w_.post.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
-      const int64_t g = task / w_.post.panels(), panel = task % w_.post.panels(), j = panel * kPanel<T>, d = g * J + j;
+      const int64_t g = task / w_.post.panels(), panel = task % w_.post.panels(), j = panel * kPanelOf<O>, d = g * J + j;
       const int64_t width = w_.post.width(panel);
       for (int64_t r = 0; r < rows_; ++r) {
         T* d_deter = s_.d_deter + r * D + d;
@@ -206,7 +216,7 @@ class ObserveBackward {
 #pragma omp simd
         for (int64_t i = 0; i < width; ++i) d_deter[i] = from[i] + carried * d_deter[i];
       }
-      multiply(rows_, now(s_.d_post, n_.U), n_.U, w_.post, task, s_.d_deter + d, D);
+      multiply(rows_, s_.o_post, n_.U, w_.post, task, s_.d_deter + d, D);
       multiply(rows_, s_.d_embed, n_.U, w_.deter, task, s_.d_deter + d, D);
       for (int64_t r = 0; r < rows_; ++r) {
         const int64_t row = r * 3 * D + 3 * g * J + j;
@@ -214,20 +224,21 @@ class ObserveBackward {
         T* out = now(s_.d_gates, 3 * D) + row;
         gates_row_backward(width, gate, gate + J, gate + 2 * J, now(s_.past_deter, D) + r * D + d,
                            s_.d_deter + r * D + d, out, out + J, out + 2 * J);
+        for (int i = 0; i < 3; ++i) convert(width, out + i * J, s_.o_gates + row + i * J);
       }
     }
   }
 
   void hidden() {
     const int64_t D = n_.D, J = n_.J();
-    const Packed<T>& shape = w_.gates[0];
+    const Packed<O>& shape = w_.gates[0];
     const Range tasks = team_.range(shape.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t g = task / shape.panels(), panel = task % shape.panels();
-      T* out = s_.d_hidden_act + g * J + panel * kPanel<T>;
+      T* out = s_.d_hidden_act + g * J + panel * kPanelOf<O>;
       zero_rows(rows_, shape.width(panel), out, D);
       for (int i = 0; i < 3; ++i)
-        multiply(rows_, now(s_.d_gates, 3 * D) + (3 * g + i) * J, 3 * D, w_.gates[i], task, out, D);
+        multiply(rows_, s_.o_gates + (3 * g + i) * J, 3 * D, w_.gates[i], task, out, D);
     }
   }
 
@@ -239,6 +250,7 @@ class ObserveBackward {
       rms_silu_backward(D, at(p_.hidden, D) + r * D, ptr<T>(p_.w.n_hidden), eps_, s_.d_hidden_act + r * D, d_hidden,
                         now(s_.hidden, D) + r * D, mine_.n_hidden);
       copy_rows(1, D, d_hidden, D, at(p_.d_hidden, D) + r * D, D);
+      convert(D, d_hidden, s_.o_hidden + r * D);
     }
   }
 
@@ -246,10 +258,10 @@ class ObserveBackward {
     const int64_t D = n_.D, J = n_.J(), panels = w_.embeds.panels();
     const Range tasks = team_.range(panels);
     for (int64_t panel = tasks.first; panel < tasks.last; ++panel) {
-      T* out = s_.d_x + panel * kPanel<T>;
+      T* out = s_.d_x + panel * kPanelOf<O>;
       zero_rows(rows_, w_.embeds.width(panel), out, 2 * n_.U);
       for (int64_t g = 0; g < n_.G; ++g)
-        multiply(rows_, now(s_.d_hidden, D) + g * J, D, w_.embeds, g * panels + panel, out, 2 * n_.U);
+        multiply(rows_, s_.o_hidden + g * J, D, w_.embeds, g * panels + panel, out, 2 * n_.U);
     }
   }
 
@@ -258,7 +270,7 @@ class ObserveBackward {
     const Range tasks = team_.range(w_.own.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t g = task / w_.own.panels(), panel = task % w_.own.panels();
-      multiply(rows_, now(s_.d_hidden, D) + g * J, D, w_.own, task, s_.d_deter + g * J + panel * kPanel<T>, D);
+      multiply(rows_, s_.o_hidden + g * J, D, w_.own, task, s_.d_deter + g * J + panel * kPanelOf<O>, D);
     }
   }
 
@@ -274,7 +286,8 @@ class ObserveBackward {
         rms_silu_backward(U, at(p_.embeds, 2 * U) + i, scales[part], eps_, s_.d_x + i, d_embeds + part * U,
                           now(s_.embeds, 2 * U) + i, sums[part]);
       }
-      copy_rows(1, U, d_embeds, U, s_.d_embed + r * U, U);
+      convert(U, d_embeds, s_.d_embed + r * U);
+      convert(U, d_embeds + U, s_.o_stoch + r * U);
       if (first(t, r)) zero_rows(1, U, s_.d_embed + r * U, U);
     }
   }
@@ -284,9 +297,9 @@ class ObserveBackward {
     const Range tasks = team_.range(w_.stoch.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t width = w_.stoch.width(task);
-      T* out = s_.d_z + task * kPanel<T>;
+      T* out = s_.d_z + task * kPanelOf<O>;
       zero_rows(rows_, width, out, n_.Z());
-      multiply(rows_, now(s_.d_embeds, 2 * n_.U) + n_.U, 2 * n_.U, w_.stoch, task, out, n_.Z());
+      multiply(rows_, s_.o_stoch, n_.U, w_.stoch, task, out, n_.Z());
       for (int64_t r = 0; r < rows_; ++r)
         if (first(t, r)) zero_rows(1, width, out + r * n_.Z(), n_.Z());
     }
@@ -304,12 +317,16 @@ class ObserveBackward {
         {1, U, D, s_.d_post, U, 0, s_.deter, D, shared_.w_post},
         {1, Z, U, s_.d_logits, Z, 0, s_.post, U, shared_.w_logits},
     };
-    Arena arena(Arena::bytes<T>(count * kPanel<T>));
-    T* scratch = arena.take<T>(count * kPanel<T>);
+    using Factors = GradFactors<T, O>;
+    int64_t size = 0;
     for (const GradProduct<T>& product : products) {
-      const Range tasks = team_.range(product.tasks());
-      for (int64_t task = tasks.first; task < tasks.last; ++task) product.add(task, count, scratch);
+      const int64_t needed = Factors::scratch(product.M, count);
+      size = needed > size ? needed : size;
     }
+    Arena arena(Arena::bytes<O>(size));
+    O* scratch = arena.take<O>(size);
+    for (const GradProduct<T>& product : products)
+      Factors::add(product, team_.range(Factors::tasks(product)), count, scratch);
     add_columns(count, s_.d_embeds, U, 2 * U, shared_.b_deter);
     add_columns(count, s_.d_embeds + U, U, 2 * U, shared_.b_stoch);
     add_columns(count, s_.d_gates, 3 * D, 3 * D, shared_.b_gates);
@@ -326,20 +343,20 @@ class ObserveBackward {
 
   const RssmObserveBackward& p_;
   const RssmSizes& n_;
-  const Weights<T>& w_;
+  const Weights<T, O>& w_;
   const int64_t row0_, rows_;
   const Team team_;
-  const Scratch<T>& s_;
+  const Scratch<T, O>& s_;
   const Grads<T>&shared_, &mine_;
   const T eps_;
   const int64_t steps_;
   int64_t base_ = 0, slot_ = 0;
 };
 
-template <typename T>
+template <typename T, typename O>
 void observe_backward(const RssmObserveBackward& p) {
   const int threads = max_threads();
-  Weights<T> weights(p.n);
+  Weights<T, O> weights(p.n);
   const int64_t bytes = weights.bytes();
   Arena arena(bytes);
   weights.pack(p.w, p.n, arena, threads);
@@ -352,15 +369,15 @@ void observe_backward(const RssmObserveBackward& p) {
   T* all = ptr<T>(p.d_weights);
   std::memset(all, 0, size * sizeof(T));
   bool used[kMaxThreads] = {};
-  for_each_team<Scratch<T>>(
-      p.n.B, weights.count(), bytes, threads, [&](int64_t rows) { return Scratch<T>(p.n, rows); },
-      [&](int64_t first, int64_t rows, Team team, const Scratch<T>& scratch) {
+  for_each_team<Scratch<T, O>>(
+      p.n.B, weights.count(), bytes, threads, [&](int64_t rows) { return Scratch<T, O>(p.n, rows); },
+      [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
         const int thread = thread_number();
         T* sum = thread > 0 ? extra + (thread - 1) * size : all;
         if (thread > 0 && !used[thread]) std::memset(sum, 0, size * sizeof(T));
         used[thread] = true;
         const Grads<T> mine(p.n, sum), shared(p.n, team.size > 1 ? all : sum);
-        ObserveBackward<T>(p, weights, first, rows, team, scratch, shared, mine).run();
+        ObserveBackward<T, O>(p, weights, first, rows, team, scratch, shared, mine).run();
       });
   for (int i = 1; i < threads; ++i) {
     if (!used[i]) continue;
@@ -373,7 +390,10 @@ void observe_backward(const RssmObserveBackward& p) {
 }  // namespace
 
 void rssm_observe_backward_kernel(const RssmObserveBackward& p) {
-  p.dtype == Dtype::f64 ? observe_backward<double>(p) : observe_backward<float>(p);
+#if FASTWM_BF16
+  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return observe_backward<float, bf16>(p);
+#endif
+  p.dtype == Dtype::f64 ? observe_backward<double, double>(p) : observe_backward<float, float>(p);
 }
 
 }  // namespace fastwm::FASTWM_ISA

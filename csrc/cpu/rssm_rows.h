@@ -1,7 +1,7 @@
 // What an RSSM does to one row between its products: norm and SiLU, the sample, the gates; and their derivatives.
 #pragma once
 
-#include "cpu/skinny_gemm.h"
+#include "cpu/bf16_gemm.h"
 #include "cpu/team.h"
 #include "fastwm/vecmath.h"
 

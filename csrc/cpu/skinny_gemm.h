@@ -8,6 +8,7 @@
 
 #include <sys/mman.h>
 
+#include "cpu/team.h"
 #include "fastwm/rssm_observe.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -176,20 +177,26 @@ struct GradProduct {
   const T* b;
   int64_t ldb;
   T* c;
+};
 
-  int64_t panels() const { return (N + kPanel<T> - 1) / kPanel<T>; }
-  int64_t tasks() const { return blocks * panels(); }
+// How a weight's gradient is computed from factors O: a range of its panels, over K rows.
+template <typename T, typename O>
+struct GradFactors {
+  static int64_t scratch(int64_t /*M*/, int64_t K) { return K * kPanel<T>; }
+  static int64_t tasks(const GradProduct<T>& p) { return p.blocks * panels(p); }
+  static int64_t panels(const GradProduct<T>& p) { return (p.N + kPanel<T> - 1) / kPanel<T>; }
 
-  // One panel of b's columns, of K rows; scratch [K, kPanel].
-  void add(int64_t task, int64_t K, T* scratch) const {
-    const int64_t g = task / panels(), n = task % panels() * kPanel<T>;
-    const int64_t valid = N - n < kPanel<T> ? N - n : kPanel<T>;
-    if (valid < kPanel<T>) std::memset(scratch, 0, K * kPanel<T> * sizeof(T));
-    for (int64_t k = 0; k < K; ++k)
-      std::memcpy(scratch + k * kPanel<T>, b + k * ldb + g * N + n, valid * sizeof(T));
-    for (int64_t m = 0; m < M; m += kTileRows) {
-      const int64_t rows = M - m < kTileRows ? M - m : kTileRows;
-      multiply_part<true>(rows, valid, a + g * a_step + m, lda, scratch, K, c + (g * M + m) * N + n, N);
+  static void add(const GradProduct<T>& p, Range tasks, int64_t K, T* panel) {
+    for (int64_t task = tasks.first; task < tasks.last; ++task) {
+      const int64_t g = task / panels(p), n = task % panels(p) * kPanel<T>;
+      const int64_t valid = p.N - n < kPanel<T> ? p.N - n : kPanel<T>;
+      if (valid < kPanel<T>) std::memset(panel, 0, K * kPanel<T> * sizeof(T));
+      for (int64_t k = 0; k < K; ++k)
+        std::memcpy(panel + k * kPanel<T>, p.b + k * p.ldb + g * p.N + n, valid * sizeof(T));
+      for (int64_t m = 0; m < p.M; m += kTileRows) {
+        const int64_t rows = p.M - m < kTileRows ? p.M - m : kTileRows;
+        multiply_part<true>(rows, valid, p.a + g * p.a_step + m, p.lda, panel, K, p.c + (g * p.M + m) * p.N + n, p.N);
+      }
     }
   }
 };

@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rssm_imagine(
     const Tensor& w_priors, const Tensor& b_priors, const Tensor& n_priors, const Tensor& w_logits,
     const Tensor& b_logits_, const Tensor& w_actor, const Tensor& b_actor, const Tensor& n_actor,
     const Tensor& w_actors, const Tensor& b_actors, const Tensor& n_actors, const Tensor& w_out,
-    const Tensor& b_out_, double unimix, double policy_unimix, double eps) {
+    const Tensor& b_out_, double unimix, double policy_unimix, double eps, bool bf16_products) {
   STD_TORCH_CHECK(deter0_.dim() == 2 && stoch0_.dim() == 3 && uniform_.dim() == 3 && w_deter.dim() == 2 &&
                       w_action.dim() == 2 && w_own.dim() == 3 && w_prior.dim() == 2 && w_actor.dim() == 2 &&
                       w_out.dim() == 2 && w_own.size(0) > 0,
@@ -85,6 +85,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rssm_imagine(
   Tensor stochs = empty_shaped(deter0, {n.T, n.B, n.S, n.C}), logits = empty_shaped(deter0, {n.T, n.B, n.S, n.C});
   Tensor actions = empty_shaped(deter0, {n.T + 1, n.B, width});
   const RssmImagine p{dtype_of(deter0),
+                      bf16_products,
                       n,
                       deter.layers,
                       stoch.layers,

@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_
     const Tensor& n_deter_, const Tensor& w_stoch, const Tensor& b_stoch_, const Tensor& n_stoch_, const Tensor& w_own,
     const Tensor& w_embeds, const Tensor& n_hidden_, const Tensor& w_gates, const Tensor& b_gates_,
     const Tensor& w_post, const Tensor& n_post_, const Tensor& w_logits, const Tensor& b_logits_, double unimix,
-    double eps, bool save) {
+    double eps, bool save, bool bf16_products) {
   STD_TORCH_CHECK(hidden_in_.dim() == 3 && stoch0_.dim() == 3 && w_deter.dim() == 2 && w_own.dim() == 3 &&
                       hidden_in_.size(0) > 0 && w_own.size(0) > 0,
                   "fastwm: rssm_observe: expected hidden_in [T, B, D] with T >= 1, stoch [B, S, C]");
@@ -95,6 +95,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_
   Tensor post = empty_shaped(hidden_in, {kept, n.B, n.U});
   const auto saved = [save](Tensor& x) { return save ? x.mutable_data_ptr() : nullptr; };
   const RssmObserve p{dtype_of(hidden_in),
+                      bf16_products,
                       n,
                       w,
                       hidden_in.const_data_ptr(),
@@ -119,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor> rssm_observe_backward(
     const Tensor& embeds_, const Tensor& hidden_, const Tensor& gates_, const Tensor& post_, const Tensor& w_deter,
     const Tensor& n_deter_, const Tensor& w_stoch, const Tensor& n_stoch_, const Tensor& w_own, const Tensor& w_embeds,
     const Tensor& n_hidden_, const Tensor& w_gates, const Tensor& w_post, const Tensor& n_post_,
-    const Tensor& w_logits, double unimix, double eps) {
+    const Tensor& w_logits, double unimix, double eps, bool bf16_products) {
   STD_TORCH_CHECK(deter_.dim() == 3 && logits_.dim() == 4 && w_deter.dim() == 2 && w_own.dim() == 3 &&
                       deter_.size(0) > 0 && w_own.size(0) > 0,
                   "fastwm: rssm_observe: expected deter [T, B, D] with T >= 1, logits [T, B, S, C]");
@@ -167,6 +168,7 @@ std::tuple<Tensor, Tensor, Tensor> rssm_observe_backward(
   Tensor d_hidden = empty_dense(hidden), d_post = empty_dense(post);
   Tensor d_weights = empty_shaped(deter, {n.weights()});
   const RssmObserveBackward p{dtype_of(deter),
+                              bf16_products,
                               n,
                               w,
                               static_cast<const bool*>(is_first.const_data_ptr()),

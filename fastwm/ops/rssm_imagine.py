@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastwm import ref
 from fastwm.ops._backend import Operator, select
-from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap
+from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
 from fastwm.ref.rssm_imagine import ActionHead, MLPWeights
 from fastwm.ref.rssm_observe import RSSMWeights
 
@@ -54,7 +54,7 @@ def rssm_imagine(
         return _forward(
             library, deter, stoch, uniform.to(dtype), noise.to(dtype), spec, *w.embed_deter, *w.embed_stoch,
             *w.embed_action, own, embeds, w.hidden.bias, w.hidden.norm, *w.gates, *_layers(prior), *prior.out,
-            *_layers(actor), *actor.out, unimix, policy_unimix, eps,
+            *_layers(actor), *actor.out, unimix, policy_unimix, eps, bf16_products(deter),
         )  # fmt: skip
 
 

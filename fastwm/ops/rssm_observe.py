@@ -38,7 +38,8 @@ def rssm_observe(
         deter `[T, B, D]`, the one-hot sample `[T, B, S, C]`, its index `[T, B, S]` int64, and the posterior's
         logits before mixing `[T, B, S, C]`. The sample's gradient is that of the mixed probabilities (straight
         through). Differentiable once in tokens, action and all weights; with the `ref` backend any number of times.
-        Under autocast everything is float32 with a kernel, and as autocast has it with `ref`.
+        Under autocast to bfloat16 the products inside are in bfloat16 with float32 sums where the CPU has them,
+        and all else stays float32; with `ref` it is as autocast has it.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or T = 0.
@@ -49,15 +50,16 @@ def rssm_observe(
     library = select(deter) if deter.dtype in _KERNEL_DTYPES else None
     if library is None or library not in _forward.ops:
         return ref.rssm_observe(tokens, action, is_first, deter, stoch, uniform, w, unimix, eps)
+    bf16 = bf16_products(deter)
     if torch.is_autocast_enabled(deter.device.type):
         with torch.autocast(deter.device.type, enabled=False):
-            return _observe(library, tokens, action, is_first, deter, stoch, uniform, w, unimix, eps)
-    return _observe(library, tokens, action, is_first, deter, stoch, uniform, w, unimix, eps)
+            return _observe(library, tokens, action, is_first, deter, stoch, uniform, w, unimix, eps, bf16)
+    return _observe(library, tokens, action, is_first, deter, stoch, uniform, w, unimix, eps, bf16)
 
 
 def _observe(
     library: str, tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, uniform: Tensor,
-    w: RSSMWeights, unimix: float, eps: float,
+    w: RSSMWeights, unimix: float, eps: float, bf16: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """What waits for no other step is done here for all of them; the operator walks the dependent chain."""
     dtype, block, units = deter.dtype, w.gates.weight.shape[1], len(w.embed_deter.weight)
@@ -73,7 +75,7 @@ def _observe(
     )  # fmt: skip
     inputs = (hidden_in, post_in, is_first, deter.detach(), stoch.detach(), uniform.to(dtype), *weights)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    return _forward(library, *inputs, unimix, eps, save)[:4]
+    return _forward(library, *inputs, unimix, eps, save, bf16)[:4]
 
 
 def _check(
@@ -105,7 +107,7 @@ def _check(
 
 
 # The operator fastwm::rssm_observe takes hidden_in, post_in, is_first, deter, stoch, uniform, these weights, and
-# unimix, eps, save. Its backward returns the gradients of the weights in one array, in the same order.
+# unimix, eps, save, bf16. Its backward returns the gradients of the weights in one array, in the same order.
 _WEIGHTS = (
     "w_deter", "b_deter", "n_deter", "w_stoch", "b_stoch", "n_stoch", "w_own", "w_embeds", "n_hidden",
     "w_gates", "b_gates", "w_post", "n_post", "w_logits", "b_logits",
@@ -113,7 +115,7 @@ _WEIGHTS = (
 
 
 def _fake(hidden_in: Tensor, post_in: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, *rest: Any) -> Any:
-    (T, B, D), U, save = hidden_in.shape, post_in.shape[2], rest[-1]
+    (T, B, D), U, save = hidden_in.shape, post_in.shape[2], rest[-2]
     new, (S, C), kept = hidden_in.new_empty, stoch.shape[1:], T if save else 0
     outputs = (new(T, B, D), new(T, B, S, C), new(T, B, S, dtype=torch.int64), new(T, B, S, C))
     return (*outputs, new(kept, B, 2 * U), new(kept, B, D), new(kept, B, 3 * D), new(kept, B, U))
@@ -129,7 +131,7 @@ def _fake_backward(g_deter: Tensor, *rest: Any) -> Any:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, _, is_first, deter0, stoch0, _, *weights, ctx.unimix, ctx.eps, _ = inputs
+    _, _, is_first, deter0, stoch0, _, *weights, ctx.unimix, ctx.eps, _, ctx.bf16 = inputs
     deter, stoch, index, logits, *saved = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(index, *saved)
@@ -143,11 +145,17 @@ def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor |
     needed = [w for w, name in zip(weights, _WEIGHTS) if not name.startswith("b_")]
     d_hidden, d_post, d_weights = _backward(
         library, *g, is_first, deter0, stoch0, deter, stoch, logits, embeds, hidden, gates, post, *needed,
-        ctx.unimix, ctx.eps,
+        ctx.unimix, ctx.eps, ctx.bf16,
     )  # fmt: skip
     parts = d_weights.split([w.numel() for w in weights])
     d_weights = (part.view(w.shape) for part, w in zip(parts, weights))
-    return d_hidden, d_post, None, None, None, None, *d_weights, None, None, None
+    return d_hidden, d_post, None, None, None, None, *d_weights, None, None, None, None
+
+
+def bf16_products(like: Tensor) -> bool:
+    """Whether autocast asks for products in bfloat16 (with float32 sums; all else stays float32)."""
+    device = like.device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
 
 
 def _no_vmap(name: str) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ struct ActionHead {
 
 struct RssmImagine {
   Dtype dtype;
+  bool bf16;  // products in bfloat16, where the CPU has them
   RssmSizes n;  // T: steps H; B: rows N
   DenseLayers deter, stoch, action;  // embeddings [D, U] [Z, U] [A, U]
   Weight own, embeds;                // hidden layer [G, J, J] [G, 3U, J]

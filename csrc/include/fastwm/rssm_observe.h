@@ -46,6 +46,7 @@ struct RssmSaved {
 
 struct RssmObserve {
   Dtype dtype;
+  bool bf16;  // products in bfloat16, where the CPU has them
   RssmSizes n;
   RssmWeights w;
   const void* hidden_in;    // [T, B, D]: the action's part of the hidden layer, with its bias
@@ -66,6 +67,7 @@ struct RssmObserve {
 // b_gates [3D], w_post [U, D], n_post [U], w_logits [Z, U], b_logits [Z].
 struct RssmObserveBackward {
   Dtype dtype;
+  bool bf16;
   RssmSizes n;
   RssmWeights w;
   const bool* is_first;

@@ -1,0 +1,230 @@
+// skinny_gemm.h with bfloat16 factors and float32 sums, by AMX or AVX512-BF16. The weights lie in pairs of k,
+// [K / 2, kPanel, 2], which both read.
+#pragma once
+
+#include "cpu/skinny_gemm.h"
+
+#if defined(__AVX512F__) && defined(__linux__)
+#define FASTWM_BF16 1
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace fastwm::FASTWM_ISA {
+namespace {
+
+#if FASTWM_BF16
+
+constexpr int64_t kBf16Panel = 32, kAmxDepth = 32, kAmxRows = 16;
+
+inline bool has_bf16() { return __builtin_cpu_supports("avx512bf16"); }
+
+// Whether this process may use AMX; Linux grants the tiles' state on request.
+inline bool has_amx() {
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-tile") &&
+                              syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return granted;
+}
+
+// The tiles of one thread that multiplies `rows` rows at a time: 0, 1 sums, 2 rows, 3, 4 weights; 5, 6 and 7 the sums
+// and rows of what is left below a multiple of 16.
+class AmxTiles {
+ public:
+  AmxTiles(bool use, int64_t rows) : use_(use) {
+    if (!use_) return;
+    struct alignas(64) {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    const int64_t rest = rows % kAmxRows > 0 ? rows % kAmxRows : 1;
+    for (int i = 0; i < 8; ++i) config.bytes[i] = 64, config.rows[i] = i < 5 ? 16 : static_cast<uint8_t>(rest);
+    __asm__ volatile("ldtilecfg %0" ::"m"(config));
+  }
+  ~AmxTiles() {
+    if (use_) __asm__ volatile("tilerelease" ::);
+  }
+  AmxTiles(const AmxTiles&) = delete;
+  AmxTiles& operator=(const AmxTiles&) = delete;
+
+ private:
+  bool use_;
+};
+
+template <>
+struct Packed<bf16> {
+  int64_t blocks, K, N;
+  bf16* data;
+  bool amx = has_amx();
+
+  int64_t panels() const { return (N + kBf16Panel - 1) / kBf16Panel; }
+  int64_t tasks() const { return blocks * panels(); }
+  int64_t panel_size() const { return (K + 1) / 2 * 2 * kBf16Panel; }
+  int64_t size() const { return tasks() * panel_size(); }
+  int64_t width(int64_t panel) const {
+    const int64_t rest = N - panel * kBf16Panel;
+    return rest < kBf16Panel ? rest : kBf16Panel;
+  }
+
+  void pack(const Weight& w, int64_t task) const {  // of a float32 weight
+    const int64_t first = task % panels() * kBf16Panel, valid = width(task % panels());
+    const float* source = static_cast<const float*>(w.data) + task / panels() * w.sg + first * w.sn;
+    bf16* panel = data + task * panel_size();
+    if (valid < kBf16Panel || K % 2) std::memset(panel, 0, panel_size() * sizeof(bf16));
+    constexpr int64_t kBlock = 16;
+    for (int64_t k0 = 0; k0 < K; k0 += kBlock)
+      for (int64_t n = 0; n < valid; ++n)
+        for (int64_t k = k0; k < K && k < k0 + kBlock; ++k)
+          narrow(source[k * w.sk + n * w.sn], panel[(k / 2 * kBf16Panel + n) * 2 + k % 2]);
+  }
+};
+
+// c += a W for whole tiles of 16 rows, or the rest of them: K is a multiple of 32, c has 32 columns.
+template <bool rest>
+inline void multiply_amx(const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* c, int64_t ldc) {
+  const int64_t c_stride = ldc * 4, a_stride = lda * 2, w_stride = kBf16Panel * 4;
+#define FASTWM_TILE_LOAD(tile, base, stride) \
+  __asm__ volatile("tileloadd (%0,%1,1), %%" tile ::"r"(static_cast<const void*>(base)), "r"(stride) : "memory")
+#define FASTWM_TILE_STORE(tile, base, stride) \
+  __asm__ volatile("tilestored %%" tile ", (%0,%1,1)" ::"r"(static_cast<void*>(base)), "r"(stride) : "memory")
+#define FASTWM_TILE_SUM(weights, rows, sums) \
+  __asm__ volatile("tdpbf16ps %%" weights ", %%" rows ", %%" sums ::)
+  if constexpr (rest) {
+    FASTWM_TILE_LOAD("tmm5", c, c_stride);
+    FASTWM_TILE_LOAD("tmm6", c + 16, c_stride);
+  } else {
+    FASTWM_TILE_LOAD("tmm0", c, c_stride);
+    FASTWM_TILE_LOAD("tmm1", c + 16, c_stride);
+  }
+  for (int64_t k = 0; k < K; k += kAmxDepth, panel += kAmxDepth * kBf16Panel) {
+    FASTWM_TILE_LOAD("tmm3", panel, w_stride);
+    FASTWM_TILE_LOAD("tmm4", panel + 32, w_stride);
+    if constexpr (rest) {
+      FASTWM_TILE_LOAD("tmm7", a + k, a_stride);
+      FASTWM_TILE_SUM("tmm3", "tmm7", "tmm5");
+      FASTWM_TILE_SUM("tmm4", "tmm7", "tmm6");
+    } else {
+      FASTWM_TILE_LOAD("tmm2", a + k, a_stride);
+      FASTWM_TILE_SUM("tmm3", "tmm2", "tmm0");
+      FASTWM_TILE_SUM("tmm4", "tmm2", "tmm1");
+    }
+  }
+  if constexpr (rest) {
+    FASTWM_TILE_STORE("tmm5", c, c_stride);
+    FASTWM_TILE_STORE("tmm6", c + 16, c_stride);
+  } else {
+    FASTWM_TILE_STORE("tmm0", c, c_stride);
+    FASTWM_TILE_STORE("tmm1", c + 16, c_stride);
+  }
+#undef FASTWM_TILE_LOAD
+#undef FASTWM_TILE_STORE
+#undef FASTWM_TILE_SUM
+}
+
+template <int rows>
+__attribute__((target("avx512bf16"))) void multiply_pairs(const bf16* a, int64_t lda, const bf16* panel, int64_t K,
+                                                          float* c, int64_t ldc) {
+  __m512 sum[rows][2];
+  for (int m = 0; m < rows; ++m)
+    for (int v = 0; v < 2; ++v) sum[m][v] = _mm512_loadu_ps(c + m * ldc + 16 * v);
+  for (int64_t k = 0; k < K; k += 2, panel += 2 * kBf16Panel) {
+    const __m512bh w0 = (__m512bh)_mm512_loadu_si512(panel), w1 = (__m512bh)_mm512_loadu_si512(panel + 32);
+    for (int m = 0; m < rows; ++m) {
+      uint32_t pair = a[m * lda + k].bits;
+      if (k + 1 < K) std::memcpy(&pair, a + m * lda + k, 4);
+      const __m512bh x = (__m512bh)_mm512_set1_epi32(static_cast<int>(pair));
+      sum[m][0] = _mm512_dpbf16_ps(sum[m][0], x, w0);
+      sum[m][1] = _mm512_dpbf16_ps(sum[m][1], x, w1);
+    }
+  }
+  for (int m = 0; m < rows; ++m)
+    for (int v = 0; v < 2; ++v) _mm512_storeu_ps(c + m * ldc + 16 * v, sum[m][v]);
+}
+
+// `rest`: tiles 5 to 7 are there for so many rows below 16.
+inline void multiply_bf16(int64_t rows, bool amx, bool rest, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* c,
+                          int64_t ldc) {
+  if (amx && (rest || rows == kAmxRows)) return rows == kAmxRows ? multiply_amx<false>(a, lda, panel, K, c, ldc)
+                                   : multiply_amx<true>(a, lda, panel, K, c, ldc);
+  int64_t m = 0;
+  for (; m + 8 <= rows; m += 8) multiply_pairs<8>(a + m * lda, lda, panel, K, c + m * ldc, ldc);
+  for (; m < rows; ++m) multiply_pairs<1>(a + m * lda, lda, panel, K, c + m * ldc, ldc);
+}
+
+inline void multiply_panel(int64_t M, const bf16* a, int64_t lda, const bf16* panel, int64_t valid, int64_t K, bool amx,
+                           bool rest, float* c, int64_t ldc) {
+  for (int64_t m = 0; m < M; m += kAmxRows) {
+    const int64_t rows = M - m < kAmxRows ? M - m : kAmxRows;
+    if (valid == kBf16Panel) {
+      multiply_bf16(rows, amx, rest, a + m * lda, lda, panel, K, c + m * ldc, ldc);
+      continue;
+    }
+    float tile[kAmxRows * kBf16Panel] = {};  // by way of a whole tile
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kBf16Panel, c + (m + r) * ldc, valid * sizeof(float));
+    multiply_bf16(rows, amx, rest, a + m * lda, lda, panel, K, tile, kBf16Panel);
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(c + (m + r) * ldc, tile + r * kBf16Panel, valid * sizeof(float));
+  }
+}
+
+inline void multiply(int64_t M, const bf16* a, int64_t lda, const Packed<bf16>& w, int64_t task, float* c,
+                     int64_t ldc) {
+  multiply_panel(M, a, lda, w.data + task * w.panel_size(), w.width(task % w.panels()), w.K,
+                 w.amx && w.K % kAmxDepth == 0, true, c, ldc);
+}
+
+// A weight's gradient in bfloat16: a is turned round to [M, K], so that it serves as rows.
+template <>
+struct GradFactors<float, bf16> {
+  static int64_t scratch(int64_t M, int64_t K) { return M * even(K) + even(K) * kBf16Panel; }
+
+  static void turn(const GradProduct<float>& p, int64_t g, int64_t K, bf16* rows) {
+    constexpr int64_t kBlock = 16;
+    for (int64_t m0 = 0; m0 < p.M; m0 += kBlock)
+      for (int64_t k = 0; k < K; ++k)
+        for (int64_t m = m0; m < p.M && m < m0 + kBlock; ++m)
+          narrow(p.a[k * p.lda + g * p.a_step + m], rows[m * even(K) + k]);
+  }
+
+  static void add(const GradProduct<float>& p, Range tasks, int64_t K, bf16* scratch) {
+    bf16 *rows = scratch, *panel = scratch + p.M * even(K);
+    for (int64_t task = tasks.first; task < tasks.last; ++task) {
+      const int64_t panels = (p.N + kBf16Panel - 1) / kBf16Panel, g = task / panels, n = task % panels * kBf16Panel;
+      const int64_t valid = p.N - n < kBf16Panel ? p.N - n : kBf16Panel;
+      if (task == tasks.first || (p.a_step > 0 && n == 0)) turn(p, g, K, rows);
+      std::memset(panel, 0, even(K) * kBf16Panel * sizeof(bf16));
+      for (int64_t k = 0; k < K; ++k)
+        for (int64_t i = 0; i < valid; ++i)
+          narrow(p.b[k * p.ldb + g * p.N + n + i], panel[(k / 2 * kBf16Panel + i) * 2 + k % 2]);
+      multiply_panel(p.M, rows, even(K), panel, valid, K, has_amx() && K % kAmxDepth == 0, false,
+                     p.c + g * p.M * p.N + n, p.N);
+    }
+  }
+
+  static int64_t tasks(const GradProduct<float>& p) { return p.blocks * ((p.N + kBf16Panel - 1) / kBf16Panel); }
+  static int64_t even(int64_t K) { return (K + 1) / 2 * 2; }
+};
+
+#else
+
+inline bool has_bf16() { return false; }
+inline bool has_amx() { return false; }
+
+struct AmxTiles {
+  AmxTiles(bool, int64_t) {}
+};
+
+#endif
+
+template <typename O>
+bool use_amx() { return sizeof(O) == 2 && has_amx(); }
+
+// Columns of a panel whose factors are O.
+template <typename O>
+constexpr int64_t kPanelOf = kPanel<O>;
+template <>
+constexpr int64_t kPanelOf<bf16> = 32;
+
+}  // namespace
+}  // namespace fastwm::FASTWM_ISA
