@@ -74,7 +74,7 @@ def compiled(fn: Callable[..., object]) -> Callable[..., object]:
 
 
 def inputs(shape: tuple[int, ...], count: int, backward: bool) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     return [torch.randn(shape, generator=generator).requires_grad_(backward) for _ in range(count)]
 
 

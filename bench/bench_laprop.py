@@ -18,7 +18,7 @@ State = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 
 def state(total: int) -> State:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     matrices = [int(total * 0.98) // 75] * 75
     vectors = [int(total * 0.02) // 75] * 75
     sizes = [size for pair in zip(matrices, vectors) for size in pair]

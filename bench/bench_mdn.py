@@ -45,7 +45,7 @@ def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def network_output(latents: int) -> Tensor:
-    return torch.randn(ROWS, latents * 3 * CLASSES, generator=torch.Generator().manual_seed(0))
+    return torch.randn(ROWS, latents * 3 * CLASSES, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
 
 
 def split(out: Tensor) -> tuple[Tensor, ...]:
@@ -59,7 +59,7 @@ def split(out: Tensor) -> tuple[Tensor, ...]:
 def test_mdn_nll(measure: Measure, task: str, backward: bool, name: str) -> None:
     latents = LATENTS[task]
     args = [x.contiguous().requires_grad_(backward) for x in split(network_output(latents))]
-    args.append(torch.randn(ROWS, latents, generator=torch.Generator().manual_seed(1)))
+    args.append(torch.randn(ROWS, latents, generator=torch.Generator(torch.get_default_device()).manual_seed(1)))
     cotangent = torch.rand(ROWS, latents)
     fn = {"fastwm": mdn_nll, "eager": eager_nll}.get(name) or compiled(eager_nll)
 

@@ -41,7 +41,7 @@ def variant(name: str, fused: Callable[..., Tensor], eager: Callable[..., Tensor
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("norm", ["rms_norm_silu", "layer_norm_silu"])
 def test_norm_act(measure: Measure, norm: str, backward: bool, shape: tuple[int, int], name: str) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     shapes = [shape, *[shape[-1:]] * (1 if norm == "rms_norm_silu" else 2)]
     args = [torch.randn(s, generator=generator).requires_grad_(backward) for s in shapes]
     cotangent = torch.randn(shape, generator=generator)

@@ -30,7 +30,7 @@ def variant(name: str, function: str) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("function", ["symlog", "symexp"])
 def test_symlog(measure: Measure, function: str, backward: bool, shape: tuple[int, int], name: str) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     x = torch.randn(shape, generator=generator).requires_grad_(backward)
     cotangent = torch.randn(shape, generator=generator)
     fn = variant(name, function)

@@ -58,7 +58,7 @@ def variant(name: str, function: str) -> Callable[..., Tensor]:
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("function", EAGER)
 def test_two_hot(measure: Measure, function: str, backward: bool, rows: int, name: str) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     logits = torch.randn(rows, BINS, generator=generator).requires_grad_(backward)
     target, cotangent = (10 * torch.randn(rows, generator=generator) for _ in range(2))
     bins = symexp_bins(BINS)
