@@ -45,7 +45,8 @@ def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def network_output(latents: int) -> Tensor:
-    return torch.randn(ROWS, latents * 3 * CLASSES, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
+    return torch.randn(ROWS, latents * 3 * CLASSES, generator=generator)
 
 
 def split(out: Tensor) -> tuple[Tensor, ...]:
