@@ -171,7 +171,7 @@ def test_compiles_whole() -> None:
     ("change", "message"),
     [
         (lambda p, g, n, m: (p, g[:1], n, m), r"one length, got \[2, 1, 2, 2\]"),
-        (lambda p, g, n, m: (p, [g[0], g[1][:1]], n, m), r"expected \[2, 2\]"),
+        (lambda p, g, n, m: (p, [g[0], g[1][:1]], n, m), r"nu and mu \[2, 2\], got \[\[1, 2\]"),
     ],
 )
 def test_wrong_arguments_are_explained(change, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -91,6 +91,14 @@ def test_t25_uniform_logits_predict_exactly_zero(on: Target) -> None:
             assert two_hot_mean(logits, bins).tolist() == [0.0] * 3
 
 
+def test_symmetric_logits_predict_exactly_zero(on: Target) -> None:
+    """Not only uniform ones, whose weights are all 1: products of other weights round, and fused ones do not."""
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(20, 127, generator=generator)
+    logits = torch.cat([half, torch.randn(20, 1, generator=generator), half.flip(-1)], -1).to(on.device)
+    assert two_hot_mean(logits, symexp_bins().to(on.device)).tolist() == [0.0] * 20
+
+
 def test_t26_target_on_a_bin_whose_neighbour_is_ruled_out(native: Target) -> None:
     logits, bins = torch.zeros(5, device=native.device), torch.arange(5.0, device=native.device)
     logits[3] = -math.inf

@@ -43,9 +43,10 @@ def laprop_step_(
     """
     if not len(params) == len(grads) == len(nu) == len(mu):
         raise ValueError(f"expected lists of one length, got {[len(x) for x in (params, grads, nu, mu)]}")
-    for p, *others in zip(params, grads, nu, mu):
-        if any(x.shape != p.shape for x in others):
-            raise ValueError(f"expected {list(p.shape)} thrice, got {[list(x.shape) for x in others]}")
+    shapes = [p.shape for p in params]
+    if any([x.shape for x in xs] != shapes for xs in (grads, nu, mu)):
+        one, *others = next(xs for xs in zip(params, grads, nu, mu) if any(x.shape != xs[0].shape for x in xs))
+        raise ValueError(f"expected gradient, nu and mu {list(one.shape)}, got {[list(x.shape) for x in others]}")
     if not params:
         return
     if _backend._forced == "ref":

@@ -68,8 +68,8 @@ FASTWM_FN TwoHot<A> two_hot(A target, const A* edges, int64_t bins) {
   return {count - 1, count, (target - low) / (edges[count] - low)};
 }
 
-// Two mirrored bins' share of the mean. Symmetric edges and equal probabilities give exactly zero, contracted into
-// fused multiply-adds or not, which p_high * high + p_low * low does not.
+// Two mirrored bins' share of the mean. Symmetric edges and equal weights give exactly zero however the compiler
+// fuses it; of p_high * high + p_low * low a fused multiply-add rounds one product only, and leaves the difference.
 template <typename A>
 FASTWM_FN A mirrored(A p_low, A p_high, A low, A high) {
   return (p_high - p_low) * high + p_low * (high + low);
