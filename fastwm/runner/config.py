@@ -32,6 +32,8 @@ class TrainConfig(Generic[AgentConfig]):
     seed: int = 0
     device: str = "auto"
     """`auto` takes a GPU where there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves the number to PyTorch. Small models are as fast on one, and undisturbed by other load."""
     num_envs: int = 16
     batch_size: int = 16
     batch_length: int = 64

@@ -59,11 +59,19 @@ class Trainer:
     """One run in one folder. `step` counts rows of replay, `decisions` those of them that were acted on."""
 
     def __init__(self, name: str, config: TrainConfig[Any], logdir: Path):
-        if config.steps < 1 or config.num_envs < 1 or config.batch_size < 1 or config.batch_length < 2:
-            raise FastwmError("steps, num_envs and batch_size must be at least 1, and batch_length at least 2")
+        if (
+            config.threads < 0
+            or config.steps < 1
+            or config.num_envs < 1
+            or config.batch_size < 1
+            or config.batch_length < 2
+        ):
+            raise FastwmError("steps, num_envs and batch_size must be at least 1, batch_length 2, threads 0")
         self.name, self.config, self.logdir = name, config, logdir
         self.device = resolve_device(config.device)
         torch.manual_seed(config.seed)
+        if config.threads:
+            torch.set_num_threads(config.threads)
         self.env = make_env(config.env, config.num_envs, config.seed, **env_options(config))
         spec = agent_spec(name)
         self.agent = spec.agent(self.env.obs_space, self.env.act_space, config.agent).to(self.device)
