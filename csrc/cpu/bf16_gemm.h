@@ -179,24 +179,60 @@ template <>
 struct GradFactors<float, bf16> {
   static int64_t scratch(int64_t M, int64_t K) { return M * even(K) + even(K) * kBf16Panel; }
 
+  // [K, M] floats to [M, K]: 16 columns and 16 pairs of rows at a time, turned in registers.
   static void turn(const GradProduct<float>& p, int64_t g, int64_t K, bf16* rows) {
-    constexpr int64_t kBlock = 16;
-    for (int64_t m0 = 0; m0 < p.M; m0 += kBlock)
-      for (int64_t k = 0; k < K; ++k)
-        for (int64_t m = m0; m < p.M && m < m0 + kBlock; ++m)
-          narrow(p.a[k * p.lda + g * p.a_step + m], rows[m * even(K) + k]);
+    const float* a = p.a + g * p.a_step;
+    const int64_t stride = even(K), whole_k = K / 32 * 32, whole_m = p.M / 16 * 16;
+    for (int64_t m = 0; m < whole_m; m += 16)
+      for (int64_t k = 0; k < whole_k; k += 32) {
+        Word16 x[16];
+        for (int i = 0; i < 16; ++i) pair_up(16, a + (k + 2 * i) * p.lda + m, a + (k + 2 * i + 1) * p.lda + m, &x[i]);
+        transpose(x);
+        for (int i = 0; i < 16; ++i) std::memcpy(rows + (m + i) * stride + k, &x[i], sizeof x[i]);
+      }
+    for (int64_t m = 0; m < p.M; ++m)
+      for (int64_t k = m < whole_m ? whole_k : 0; k < K; ++k) narrow(a[k * p.lda + m], rows[m * stride + k]);
+  }
+
+  typedef uint32_t Word16 __attribute__((vector_size(64)));
+
+  static void transpose(Word16 (&x)[16]) {  // four rounds of a perfect shuffle of 16 rows
+    constexpr Word16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    constexpr Word16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    for (int round = 0; round < 4; ++round) {
+      Word16 y[16];
+      for (int i = 0; i < 8; ++i) {
+        y[2 * i] = __builtin_shuffle(x[i], x[i + 8], low);
+        y[2 * i + 1] = __builtin_shuffle(x[i], x[i + 8], high);
+      }
+      for (int i = 0; i < 16; ++i) x[i] = y[i];
+    }
+  }
+
+  // Two rows of floats as pairs of bfloat16.
+  static void pair_up(int64_t width, const float* even, const float* odd, void* pairs) {
+    uint32_t* out = static_cast<uint32_t*>(pairs);
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      bf16 low, high;
+      narrow(even[i], low);
+      narrow(odd[i], high);
+      out[i] = low.bits | static_cast<uint32_t>(high.bits) << 16;
+    }
   }
 
   static void add(const GradProduct<float>& p, Range tasks, int64_t K, bf16* scratch) {
     bf16 *rows = scratch, *panel = scratch + p.M * even(K);
+    const float zeros[kBf16Panel] = {};
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t panels = (p.N + kBf16Panel - 1) / kBf16Panel, g = task / panels, n = task % panels * kBf16Panel;
       const int64_t valid = p.N - n < kBf16Panel ? p.N - n : kBf16Panel;
       if (task == tasks.first || (p.a_step > 0 && n == 0)) turn(p, g, K, rows);
-      std::memset(panel, 0, even(K) * kBf16Panel * sizeof(bf16));
-      for (int64_t k = 0; k < K; ++k)
-        for (int64_t i = 0; i < valid; ++i)
-          narrow(p.b[k * p.ldb + g * p.N + n + i], panel[(k / 2 * kBf16Panel + i) * 2 + k % 2]);
+      if (valid < kBf16Panel) std::memset(panel, 0, even(K) * kBf16Panel * sizeof(bf16));
+      for (int64_t k = 0; k < K; k += 2) {
+        const float* b = p.b + k * p.ldb + g * p.N + n;
+        pair_up(valid, b, k + 1 < K ? b + p.ldb : zeros, panel + k * kBf16Panel);
+      }
       multiply_panel(p.M, rows, even(K), panel, valid, K, has_amx() && K % kAmxDepth == 0, false,
                      p.c + g * p.M * p.N + n, p.N);
     }
