@@ -12,7 +12,7 @@ demo: $(READY)  ## learn CartPole from scratch, then evaluate
 	$(BIN)/fastwm eval runs/demo --episodes 20
 
 test: lint  ## all tests that this machine can run
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
 
 lint: $(READY)
 	$(BIN)/ruff check .
