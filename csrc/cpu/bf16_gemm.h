@@ -2,7 +2,7 @@
 // [K / 2, kPanel, 2], which both read.
 #pragma once
 
-#include "cpu/skinny_gemm.h"
+#include "skinny_gemm.h"
 
 #if defined(__AVX512F__) && defined(__linux__)
 #define FASTWM_BF16 1
@@ -83,7 +83,8 @@ struct Packed<bf16> {
 
 // c += a W for whole tiles of 16 rows, or the rest of them: K is a multiple of 32, c has 32 columns.
 template <bool rest>
-inline void multiply_amx(const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* c, int64_t ldc) {
+inline void multiply_amx(const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* c, int64_t ldc,
+                         bool fetch) {
   const int64_t c_stride = ldc * 4, a_stride = lda * 2, w_stride = kBf16Panel * 4;
 #define FASTWM_TILE_LOAD(tile, base, stride) \
   __asm__ volatile("tileloadd (%0,%1,1), %%" tile ::"r"(static_cast<const void*>(base)), "r"(stride) : "memory")
@@ -98,7 +99,10 @@ inline void multiply_amx(const bf16* a, int64_t lda, const bf16* panel, int64_t 
     FASTWM_TILE_LOAD("tmm0", c, c_stride);
     FASTWM_TILE_LOAD("tmm1", c + 16, c_stride);
   }
-  for (int64_t k = 0; k < K; k += kAmxDepth, panel += kAmxDepth * kBf16Panel) {
+  const bf16* next = panel + K * kBf16Panel;  // fetched while this panel is at work
+  for (int64_t k = 0; k < K; k += kAmxDepth, panel += kAmxDepth * kBf16Panel, next += kAmxDepth * kBf16Panel) {
+    if (fetch)
+      for (int line = 0; line < 32; ++line) __builtin_prefetch(next + line * 32, 0, 2);
     FASTWM_TILE_LOAD("tmm3", panel, w_stride);
     FASTWM_TILE_LOAD("tmm4", panel + 32, w_stride);
     if constexpr (rest) {
@@ -131,10 +135,11 @@ __attribute__((target("avx512bf16"))) void multiply_pairs(const bf16* a, int64_t
     for (int v = 0; v < 2; ++v) sum[m][v] = _mm512_loadu_ps(c + m * ldc + 16 * v);
   for (int64_t k = 0; k < K; k += 2, panel += 2 * kBf16Panel) {
     const __m512bh w0 = (__m512bh)_mm512_loadu_si512(panel), w1 = (__m512bh)_mm512_loadu_si512(panel + 32);
+    const uint32_t keep = k + 1 < K ? ~0u : 0xffffu;  // behind an odd K stands something else
     for (int m = 0; m < rows; ++m) {
-      uint32_t pair = a[m * lda + k].bits;
-      if (k + 1 < K) std::memcpy(&pair, a + m * lda + k, 4);
-      const __m512bh x = (__m512bh)_mm512_set1_epi32(static_cast<int>(pair));
+      uint32_t pair;
+      std::memcpy(&pair, a + m * lda + k, 4);
+      const __m512bh x = (__m512bh)_mm512_set1_epi32(static_cast<int>(pair & keep));
       sum[m][0] = _mm512_dpbf16_ps(sum[m][0], x, w0);
       sum[m][1] = _mm512_dpbf16_ps(sum[m][1], x, w1);
     }
@@ -144,10 +149,10 @@ __attribute__((target("avx512bf16"))) void multiply_pairs(const bf16* a, int64_t
 }
 
 // `rest`: tiles 5 to 7 are there for so many rows below 16.
-inline void multiply_bf16(int64_t rows, bool amx, bool rest, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* c,
-                          int64_t ldc) {
-  if (amx && (rest || rows == kAmxRows)) return rows == kAmxRows ? multiply_amx<false>(a, lda, panel, K, c, ldc)
-                                   : multiply_amx<true>(a, lda, panel, K, c, ldc);
+inline void multiply_bf16(int64_t rows, bool amx, bool rest, bool fetch, const bf16* a, int64_t lda, const bf16* panel,
+                          int64_t K, float* c, int64_t ldc) {
+  if (amx && (rest || rows == kAmxRows)) return rows == kAmxRows ? multiply_amx<false>(a, lda, panel, K, c, ldc, fetch)
+                                   : multiply_amx<true>(a, lda, panel, K, c, ldc, fetch);
   int64_t m = 0;
   for (; m + 8 <= rows; m += 8) multiply_pairs<8>(a + m * lda, lda, panel, K, c + m * ldc, ldc);
   for (; m < rows; ++m) multiply_pairs<1>(a + m * lda, lda, panel, K, c + m * ldc, ldc);
@@ -158,12 +163,12 @@ inline void multiply_panel(int64_t M, const bf16* a, int64_t lda, const bf16* pa
   for (int64_t m = 0; m < M; m += kAmxRows) {
     const int64_t rows = M - m < kAmxRows ? M - m : kAmxRows;
     if (valid == kBf16Panel) {
-      multiply_bf16(rows, amx, rest, a + m * lda, lda, panel, K, c + m * ldc, ldc);
+      multiply_bf16(rows, amx, rest, rest && m == 0, a + m * lda, lda, panel, K, c + m * ldc, ldc);
       continue;
     }
     float tile[kAmxRows * kBf16Panel] = {};  // by way of a whole tile
     for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kBf16Panel, c + (m + r) * ldc, valid * sizeof(float));
-    multiply_bf16(rows, amx, rest, a + m * lda, lda, panel, K, tile, kBf16Panel);
+    multiply_bf16(rows, amx, rest, rest && m == 0, a + m * lda, lda, panel, K, tile, kBf16Panel);
     for (int64_t r = 0; r < rows; ++r) std::memcpy(c + (m + r) * ldc, tile + r * kBf16Panel, valid * sizeof(float));
   }
 }

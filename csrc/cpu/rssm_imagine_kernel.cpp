@@ -1,6 +1,6 @@
 #include <initializer_list>
 
-#include "cpu/rssm_plan.h"
+#include "rssm_plan.h"
 #include "fastwm/rssm_imagine.h"
 
 namespace fastwm::FASTWM_ISA {

@@ -1,6 +1,6 @@
 #include <initializer_list>
 
-#include "cpu/rssm_plan.h"
+#include "rssm_plan.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -207,7 +207,8 @@ class ObserveBackward {
     const int64_t D = n_.D, J = n_.J();
     const Range tasks = team_.range(w_.post.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
-      const int64_t g = task / w_.post.panels(), panel = task % w_.post.panels(), j = panel * kPanelOf<O>, d = g * J + j;
+      const int64_t g = task / w_.post.panels(), panel = task % w_.post.panels();
+      const int64_t j = panel * kPanelOf<O>, d = g * J + j;
       const int64_t width = w_.post.width(panel);
       for (int64_t r = 0; r < rows_; ++r) {
         T* d_deter = s_.d_deter + r * D + d;

@@ -1,6 +1,6 @@
 #include <initializer_list>
 
-#include "cpu/rssm_plan.h"
+#include "rssm_plan.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -64,7 +64,8 @@ struct Scratch {
 template <typename T, typename O>
 class Observe {
  public:
-  Observe(const RssmObserve& p, const Weights<T, O>& w, int64_t first_row, int64_t rows, Team team, const Scratch<T, O>& s)
+  Observe(const RssmObserve& p, const Weights<T, O>& w, int64_t first_row, int64_t rows, Team team,
+          const Scratch<T, O>& s)
       : p_(p), n_(p.n), w_(w), row0_(first_row), rows_(rows), team_(team), s_(s), eps_(p.w.eps) {}
 
   void run() {

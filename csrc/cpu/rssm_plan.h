@@ -1,7 +1,7 @@
 // How a call shares its work out: packing, and whether threads split the rows or the columns of every product.
 #pragma once
 
-#include "cpu/rssm_rows.h"
+#include "rssm_rows.h"
 
 #ifdef _OPENMP
 #include <omp.h>

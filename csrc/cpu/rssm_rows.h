@@ -1,8 +1,8 @@
 // What an RSSM does to one row between its products: norm and SiLU, the sample, the gates; and their derivatives.
 #pragma once
 
-#include "cpu/bf16_gemm.h"
-#include "cpu/team.h"
+#include "bf16_gemm.h"
+#include "team.h"
 #include "fastwm/vecmath.h"
 
 namespace fastwm::FASTWM_ISA {

@@ -8,7 +8,7 @@
 
 #include <sys/mman.h>
 
-#include "cpu/team.h"
+#include "team.h"
 #include "fastwm/rssm_observe.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -22,7 +22,6 @@ constexpr int kVectorBytes = 32, kTileRows = 4;  // 8 sums in 16 registers
 constexpr int kVectorBytes = 16, kTileRows = 4;
 #endif
 constexpr int kTileVectors = 2;
-constexpr int64_t kAhead = 16;   // how far the weights are fetched ahead
 constexpr int64_t kDepth = 256;  // a panel's part that stays in L1 while the rows pass by
 
 template <typename T>
@@ -104,9 +103,10 @@ struct Packed {
   }
 };
 
-// The sums of one tile in registers. a is [rows, K], or [K, rows] where `across`, by its row stride.
+// The sums of one tile in registers. a is [rows, K], or [K, rows] where `across`, by its row stride. A vector at
+// `next` is fetched for every k.
 template <int rows, bool across, typename T>
-inline void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t K, T* c, int64_t ldc) {
+inline void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t K, T* c, int64_t ldc, const T* next) {
   using V = typename Vector<T>::type;
   constexpr int64_t lanes = kVectorBytes / sizeof(T);
   V sum[rows][kTileVectors];
@@ -115,8 +115,7 @@ inline void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t K, T*
   for (int64_t k = 0; k < K; ++k) {
     V w[kTileVectors];
     for (int v = 0; v < kTileVectors; ++v) w[v] = *reinterpret_cast<const V*>(panel + k * kPanel<T> + v * lanes);
-    for (int v = 0; v < kTileVectors; ++v)
-      __builtin_prefetch(panel + (k + kAhead) * kPanel<T> + v * lanes, 0, 2);
+    __builtin_prefetch(next + k * lanes, 0, 2);
     for (int m = 0; m < rows; ++m) {
       const T x = across ? a[k * lda + m] : a[m * lda + k];
       for (int v = 0; v < kTileVectors; ++v) sum[m][v] += x * w[v];
@@ -127,17 +126,18 @@ inline void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t K, T*
 }
 
 template <bool across, typename T>
-inline void multiply_rows(int64_t rows, const T* a, int64_t lda, const T* panel, int64_t K, T* c, int64_t ldc) {
+inline void multiply_rows(int64_t rows, const T* a, int64_t lda, const T* panel, int64_t K, T* c, int64_t ldc,
+                          const T* next) {
   switch (rows) {
-    case 1: return multiply_tile<1, across>(a, lda, panel, K, c, ldc);
-    case 2: return multiply_tile<2, across>(a, lda, panel, K, c, ldc);
-    case 3: return multiply_tile<3, across>(a, lda, panel, K, c, ldc);
-    case 4: return multiply_tile<4, across>(a, lda, panel, K, c, ldc);
+    case 1: return multiply_tile<1, across>(a, lda, panel, K, c, ldc, next);
+    case 2: return multiply_tile<2, across>(a, lda, panel, K, c, ldc, next);
+    case 3: return multiply_tile<3, across>(a, lda, panel, K, c, ldc, next);
+    case 4: return multiply_tile<4, across>(a, lda, panel, K, c, ldc, next);
 #if defined(__AVX512F__)
-    case 5: return multiply_tile<5, across>(a, lda, panel, K, c, ldc);
-    case 6: return multiply_tile<6, across>(a, lda, panel, K, c, ldc);
-    case 7: return multiply_tile<7, across>(a, lda, panel, K, c, ldc);
-    case 8: return multiply_tile<8, across>(a, lda, panel, K, c, ldc);
+    case 5: return multiply_tile<5, across>(a, lda, panel, K, c, ldc, next);
+    case 6: return multiply_tile<6, across>(a, lda, panel, K, c, ldc, next);
+    case 7: return multiply_tile<7, across>(a, lda, panel, K, c, ldc, next);
+    case 8: return multiply_tile<8, across>(a, lda, panel, K, c, ldc, next);
 #endif
   }
 }
@@ -145,11 +145,11 @@ inline void multiply_rows(int64_t rows, const T* a, int64_t lda, const T* panel,
 // c += a W for up to kTileRows rows and `valid` of the panel's columns.
 template <bool across, typename T>
 inline void multiply_part(int64_t rows, int64_t valid, const T* a, int64_t lda, const T* panel, int64_t K, T* c,
-                          int64_t ldc) {
-  if (valid == kPanel<T>) return multiply_rows<across>(rows, a, lda, panel, K, c, ldc);
+                          int64_t ldc, const T* next) {
+  if (valid == kPanel<T>) return multiply_rows<across>(rows, a, lda, panel, K, c, ldc, next);
   T tile[kTileRows * kPanel<T>] = {};  // by way of a whole tile
   for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kPanel<T>, c + r * ldc, valid * sizeof(T));
-  multiply_rows<across>(rows, a, lda, panel, K, tile, kPanel<T>);
+  multiply_rows<across>(rows, a, lda, panel, K, tile, kPanel<T>, next);
   for (int64_t r = 0; r < rows; ++r) std::memcpy(c + r * ldc, tile + r * kPanel<T>, valid * sizeof(T));
 }
 
@@ -162,7 +162,10 @@ void multiply(int64_t M, const T* a, int64_t lda, const Packed<T>& w, int64_t ta
     const int64_t depth = w.K - k < kDepth ? w.K - k : kDepth;
     for (int64_t m = 0; m < M; m += kTileRows) {
       const int64_t rows = M - m < kTileRows ? M - m : kTileRows;
-      multiply_part<false>(rows, valid, a + m * lda + k, lda, panel + k * kPanel<T>, depth, c + m * ldc, ldc);
+      // The first two passes fetch one half each of the part that comes next, so that the fetching is even.
+      const T *part = panel + k * kPanel<T>, *next = part + depth * kPanel<T> + (m > 0 ? depth * kPanel<T> / 2 : 0);
+      if (m > kTileRows) next = part;
+      multiply_part<false>(rows, valid, a + m * lda + k, lda, part, depth, c + m * ldc, ldc, next);
     }
   }
 }
@@ -195,7 +198,8 @@ struct GradFactors {
         std::memcpy(panel + k * kPanel<T>, p.b + k * p.ldb + g * p.N + n, valid * sizeof(T));
       for (int64_t m = 0; m < p.M; m += kTileRows) {
         const int64_t rows = p.M - m < kTileRows ? p.M - m : kTileRows;
-        multiply_part<true>(rows, valid, p.a + g * p.a_step + m, p.lda, panel, K, p.c + (g * p.M + m) * p.N + n, p.N);
+        multiply_part<true>(rows, valid, p.a + g * p.a_step + m, p.lda, panel, K, p.c + (g * p.M + m) * p.N + n, p.N,
+                            panel);
       }
     }
   }
