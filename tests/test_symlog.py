@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import fastwm
-from fastwm import _lib, nn, ops
+from fastwm import _lib, ops
 from tests.conftest import INTERPRETED, Target
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -42,12 +42,6 @@ def test_g1_values(on: Target) -> None:
     assert_close(ops.symlog(x)[:3].tolist(), [4.615120516841259, -4.615120516841259, 0.0])
     assert_close(ops.symexp(x)[3:].tolist(), [6.38905609893065, -6.38905609893065])
     assert_close(ops.symexp(ops.symlog(x)), x, rtol=1e-12, atol=0)
-
-
-@functions
-def test_is_the_plain_twin_of_the_modules(on: Target, name: str) -> None:
-    x = inputs(40, device=on.device)
-    assert_close(getattr(ops, name)(x), getattr(nn, name)(x), atol=1e-14, rtol=1e-14)
 
 
 def test_infinities_nan_and_the_smallest_numbers(on: Target) -> None:

@@ -14,7 +14,6 @@ from torch.testing import assert_close
 
 import fastwm
 from fastwm import _lib
-from fastwm.nn.distributions import TwoHot
 from fastwm.nn.functional import symexp, symexp_bins
 from fastwm.ops import two_hot_loss, two_hot_mean
 from tests.conftest import INTERPRETED, Target
@@ -114,14 +113,6 @@ def test_decodes_what_it_encodes(on: Target) -> None:
         leaf = torch.zeros(255, dtype=torch.float64, device=on.device, requires_grad=True)
         (grad,) = torch.autograd.grad(two_hot_loss(leaf, target, bins), leaf)
         assert_close(((1 / 255 - grad) * bins).sum().item(), value, rtol=1e-9, atol=1e-6)
-
-
-def test_is_the_plain_twin_of_the_heads(on: Target) -> None:
-    logits, target, _, _ = inputs(4, 3, bins=255, dtype=torch.float32, device=on.device)
-    twin = TwoHot(logits, symexp_bins().to(on.device))
-    assert_close(two_hot_loss(logits, target, twin.bins), twin.loss(target))
-    scale = (twin.log_probs.exp() * twin.bins.abs()).sum(-1)
-    assert ((two_hot_mean(logits, twin.bins) - twin.mean).abs() <= 1e-6 * scale).all()
 
 
 # ------------------------------------------------------------------------------------ against the reference
