@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastwm.nn import Bernoulli, BoundedNormal, Categorical, TwoHot, symexp_bins
+from fastwm.nn import Bernoulli, BoundedNormal, Categorical, TwoHot, sigmoid2_std, softplus_std, symexp_bins
 from fastwm.nn.heads import TwoHotHead
 from fastwm.ops import categorical_kl, symexp, symlog
 
@@ -144,3 +144,10 @@ def test_g16_t17_continue_target_holds_the_discount() -> None:
 def test_t18_continue_is_a_probability() -> None:
     """T18: logit 0 means 0.5, not a threshold."""
     assert Bernoulli(torch.tensor(0.0)).prob.item() == 0.5
+
+
+def test_g15_standard_deviations_at_raw_zero() -> None:
+    zero = torch.zeros(())
+    assert softplus_std(zero).item() == pytest.approx(0.79314718, rel=1e-6)
+    assert sigmoid2_std(zero).item() == pytest.approx(1.1, rel=1e-6)
+    assert softplus_std(zero, 1e-4, math.log(math.exp(5) - 1)).item() == pytest.approx(5.0001, rel=1e-6)

@@ -1,7 +1,16 @@
 """Modules with the field's names; each is a plain `nn.Module` that can be used alone."""
 
 from fastwm.nn.cells import BlockGRUCell, GRUCell, LayerNormGRUCell, LSTMCell, PlanetGRUCell
-from fastwm.nn.distributions import Bernoulli, BoundedNormal, Categorical, SquaredError, SymlogSquaredError, TwoHot
+from fastwm.nn.distributions import (
+    Bernoulli,
+    BoundedNormal,
+    Categorical,
+    SquaredError,
+    SymlogSquaredError,
+    TwoHot,
+    sigmoid2_std,
+    softplus_std,
+)
 from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.functional import symexp_bins
 from fastwm.nn.heads import Actor, BernoulliHead, Policy, TwoHotHead
@@ -41,5 +50,7 @@ __all__ = [
     "SymlogSquaredError",
     "TwoHot",
     "TwoHotHead",
+    "sigmoid2_std",
+    "softplus_std",
     "symexp_bins",
 ]

@@ -105,6 +105,19 @@ class TwoHot:
         return ops.two_hot_loss(self.logits, target, self.bins, second_target, second_weight)
 
 
+def softplus_std(raw: Tensor, minimum: float = 0.1, shift: float = 0.0) -> Tensor:
+    """`softplus(raw + shift) + minimum`: the latent's standard deviation in PlaNet and Dreamer V1.
+
+    V1's actor has `minimum` 1e-4 and `shift` ln(e^5 - 1), so that it starts at 5.
+    """
+    return F.softplus(raw.float() + shift) + minimum
+
+
+def sigmoid2_std(raw: Tensor, minimum: float = 0.1) -> Tensor:
+    """`2 sigmoid(raw / 2) + minimum`: DreamerV2's standard deviation, of Gaussian latents and of the actor."""
+    return 2 * torch.sigmoid(raw.float() / 2) + minimum
+
+
 class SquaredError:
     """`(mean - target)^2` summed over the last `dims` axes, without a factor of one half."""
 
