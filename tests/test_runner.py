@@ -207,6 +207,7 @@ def test_wrong_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["bench", "nothing"], "no benchmark of nothing"),
     ):
         assert message in error_of(main(args), capsys)
+        assert not (tmp_path / "x").exists()
     with pytest.raises(SystemExit) as stop:
         main(["train", "dreamerv3", "--env", "cartpole", "--no-such-setting", "3", *logdir])
     assert stop.value.code == 2

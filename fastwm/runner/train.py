@@ -5,7 +5,7 @@ import signal
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -256,6 +256,10 @@ def train(name: str, config: TrainConfig[Any], logdir: Path) -> Trainer:
         logdir.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(name, config, logdir)
         write_config(logdir / "config.yaml", name, config)
+    except FastwmError:
+        with suppress(OSError):  # a folder that holds something stays
+            logdir.rmdir()
+        raise
     except OSError as error:
         raise FastwmError(f"cannot use the folder {logdir}: {error.strerror or error}") from error
     try:
