@@ -41,7 +41,7 @@ def with_grads(args: list[Tensor], lam: float | Tensor, seed: int = 1) -> list[T
 # ------------------------------------------------------------------------------------------- values by hand
 
 
-def test_dreamerv3_imagined_return(on: Target) -> None:
+def test_g4_dreamerv3_imagined_return(on: Target) -> None:
     reward, cont = column(1, 2, 3, 4, device=on.device), column(0.9, 0.9, 0.5, 0.9, device=on.device)
     ret = lambda_return(reward, cont, column(1, 1.5, 2, 2.5, device=on.device), 0.95)
     assert_close(ret, column(7.21256922, 7.21353125, 6.01875, 6.25, device=on.device), atol=1e-8, rtol=0)
@@ -55,7 +55,7 @@ def test_dreamerv3_imagined_return(on: Target) -> None:
     ],
     ids=["v2", "v1"],
 )
-def test_dreamerv2_and_v1_targets(on: Target, cont: list[float], expected: list[float]) -> None:
+def test_g5_dreamerv2_and_v1_targets(on: Target, cont: list[float], expected: list[float]) -> None:
     reward, next_value = column(9, 1, 2, 3, device=on.device), column(1, 1.5, 2, 2.5, device=on.device)
     ret = lambda_return(reward, column(*cont, device=on.device), next_value, 0.95)
     assert_close(ret, column(*expected, device=on.device), atol=1e-8, rtol=0)
@@ -69,7 +69,7 @@ def test_dreamerv2_and_v1_targets(on: Target, cont: list[float], expected: list[
     ],
     ids=["terminal", "truncated"],
 )
-def test_dreamerv3_replay_return(on: Target, terminal: float, expected: list[float]) -> None:
+def test_g6_dreamerv3_replay_return(on: Target, terminal: float, expected: list[float]) -> None:
     last, term = column(0, 0, 1, 0, 0, device=on.device), column(0, 0, terminal, 0, 0, device=on.device)
     reward, boot = column(0, 1, 2, 0, 3, device=on.device), column(5, 6, 7, 8, 9, device=on.device)
     cont, lam = (1 - term[1:]) * (1 - 1 / 333), (1 - last[1:]) * 0.95
