@@ -133,7 +133,9 @@ class GruRssmCore {
       T* pre = s.input + r * n_.U;
       copy_rows(1, n_.U, s.input_in + r * n_.U, n_.U, pre, n_.U);
       if (first(s, r)) zero_rows(1, n_.D, h() + r * n_.D, n_.D);
-      else add_sparse(n_.Z(), s.past_stoch + r * n_.Z(), n_.U, packed_.stoch, pre);
+      else
+        for_each_nonzero(n_.Z(), s.past_stoch + r * n_.Z(),
+                         [&](int64_t z, T x) { add_scaled(n_.U, x, packed_.stoch + z * n_.U, pre); });
       activate_row(pre, w_.n_input, s_.x + r * n_.U);
     }
   }

@@ -121,23 +121,18 @@ class ObserveBackward {
     stoch_weight(count);
   }
 
-  // A one-hot sample's gradient is a scatter; some latents at a time, so that their rows stay in cache.
+  // A one-hot sample's gradient is a scatter; some classes at a time, so that their rows stay in cache.
   void stoch_weight(int64_t count) const {
-    constexpr int64_t kLatents = 16;
+    constexpr int64_t kClasses = 16;
     const Range columns = team_.range(n_.U);
-    const int64_t Z = n_.Z(), width = columns.last - columns.first;
-    for (int64_t z0 = 0; z0 < Z; z0 += kLatents) {
-      const int64_t latents = Z - z0 < kLatents ? Z - z0 : kLatents;
+    for (int64_t z0 = 0; z0 < n_.Z(); z0 += kClasses) {
+      T* sum = sums_ + at_.stoch + z0 * n_.U + columns.first;
       for (int64_t k = 0; k < count; ++k) {
         if (!s_.past_stoch[k]) continue;
-        const T* z = s_.past_stoch[k] + z0;
-        bool any = false;
-        for (int64_t i = 0; i < latents; ++i) any |= z[i] != 0;
-        if (!any) continue;
-        for (int64_t i = 0; i < latents; ++i)
-          if (z[i] != 0)
-            add_scaled(width, z[i], s_.d_input + k * n_.U + columns.first,
-                       sums_ + at_.stoch + (z0 + i) * n_.U + columns.first);
+        const T* d_input = s_.d_input + k * n_.U + columns.first;
+        for_each_nonzero(n_.Z() - z0 < kClasses ? n_.Z() - z0 : kClasses, s_.past_stoch[k] + z0, [&](int64_t z, T x) {
+          add_scaled(columns.last - columns.first, x, d_input, sum + z * n_.U);
+        });
       }
     }
   }

@@ -86,17 +86,20 @@ void with_activation(Activation f, Body body) {
   }
 }
 
-// sum += x W, W [width of x, N] in rows: what is zero costs nothing, so a one-hot x is a gather.
-template <typename T>
-void add_sparse(int64_t Z, const T* x, int64_t N, const T* w, T* sum) {
-  constexpr int64_t kBlock = 16;
-  for (int64_t z0 = 0; z0 < Z; z0 += kBlock) {
-    const int64_t end = z0 + kBlock < Z ? z0 + kBlock : Z;
-    bool any = false;
-    for (int64_t z = z0; z < end; ++z) any |= x[z] != 0;
-    if (!any) continue;
+// Calls body(z, x[z]) for what is not zero: a one-hot latent's cost is then its ones'.
+template <typename T, typename Body>
+void for_each_nonzero(int64_t count, const T* x, Body body) {
+  constexpr int64_t kBlock = 64 / sizeof(T);
+  for (int64_t z0 = 0; z0 < count; z0 += kBlock) {
+    const int64_t end = z0 + kBlock < count ? z0 + kBlock : count;
+    if (z0 + kBlock <= count) {
+      uint64_t words[8], any = 0;
+      std::memcpy(words, x + z0, sizeof words);
+      for (uint64_t word : words) any |= word;
+      if (!any) continue;
+    }
     for (int64_t z = z0; z < end; ++z)
-      if (x[z] != 0) add_scaled(N, x[z], w + z * N, sum);
+      if (x[z] != 0) body(z, x[z]);
   }
 }
 
