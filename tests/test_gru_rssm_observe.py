@@ -431,10 +431,13 @@ def settled(case: Case) -> Case:
 
 
 @needs_cpu
-@pytest.mark.parametrize("kind", [EVERY_KIND[0], V1, V2, EVERY_KIND[10]], ids=lambda k: f"{k.cell}-{k.order}")
+@pytest.mark.parametrize("kind", [EVERY_KIND[2], V1, V2, EVERY_KIND[10]], ids=lambda k: f"{k.cell}-{k.order}")
 @pytest.mark.parametrize(("T", "B"), [(1, 1), (3, 16), (4, 37)])
 def test_bfloat16_error_is_within_twice_pytorchs(kind: GRURSSMKind, T: int, B: int) -> None:
-    """T48: only products are bfloat16; values and gradients against float64, with equal samples."""
+    """T48: only products are bfloat16; values and gradients against float64, with equal samples.
+
+    No ReLU: its gradient's error counts the signs that rounding flips, in both.
+    """
     case = Case(kind, T, B, dict(deter=96, hidden=70, stoch=5), norm=True, dtype=torch.float32)
     double = case.to(torch.float64)
     if kind.classes:
