@@ -17,7 +17,7 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64, kTileRows = 8;  // 16 sums, 2 weights and broadcasts in 32 registers
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kTileRows = 4;  // 8 sums in 16 registers
+constexpr int kVectorBytes = 32, kTileRows = 6;  // 12 sums in 16 registers
 #else
 constexpr int kVectorBytes = 16, kTileRows = 4;
 #endif
@@ -133,9 +133,11 @@ inline void multiply_rows(int64_t rows, const T* a, int64_t lda, const T* panel,
     case 2: return multiply_tile<2, across>(a, lda, panel, K, c, ldc, next);
     case 3: return multiply_tile<3, across>(a, lda, panel, K, c, ldc, next);
     case 4: return multiply_tile<4, across>(a, lda, panel, K, c, ldc, next);
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
     case 5: return multiply_tile<5, across>(a, lda, panel, K, c, ldc, next);
     case 6: return multiply_tile<6, across>(a, lda, panel, K, c, ldc, next);
+#endif
+#if defined(__AVX512F__)
     case 7: return multiply_tile<7, across>(a, lda, panel, K, c, ldc, next);
     case 8: return multiply_tile<8, across>(a, lda, panel, K, c, ldc, next);
 #endif
@@ -158,13 +160,14 @@ template <typename T>
 void multiply(int64_t M, const T* a, int64_t lda, const Packed<T>& w, int64_t task, T* c, int64_t ldc) {
   const int64_t valid = w.width(task % w.panels());
   const T* panel = w.data + task * w.K * kPanel<T>;
+  const int64_t passes = (M + kTileRows - 1) / kTileRows, step = (M + passes - 1) / passes;  // of even tiles
   for (int64_t k = 0; k < w.K; k += kDepth) {
     const int64_t depth = w.K - k < kDepth ? w.K - k : kDepth;
-    for (int64_t m = 0; m < M; m += kTileRows) {
-      const int64_t rows = M - m < kTileRows ? M - m : kTileRows;
+    for (int64_t m = 0; m < M; m += step) {
+      const int64_t rows = M - m < step ? M - m : step;
       // The first two passes fetch one half each of the part that comes next, so that the fetching is even.
       const T *part = panel + k * kPanel<T>, *next = part + depth * kPanel<T> + (m > 0 ? depth * kPanel<T> / 2 : 0);
-      if (m > kTileRows) next = part;
+      if (m > step) next = part;
       multiply_part<false>(rows, valid, a + m * lda + k, lda, part, depth, c + m * ldc, ldc, next);
     }
   }
@@ -182,24 +185,46 @@ struct GradProduct {
   T* c;
 };
 
-// How a weight's gradient is computed from factors O: a range of its panels, over K rows.
+// How a weight's gradient is computed from factors O: a range of its panels, over K rows. Where it serves many panels, a
+// is first cut into tiles of kTileRows columns, [tiles, K, kTileRows]: by its own stride it would miss the cache.
 template <typename T, typename O>
 struct GradFactors {
-  static int64_t scratch(int64_t /*M*/, int64_t K) { return K * kPanel<T>; }
+  static constexpr int64_t kManyPanels = 6;
+
+  static int64_t scratch(int64_t M, int64_t K) { return K * (kPanel<T> + tiles(M) * kTileRows); }
   static int64_t tasks(const GradProduct<T>& p) { return p.blocks * panels(p); }
   static int64_t panels(const GradProduct<T>& p) { return (p.N + kPanel<T> - 1) / kPanel<T>; }
+  static int64_t tiles(int64_t M) { return (M + kTileRows - 1) / kTileRows; }
 
-  static void add(const GradProduct<T>& p, Range tasks, int64_t K, T* panel) {
+  static void cut(const T* a, int64_t M, int64_t lda, int64_t K, T* tiles) {
+    constexpr int64_t kColumns = 8 * kTileRows;  // some lines of a row at a time
+    for (int64_t first = 0; first < M; first += kColumns)
+      for (int64_t k = 0; k < K; ++k)
+        for (int64_t m = first; m < M && m < first + kColumns; m += kTileRows) {
+          const int64_t rows = M - m < kTileRows ? M - m : kTileRows;
+          std::memcpy(tiles + m * K + k * kTileRows, a + k * lda + m, rows * sizeof(T));
+        }
+  }
+
+  static void add(const GradProduct<T>& p, Range tasks, int64_t K, T* scratch) {
+    T *panel = scratch, *tiles = scratch + K * kPanel<T>;
+    const bool many = (p.a_step > 0 ? panels(p) : tasks.last - tasks.first) >= kManyPanels;
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t g = task / panels(p), n = task % panels(p) * kPanel<T>;
       const int64_t valid = p.N - n < kPanel<T> ? p.N - n : kPanel<T>;
+      const T* a = p.a + g * p.a_step;
+      if (many && (task == tasks.first || (p.a_step > 0 && n == 0))) cut(a, p.M, p.lda, K, tiles);
       if (valid < kPanel<T>) std::memset(panel, 0, K * kPanel<T> * sizeof(T));
       for (int64_t k = 0; k < K; ++k)
         std::memcpy(panel + k * kPanel<T>, p.b + k * p.ldb + g * p.N + n, valid * sizeof(T));
       for (int64_t m = 0; m < p.M; m += kTileRows) {
         const int64_t rows = p.M - m < kTileRows ? p.M - m : kTileRows;
-        multiply_part<true>(rows, valid, p.a + g * p.a_step + m, p.lda, panel, K, p.c + (g * p.M + m) * p.N + n, p.N,
-                            panel);
+        T* c = p.c + (g * p.M + m) * p.N + n;
+        for (int64_t r = m + rows; r < p.M && r < m + 2 * kTileRows; ++r) __builtin_prefetch(c + (r - m) * p.N, 1, 2);
+        if (many)
+          multiply_part<true>(rows, valid, tiles + m * K, kTileRows, panel, K, c, p.N, tiles + (m + rows) * K);
+        else
+          multiply_part<true>(rows, valid, a + m, p.lda, panel, K, c, p.N, panel);
       }
     }
   }
