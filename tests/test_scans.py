@@ -392,7 +392,7 @@ def test_without_gradients_nothing_is_saved(name: str) -> None:
 
 
 @needs_cpu
-@every_cell
+@one_of_each
 def test_opcheck(name: str) -> None:
     for T, B, dtype in [(1, 1, torch.float32), (3, 2, torch.float64)]:
         inputs = raw_inputs(Case(name, T, B, dtype=dtype))
