@@ -17,9 +17,12 @@ from fastwm.nn.heads import Actor, BernoulliHead, Policy, TwoHotHead
 from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU
 from fastwm.nn.mdn import MDNHead, Mixture
 from fastwm.nn.normalize import PercentileNormalizer
+from fastwm.nn.recurrent import GRU, LSTM, LayerNormGRU
 from fastwm.nn.rssm import RSSM, BlockGRU, State
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "MLP",
     "RSSM",
     "Actor",
@@ -36,6 +39,7 @@ __all__ = [
     "Encoder",
     "GRUCell",
     "LSTMCell",
+    "LayerNormGRU",
     "LayerNormGRUCell",
     "Linear",
     "MDNHead",
