@@ -6,12 +6,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, select
-from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights
+from fastwm.ops._backend import SCAN_DTYPES, Operator, bf16_products, no_vmap, select
+from fastwm.ref.rssm_observe import RSSMWeights
 
-__all__ = ["DenseWeights", "LinearWeights", "RSSMWeights", "rssm_observe"]
-
-_KERNEL_DTYPES = (torch.float32, torch.float64)
+__all__ = ["RSSMWeights", "rssm_observe"]
 
 
 def rssm_observe(
@@ -22,7 +20,7 @@ def rssm_observe(
 
         h_t = GRU(h_{t-1}, z_{t-1}, a_t),   logits_t = post([h_t, tokens_t]),   z_t ~ mix(softmax(logits_t))
 
-    with `a_t / max(1, |a_t|)`, the block GRU of `fastwm.nn.BlockGRU`, and `mix(p) = (1 - unimix) p + unimix / C`
+    with `a_t / max(1, |a_t|)`, the block GRU of `fastwm.nn.BlockGRUCell`, and `mix(p) = (1 - unimix) p + unimix / C`
     sampled by the inverse CDF in class order. Where `is_first`, h, z and the action before are zero.
 
     Args:
@@ -47,7 +45,7 @@ def rssm_observe(
     Source: Hafner et al., "Mastering diverse control tasks through world models" (2025) and its official code
     """
     _check(tokens, action, is_first, deter, stoch, uniform, w)
-    library = select(deter) if deter.dtype in _KERNEL_DTYPES else None
+    library = select(deter) if deter.dtype in SCAN_DTYPES else None
     if library is None or library not in _forward.ops:
         return ref.rssm_observe(tokens, action, is_first, deter, stoch, uniform, w, unimix, eps)
     bf16 = bf16_products(deter)
@@ -152,24 +150,11 @@ def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor |
     return d_hidden, d_post, None, None, None, None, *d_weights, None, None, None, None
 
 
-def bf16_products(like: Tensor) -> bool:
-    """Whether autocast asks for products in bfloat16 (with float32 sums; all else stays float32)."""
-    device = like.device.type
-    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
-
-
-def _no_vmap(name: str) -> Callable[..., Any]:
-    def rule(op: Any, info: Any, in_dims: Any, *args: Any) -> Any:
-        raise RuntimeError(f"{name} takes a batch: put the mapped dimension there, or use `fastwm.backend('ref')`")
-
-    return rule
-
-
-_backward = Operator("rssm_observe_backward", fake=_fake_backward, vmap=_no_vmap("rssm_observe"))
+_backward = Operator("rssm_observe_backward", fake=_fake_backward, vmap=no_vmap("rssm_observe"))
 _forward = Operator(
     "rssm_observe",
     fake=_fake,
-    vmap=_no_vmap("rssm_observe"),
+    vmap=no_vmap("rssm_observe"),
     backward=_derivative,
     setup_context=_setup_context,
 )

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights, _dense, _gru, _sample
+from fastwm.ref.block_gru_scan import DenseWeights, LinearWeights, dense
+from fastwm.ref.rssm_observe import RSSMWeights, _gru, _sample
 
 
 class MLPWeights(NamedTuple):
@@ -45,7 +46,7 @@ def rssm_imagine(
 
 def _mlp(x: Tensor, w: MLPWeights, eps: float) -> Tensor:
     for layer in w.layers:
-        x = _dense(x, layer, eps)
+        x = dense(x, layer, eps)
     return F.linear(x, *w.out)
 
 
