@@ -47,6 +47,12 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
   m.def("lstm_gates_backward(Tensor grad_h, Tensor grad_c, Tensor input, Tensor hidden, Tensor c, "
         "float forget_bias, bool ijfo) -> (Tensor, Tensor)");
 
+  m.def("block_gru_scan(Tensor hidden_in, Tensor is_first, Tensor h, Tensor w_carry, Tensor b_carry, Tensor n_carry, "
+        "Tensor w_own, Tensor w_embeds, Tensor n_hidden, Tensor w_gates, Tensor b_gates, float update_bias, float eps, "
+        "bool save, bool bf16) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("block_gru_scan_backward(Tensor g_h, Tensor is_first, Tensor h0, Tensor h, Tensor embeds, Tensor hidden, "
+        "Tensor gates, Tensor w_carry, Tensor n_carry, Tensor w_own, Tensor w_embeds, Tensor n_hidden, Tensor w_gates, "
+        "float eps, bool bf16) -> (Tensor, Tensor, Tensor)");
   m.def("rssm_observe(Tensor hidden_in, Tensor post_in, Tensor is_first, Tensor deter, Tensor stoch, Tensor uniform, "
         "Tensor w_deter, Tensor b_deter, Tensor n_deter, Tensor w_stoch, Tensor b_stoch, Tensor n_stoch, "
         "Tensor w_own, Tensor w_embeds, Tensor n_hidden, Tensor w_gates, Tensor b_gates, Tensor w_post, "

@@ -62,6 +62,29 @@ void pack_all(const Packing<T>* items, int count, int threads) {
   }
 }
 
+// The weights of a call, packed once.
+template <typename T>
+struct Packings {
+  Packing<T> items[16];
+  int count = 0;
+
+  void add(Packed<T>& packed, const Weight& weight) { items[count++] = {&packed, weight}; }
+  int64_t weights() const {  // elements
+    int64_t sum = 0;
+    for (int i = 0; i < count; ++i) sum += items[i].packed->blocks * items[i].packed->K * items[i].packed->N;
+    return sum;
+  }
+  int64_t bytes() const {
+    int64_t sum = 0;
+    for (int i = 0; i < count; ++i) sum += Arena::bytes<T>(items[i].packed->size());
+    return sum;
+  }
+  void pack(Arena& arena, int threads) {
+    for (int i = 0; i < count; ++i) items[i].packed->data = arena.take<T>(items[i].packed->size());
+    pack_all(items, count, threads);
+  }
+};
+
 // Rows are independent, so threads that split them never wait for each other; but each reads all the weights.
 // Weights beyond a core's own cache are better read once: the threads then split the columns, with barriers.
 constexpr int64_t kOwnCache = 3 << 19;      // bytes of weights that a core keeps to itself
@@ -106,6 +129,34 @@ void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make 
     body(first, count, Team{0, 1, nullptr}, shared);
   }
 }
+
+// for_each_team where sums over rows are wanted, all[size]: body(first row, number of rows, team, shared, team's sums,
+// own sums). A team shares the sums that it splits by columns; what a member adds row by row goes to an array of its
+// own, and so do all sums of threads that own rows. The arrays are added up in the threads' order at the end.
+template <typename Shared, typename T, typename Make, typename Body>
+void for_each_team_summing(int64_t B, int64_t weights, int64_t bytes, int threads, int64_t size, T* all, Make make,
+                           Body body) {
+  const int64_t copies = threads - 1;
+  Arena sums(Arena::bytes<T>(copies * size));
+  T* extra = sums.take<T>(copies * size);
+  std::memset(all, 0, size * sizeof(T));
+  bool used[kMaxThreads] = {};
+  for_each_team<Shared>(B, weights, bytes, threads, make,
+                        [&](int64_t first, int64_t rows, Team team, const Shared& shared) {
+                          const int thread = thread_number();
+                          T* own = thread > 0 ? extra + (thread - 1) * size : all;
+                          if (thread > 0 && !used[thread]) std::memset(own, 0, size * sizeof(T));
+                          used[thread] = true;
+                          body(first, rows, team, shared, team.size > 1 ? all : own, own);
+                        });
+  for (int i = 1; i < threads; ++i) {
+    if (!used[i]) continue;
+    const T* more = extra + (i - 1) * size;
+#pragma omp parallel for simd schedule(static) num_threads(threads) if (size > (1 << 18))
+    for (int64_t k = 0; k < size; ++k) all[k] += more[k];
+  }
+}
+
 
 }  // namespace
 }  // namespace fastwm::FASTWM_ISA
