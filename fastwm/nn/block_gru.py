@@ -26,5 +26,4 @@ class BlockGRU(BlockGRUCell):
         if hx is None:
             x = input if isinstance(input, Tensor) else input[0]
             hx = self.gates.weight.new_zeros(x.shape[-2], self.hidden_size)
-        output = ops.block_gru_scan(input, hx, self.params, is_first, self.update_bias, RMSNorm.eps)
-        return output, output[-1]
+        return ops.block_gru_scan(input, hx, self.params, is_first, self.update_bias, RMSNorm.eps)

@@ -143,7 +143,10 @@ class BlockGRUCell(nn.Module):
     @property
     def params(self) -> ops.BlockGRUWeights:
         """The parameters as `fastwm.ops.block_gru_scan` takes them."""
-        embeds, hidden = (tuple(dense.params for dense in part) for part in (self.embed_inputs, self.hidden))
+        embeds, hidden = (
+            tuple(layer.params for layer in part if isinstance(layer, Dense))
+            for part in (self.embed_inputs, self.hidden)
+        )
         return ops.BlockGRUWeights(self.embed_carry.params, embeds, hidden, self.gates.params)
 
     def forward(

@@ -109,11 +109,10 @@ class RSSM(nn.Module):
     def observe_weights(self) -> ops.RSSMWeights:
         """The parameters as `fastwm.ops.rssm_observe` takes them; the posterior must have one layer."""
         core = self.core.params
+        (stoch, action), (hidden,) = core.embed_inputs, core.hidden
         layers, logits = self.post
         assert isinstance(layers, MLP) and isinstance(logits, Linear)
-        return ops.RSSMWeights(
-            core.embed_carry, *core.embed_inputs, *core.hidden, core.gates, layers.params[0], logits.params
-        )
+        return ops.RSSMWeights(core.embed_carry, stoch, action, hidden, core.gates, layers.params[0], logits.params)
 
     def prior_weights(self) -> ops.MLPWeights:
         """The prior's parameters as `fastwm.ops.rssm_imagine` takes them."""

@@ -1,7 +1,7 @@
 """Fused operators: each validates, casts under autocast, and calls the fastest backend there is."""
 
 from fastwm.ops._backend import backend
-from fastwm.ops.block_gru_scan import BlockGRUWeights, DenseWeights, LinearWeights, block_gru_scan
+from fastwm.ops.block_gru_scan import BlockGRUWeights, block_gru_scan
 from fastwm.ops.categorical import (
     CategoricalSample,
     balanced_categorical_kl,
@@ -24,7 +24,7 @@ from fastwm.ops.mdn import mdn_nll, mdn_sample
 from fastwm.ops.norm_act import layer_norm_elu, layer_norm_silu, rms_norm, rms_norm_silu
 from fastwm.ops.philox import philox_bits, philox_normal, philox_uniform
 from fastwm.ops.rssm_imagine import ActionHead, MLPWeights, rssm_imagine
-from fastwm.ops.rssm_observe import RSSMWeights, rssm_observe
+from fastwm.ops.rssm_observe import DenseWeights, LinearWeights, RSSMWeights, rssm_observe
 from fastwm.ops.symlog import symexp, symlog
 from fastwm.ops.two_hot import two_hot_loss, two_hot_mean
 

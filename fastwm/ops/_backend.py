@@ -15,7 +15,6 @@ if _lib.has_triton:
     import fastwm.triton  # noqa: F401  (defines the operators of fastwm_triton)
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-SCAN_DTYPES = (torch.float32, torch.float64)  # of a carry, in the kernels that walk through whole sequences
 
 
 def _serves(available: bool, library: str, *devices: str) -> dict[tuple[str, torch.dtype], str]:
@@ -201,18 +200,3 @@ def vmap_loop(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -
     if isinstance(calls[0], Tensor):
         return torch.stack(calls), 0
     return tuple(map(torch.stack, zip(*calls))), (0,) * len(calls[0])
-
-
-def bf16_products(like: Tensor) -> bool:
-    """Whether autocast asks for products in bfloat16 (with float32 sums; all else stays float32)."""
-    device = like.device.type
-    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
-
-
-def no_vmap(name: str) -> Callable[..., Any]:
-    """The batching rule of scans, which have none."""
-
-    def rule(op: Any, info: Any, in_dims: Any, *args: Any) -> Any:
-        raise RuntimeError(f"{name} takes a batch: put the mapped dimension there, or use `fastwm.backend('ref')`")
-
-    return rule

@@ -6,18 +6,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import SCAN_DTYPES, Operator, bf16_products, no_vmap, select
+from fastwm.ops._backend import Operator, select
 from fastwm.ops.cell_steps import in_dtype_of
 from fastwm.ops.norm_act import rms_norm_silu
-from fastwm.ref.block_gru_scan import BlockGRUWeights, DenseWeights, LinearWeights
+from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
+from fastwm.ref.block_gru_scan import BlockGRUWeights
 
-__all__ = ["BlockGRUWeights", "DenseWeights", "LinearWeights", "block_gru_scan"]
+__all__ = ["BlockGRUWeights", "block_gru_scan"]
 
 
 def block_gru_scan(
     inputs: Tensor | Sequence[Tensor], h: Tensor, w: BlockGRUWeights, is_first: Tensor | None = None,
     update_bias: float = -1.0, eps: float = 1e-4,
-) -> Tensor:  # fmt: skip
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Walk DreamerV3's recurrent core through a whole sequence in one call.
 
         e = [dense(h), dense(x_1), ..., dense(x_I)],   y = dense_g([h_g, e]) for every block g
@@ -34,10 +35,10 @@ def block_gru_scan(
         update_bias, eps: a constant of the update gate; epsilon of the RMS norms.
 
     Returns:
-        The carry after every step `[T, B, D]`. Differentiable once in inputs, h and all weights; with the `ref`
-        backend any number of times. Under autocast to bfloat16 the products are in bfloat16, those inside the walk
-        with float32 sums where the CPU has them, and the carry stays float32; with `ref` it is as autocast has it.
-        Kernels have one hidden layer: more take the `ref` path.
+        The carry after every step `[T, B, D]`, and after the last `[B, D]`. Differentiable once in inputs, h and all
+        weights; with the `ref` backend any number of times. Under autocast to bfloat16 the products are in bfloat16,
+        those inside the walk with float32 sums where the CPU has them, and the carry stays float32; with `ref` it is
+        as autocast has it. Kernels have one hidden layer: more take the `ref` path.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or T = 0.
@@ -49,7 +50,7 @@ def block_gru_scan(
     if is_first is None:
         is_first = torch.zeros(inputs[0].shape[:2], dtype=torch.bool, device=h.device)
     inputs = tuple(in_dtype_of(layer.weight, x) for x, layer in zip(inputs, w.embed_inputs))
-    library = select(h) if h.dtype in SCAN_DTYPES and len(w.hidden) == 1 else None
+    library = select(h) if h.dtype in _KERNEL_DTYPES and len(w.hidden) == 1 else None
     if library is None or library not in _forward.ops:
         return ref.block_gru_scan(inputs, h, w, is_first, update_bias, eps)
     block, units = w.gates.weight.shape[1], len(w.embed_carry.weight)
@@ -60,8 +61,8 @@ def block_gru_scan(
     hidden_in = hidden_in.to(h.dtype).unflatten(0, is_first.shape)
     tensors = (hidden_in, is_first, h, *w.embed_carry, own, of_carry, w.hidden[0].norm, *w.gates)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    output: Tensor = _forward(library, *tensors, update_bias, eps, save, bf16_products(h))[0]
-    return output
+    output = _forward(library, *tensors, update_bias, eps, save, bf16_products(h))[0]
+    return output, output[-1]
 
 
 def _check(inputs: tuple[Tensor, ...], h: Tensor, w: BlockGRUWeights, is_first: Tensor | None) -> None:
@@ -134,11 +135,11 @@ def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor |
     return d_hidden, None, d_h, *(part.view(w.shape) for part, w in zip(parts, weights)), None, None, None, None
 
 
-_backward = Operator("block_gru_scan_backward", fake=_fake_backward, vmap=no_vmap("block_gru_scan"))
+_backward = Operator("block_gru_scan_backward", fake=_fake_backward, vmap=_no_vmap("block_gru_scan"))
 _forward = Operator(
     "block_gru_scan",
     fake=_fake,
-    vmap=no_vmap("block_gru_scan"),
+    vmap=_no_vmap("block_gru_scan"),
     backward=_derivative,
     setup_context=_setup_context,
 )

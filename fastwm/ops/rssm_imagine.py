@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import SCAN_DTYPES, Operator, bf16_products, no_vmap, select
+from fastwm.ops._backend import Operator, select
+from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
 from fastwm.ref.rssm_imagine import ActionHead, MLPWeights
 from fastwm.ref.rssm_observe import RSSMWeights
 
@@ -41,7 +42,7 @@ def rssm_imagine(
     Source: Hafner et al., "Mastering diverse control tasks through world models" (2025) and its official code
     """
     _check(deter, stoch, uniform, noise, w, prior, actor, heads)
-    library = select(deter) if deter.dtype in SCAN_DTYPES else None
+    library = select(deter) if deter.dtype in _KERNEL_DTYPES else None
     if library is None or library not in _forward.ops:
         return ref.rssm_imagine(
             deter, stoch, uniform, noise, w, prior, actor, heads, unimix, policy_unimix, eps
@@ -106,4 +107,4 @@ def _fake(deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor, heads: T
     return new(H, *deter.shape), new(H, *stoch.shape), new(H, *stoch.shape), new(H + 1, N, width)
 
 
-_forward = Operator("rssm_imagine", fake=_fake, vmap=no_vmap("rssm_imagine"))
+_forward = Operator("rssm_imagine", fake=_fake, vmap=_no_vmap("rssm_imagine"))

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -5,10 +6,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import SCAN_DTYPES, Operator, bf16_products, no_vmap, select
+from fastwm.ops._backend import Operator, select
+from fastwm.ref.block_gru_scan import DenseWeights, LinearWeights
 from fastwm.ref.rssm_observe import RSSMWeights
 
-__all__ = ["RSSMWeights", "rssm_observe"]
+__all__ = ["DenseWeights", "LinearWeights", "RSSMWeights", "rssm_observe"]
+
+_KERNEL_DTYPES = (torch.float32, torch.float64)
 
 
 def rssm_observe(
@@ -44,7 +48,7 @@ def rssm_observe(
     Source: Hafner et al., "Mastering diverse control tasks through world models" (2025) and its official code
     """
     _check(tokens, action, is_first, deter, stoch, uniform, w)
-    library = select(deter) if deter.dtype in SCAN_DTYPES else None
+    library = select(deter) if deter.dtype in _KERNEL_DTYPES else None
     if library is None or library not in _forward.ops:
         return ref.rssm_observe(tokens, action, is_first, deter, stoch, uniform, w, unimix, eps)
     bf16 = bf16_products(deter)
@@ -149,11 +153,24 @@ def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor |
     return d_hidden, d_post, None, None, None, None, *d_weights, None, None, None, None
 
 
-_backward = Operator("rssm_observe_backward", fake=_fake_backward, vmap=no_vmap("rssm_observe"))
+def bf16_products(like: Tensor) -> bool:
+    """Whether autocast asks for products in bfloat16 (with float32 sums; all else stays float32)."""
+    device = like.device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+
+
+def _no_vmap(name: str) -> Callable[..., Any]:
+    def rule(op: Any, info: Any, in_dims: Any, *args: Any) -> Any:
+        raise RuntimeError(f"{name} takes a batch: put the mapped dimension there, or use `fastwm.backend('ref')`")
+
+    return rule
+
+
+_backward = Operator("rssm_observe_backward", fake=_fake_backward, vmap=_no_vmap("rssm_observe"))
 _forward = Operator(
     "rssm_observe",
     fake=_fake,
-    vmap=no_vmap("rssm_observe"),
+    vmap=_no_vmap("rssm_observe"),
     backward=_derivative,
     setup_context=_setup_context,
 )

@@ -33,14 +33,14 @@ class BlockGRUWeights(NamedTuple):
 def block_gru_scan(
     inputs: Sequence[Tensor], h: Tensor, w: BlockGRUWeights, is_first: Tensor,
     update_bias: float = -1.0, eps: float = 1e-4,
-) -> Tensor:  # fmt: skip
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The core over a sequence: see `fastwm.ops.block_gru_scan`."""
     outputs = []
     for t in range(len(is_first)):
         h = h.masked_fill(is_first[t, :, None], 0)
         h = block_gru_step([x[t] for x in inputs], h, w, update_bias, eps)
         outputs.append(h)
-    return torch.stack(outputs)
+    return torch.stack(outputs), h
 
 
 def block_gru_step(
@@ -48,7 +48,7 @@ def block_gru_step(
 ) -> Tensor:
     """`h' = u c + (1 - u) h`: inputs [B, X], h [B, D] -> [B, D]."""
     blocks = len(w.gates.weight)
-    embeds = [dense(h, w.embed_carry, eps), *(dense(x, layer, eps) for x, layer in zip(inputs, w.embed_inputs))]
+    embeds = [_dense(h, w.embed_carry, eps), *(_dense(x, layer, eps) for x, layer in zip(inputs, w.embed_inputs))]
     x = torch.cat(embeds, -1)[:, None].expand(-1, blocks, -1)  # [B, G, (1 + I) U]
     x = torch.cat([h.unflatten(-1, (blocks, -1)).to(x.dtype), x], -1)  # every block: its own carry, all embeddings
     for layer in w.hidden:
@@ -60,7 +60,7 @@ def block_gru_step(
     return update * torch.tanh(torch.sigmoid(reset) * cand) + (1 - update) * h
 
 
-def dense(x: Tensor, layer: DenseWeights, eps: float) -> Tensor:
+def _dense(x: Tensor, layer: DenseWeights, eps: float) -> Tensor:
     return _norm_silu(F.linear(x, layer.weight, layer.bias), layer.norm, eps)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastwm.ref.block_gru_scan import DenseWeights, LinearWeights, dense
+from fastwm.ref.block_gru_scan import DenseWeights, LinearWeights, _dense
 from fastwm.ref.rssm_observe import RSSMWeights, _gru, _sample
 
 
@@ -46,7 +46,7 @@ def rssm_imagine(
 
 def _mlp(x: Tensor, w: MLPWeights, eps: float) -> Tensor:
     for layer in w.layers:
-        x = dense(x, layer, eps)
+        x = _dense(x, layer, eps)
     return F.linear(x, *w.out)
 
 

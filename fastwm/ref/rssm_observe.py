@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastwm.ref.block_gru_scan import BlockGRUWeights, DenseWeights, LinearWeights, block_gru_step, dense
+from fastwm.ref.block_gru_scan import BlockGRUWeights, DenseWeights, LinearWeights, _dense, block_gru_step
 
 
 class RSSMWeights(NamedTuple):
@@ -29,7 +29,7 @@ def rssm_observe(
     for t in range(len(tokens)):
         keep = ~is_first[t, :, None]
         deter = _gru(deter * keep, stoch.flatten(1) * keep, action[t] * keep, w, eps)
-        post = dense(torch.cat([deter, tokens[t]], -1), w.post, eps)
+        post = _dense(torch.cat([deter, tokens[t]], -1), w.post, eps)
         logits = F.linear(post, *w.logits).unflatten(-1, stoch.shape[1:])
         stoch, index = _sample(logits, uniform[t], unimix)
         outputs.append((deter, stoch, index, logits))
