@@ -238,7 +238,7 @@ def raw_inputs(gru: BlockGRU, args: Args, requires_grad: bool = False) -> list[T
     forward = module._forward
 
     class Capture:
-        ops = forward.ops
+        library = forward.library
 
         def __call__(self, library: str, *inputs: Any) -> Any:
             captured.extend(inputs[:-4])

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, select
+from fastwm.ops._backend import Operator
 from fastwm.ops.cell_steps import in_dtype_of
 from fastwm.ops.norm_act import rms_norm_silu
 from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
@@ -50,8 +50,8 @@ def block_gru_scan(
     if is_first is None:
         is_first = torch.zeros(inputs[0].shape[:2], dtype=torch.bool, device=h.device)
     inputs = tuple(in_dtype_of(layer.weight, x) for x, layer in zip(inputs, w.embed_inputs))
-    library = select(h) if h.dtype in _KERNEL_DTYPES and len(w.hidden) == 1 else None
-    if library is None or library not in _forward.ops:
+    library = _forward.library(h) if h.dtype in _KERNEL_DTYPES and len(w.hidden) == 1 else None
+    if library is None:
         return ref.block_gru_scan(inputs, h, w, is_first, update_bias, eps)
     block, units = w.gates.weight.shape[1], len(w.embed_carry.weight)
     own, of_carry, of_inputs = w.hidden[0].weight.split([block, units, len(inputs) * units], 1)
