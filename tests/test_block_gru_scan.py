@@ -352,9 +352,13 @@ def test_a_direct_call_with_wrong_tensors_does_not_crash() -> None:
 
 
 @needs_cpu
+@pytest.mark.parametrize("outside", [False, True], ids=["float32 outside", "bfloat16 outside"])
 @pytest.mark.parametrize(("T", "B"), [(1, 1), (3, 7), (3, 16), (4, 37)])
-def test_bfloat16_error_is_within_twice_pytorchs(T: int, B: int) -> None:
+def test_bfloat16_error_is_within_twice_pytorchs(
+    T: int, B: int, outside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """T48: only products are bfloat16; values and gradients against float64."""
+    monkeypatch.setattr(sys.modules["fastwm.ops.block_gru_scan"], "_NATIVE_BF16", outside)
     sizes: dict[str, Any] = dict(input_size=(9, 4), hidden_size=192, embed_size=40, blocks=3)
     gru, args = make(T, B, sizes, torch.float32)
     exact = reference(*make_double(gru, args, sizes))

@@ -14,6 +14,8 @@ from fastwm.ref.block_gru_scan import BlockGRUWeights
 
 __all__ = ["BlockGRUWeights", "block_gru_scan"]
 
+_NATIVE_BF16 = torch.cpu._is_avx512_bf16_supported()  # elsewhere PyTorch's bfloat16 products are slower than float32
+
 
 def block_gru_scan(
     inputs: Tensor | Sequence[Tensor], h: Tensor, w: BlockGRUWeights, is_first: Tensor | None = None,
@@ -36,8 +38,8 @@ def block_gru_scan(
 
     Returns:
         The carry after every step `[T, B, D]`, and after the last `[B, D]`. Differentiable once in inputs, h and all
-        weights; with the `ref` backend any number of times. Under autocast to bfloat16 the products are in bfloat16,
-        those inside the walk with float32 sums where the CPU has them, and the carry stays float32; with `ref` it is
+        weights; with the `ref` backend any number of times. Under autocast to bfloat16 the products are in bfloat16
+        where the CPU has them, those inside the walk with float32 sums, and the carry stays float32; with `ref` it is
         as autocast has it. Kernels have one hidden layer: more take the `ref` path.
 
     Raises:
@@ -49,20 +51,30 @@ def block_gru_scan(
     _check(inputs, h, w, is_first)
     if is_first is None:
         is_first = torch.zeros(inputs[0].shape[:2], dtype=torch.bool, device=h.device)
-    inputs = tuple(in_dtype_of(layer.weight, x) for x, layer in zip(inputs, w.embed_inputs))
     library = _forward.library(h) if h.dtype in _KERNEL_DTYPES and len(w.hidden) == 1 else None
     if library is None:
+        inputs = tuple(in_dtype_of(layer.weight, x) for x, layer in zip(inputs, w.embed_inputs))
         return ref.block_gru_scan(inputs, h, w, is_first, update_bias, eps)
     block, units = w.gates.weight.shape[1], len(w.embed_carry.weight)
     own, of_carry, of_inputs = w.hidden[0].weight.split([block, units, len(inputs) * units], 1)
-    embeds = [rms_norm_silu(F.linear(x, *e[:2]), e.norm, eps) for x, e in zip(inputs, w.embed_inputs)]
-    flat = torch.cat(embeds, -1).flatten(0, 1)
-    hidden_in = torch.addmm(w.hidden[0].bias, flat, of_inputs.transpose(0, 1).flatten(1))
-    hidden_in = hidden_in.to(h.dtype).unflatten(0, is_first.shape)
+    bf16 = bf16_products(h)
+    with torch.autocast(h.device.type, enabled=bf16 and _NATIVE_BF16):
+        hidden_in = _of_inputs(inputs, h, w, of_inputs, eps)
     tensors = (hidden_in, is_first, h, *w.embed_carry, own, of_carry, w.hidden[0].norm, *w.gates)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    output = _forward(library, *tensors, update_bias, eps, save, bf16_products(h))[0]
+    output = _forward(library, *tensors, update_bias, eps, save, bf16)[0]
     return output, output[-1]
+
+
+def _of_inputs(inputs: tuple[Tensor, ...], h: Tensor, w: BlockGRUWeights, weight: Tensor, eps: float) -> Tensor:
+    """What the inputs add to the hidden layer, with its bias [T, B, D]; `weight` [G, I U, D/G]."""
+    embeds = [
+        rms_norm_silu(F.linear(x.to(h.dtype), *layer[:2]), layer.norm, eps)
+        for x, layer in zip(inputs, w.embed_inputs)
+    ]  # fmt: skip
+    flat = torch.cat(embeds, -1).flatten(0, 1)
+    hidden_in = torch.addmm(w.hidden[0].bias, flat, weight.transpose(0, 1).flatten(1))
+    return hidden_in.to(h.dtype).unflatten(0, inputs[0].shape[:2])
 
 
 def _check(inputs: tuple[Tensor, ...], h: Tensor, w: BlockGRUWeights, is_first: Tensor | None) -> None:
