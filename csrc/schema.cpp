@@ -54,6 +54,12 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
         "Tensor h, Tensor? c, Tensor weight, Tensor? scale, Tensor? bias, Tensor? is_first, int cell, float eps, "
         "float gate_bias, bool ijfo, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 
+  m.def("block_gru_scan(Tensor hidden_in, Tensor is_first, Tensor h, Tensor w_carry, Tensor b_carry, Tensor n_carry, "
+        "Tensor w_own, Tensor w_embeds, Tensor n_hidden, Tensor w_gates, Tensor b_gates, float update_bias, float eps, "
+        "bool save, bool bf16) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("block_gru_scan_backward(Tensor g_h, Tensor is_first, Tensor h0, Tensor h, Tensor embeds, Tensor hidden, "
+        "Tensor gates, Tensor w_carry, Tensor n_carry, Tensor w_own, Tensor w_embeds, Tensor n_hidden, Tensor w_gates, "
+        "float eps, bool bf16) -> (Tensor, Tensor, Tensor)");
   m.def("rssm_observe(Tensor hidden_in, Tensor post_in, Tensor is_first, Tensor deter, Tensor stoch, Tensor uniform, "
         "Tensor w_deter, Tensor b_deter, Tensor n_deter, Tensor w_stoch, Tensor b_stoch, Tensor n_stoch, "
         "Tensor w_own, Tensor w_embeds, Tensor n_hidden, Tensor w_gates, Tensor b_gates, Tensor w_post, "

@@ -159,22 +159,6 @@ def test_block_gru_step_by_its_equations(on: Target) -> None:
     assert_close(with_grads(ops.block_gru_step, x, h, weight, bias), with_grads(equations, x, h, weight, bias))
 
 
-def test_block_gru_cell_is_the_rssms_core(on: Target) -> None:
-    """T3, T5: the module of `fastwm.nn.rssm`, itself checked against the official code, with actions in [-1, 1]."""
-    from fastwm.nn.rssm import BlockGRU
-
-    core = randomised(BlockGRU(deter=D, stoch=6, action=2, hidden=4, blocks=2), on.device)
-    cell = fnn.BlockGRUCell((6, 2), D, embed_size=4, blocks=2).double().to(on.device)
-    names = {"embed_deter": "embed_carry", "embed_stoch": "embed_inputs.0", "embed_action": "embed_inputs.1"}
-    names |= {"hidden": "hidden.0", "gates": "gates"}
-    state = {names[k.split(".", 1)[0]] + "." + k.split(".", 1)[1]: v for k, v in core.state_dict().items()}
-    cell.load_state_dict(state)
-    h, z, a = randn(B, D, device=on.device), randn(B, 6, device=on.device), randn(B, 2, device=on.device).tanh()
-    # the core rounds its gates to float32 on the way
-    assert_close(cell((z, a), h), core(h, z, a), atol=1e-6, rtol=1e-6)
-    assert_close(cell((z[0], a[0]), h[0]), core(h, z, a)[0], atol=1e-6, rtol=1e-6)
-
-
 def test_world_models_step_by_hand(on: Target) -> None:
     """World Models' traps 16 to 18: constant forget bias, TensorFlow's order by argument and by import."""
     kernel = torch.full((2, 4), 0.1, dtype=torch.float64, device=on.device)

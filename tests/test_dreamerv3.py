@@ -117,7 +117,7 @@ def test_g17_t39_initialisation() -> None:
     assert pytest.approx(0.00552427, rel=1e-5) == 32768**-0.5
     with torch.device("meta"):
         core = RSSM(1024, 6, 8192, 1024, 32, 64).core
-    assert core.hidden.linear.blocks * core.hidden.linear.weight.shape[1] == 32768
+    assert core.hidden[0].linear.blocks * core.hidden[0].linear.weight.shape[1] == 32768
 
 
 # Spaces

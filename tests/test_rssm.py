@@ -3,23 +3,23 @@
 import pytest
 import torch
 
-from fastwm.nn import RSSM, BlockGRU, BlockLinear, Decoder, RMSNorm, State
+from fastwm.nn import RSSM, BlockGRUCell, BlockLinear, Decoder, RMSNorm, State
 from fastwm.nn.spaces import as_dict
 
 
-def constant_gates(core: BlockGRU, reset: float, cand: float, update: float) -> None:
+def constant_gates(core: BlockGRUCell, reset: float, cand: float, update: float) -> None:
     """Make the pre-activations of all gates constants."""
     core.gates.weight.data.zero_()
     core.gates.bias.data.view(core.blocks, 3, -1).copy_(torch.tensor([reset, cand, update])[:, None])
 
 
-def make_core(deter: int = 4, blocks: int = 2) -> BlockGRU:
+def make_core(deter: int = 4, blocks: int = 2) -> BlockGRUCell:
     torch.manual_seed(0)
-    return BlockGRU(deter, stoch=3, action=2, hidden=5, blocks=blocks)
+    return BlockGRUCell((3, 2), deter, embed_size=5, blocks=blocks)
 
 
-def step(core: BlockGRU, deter: torch.Tensor) -> torch.Tensor:
-    return core(deter, torch.zeros(len(deter), 3), torch.zeros(len(deter), 2))
+def step(core: BlockGRUCell, deter: torch.Tensor) -> torch.Tensor:
+    return core((torch.zeros(len(deter), 3), torch.zeros(len(deter), 2)), deter)
 
 
 def test_g7_t1_t6_gates() -> None:
@@ -57,9 +57,11 @@ def test_t3_norm_spans_the_whole_deter() -> None:
     norm.eps = 0.0
     torch.testing.assert_close(norm(torch.tensor([3.0, 4.0])), torch.tensor([0.84852814, 1.13137085]))
     core = make_core()
-    assert core.hidden.norm.weight.shape == (4,) and [n for n, _ in core.hidden.norm.named_parameters()] == ["weight"]
+    assert core.hidden[0].norm.weight.shape == (4,) and [n for n, _ in core.hidden[0].norm.named_parameters()] == [
+        "weight"
+    ]
     # T2: an input of block 0 alone reaches the other block's gates through that norm.
-    core.embed_deter.linear.weight.data.zero_()
+    core.embed_carry.linear.weight.data.zero_()
     deter = torch.randn(1, 4)
     other = deter.clone()
     other[:, :2] += 1.0
@@ -87,11 +89,11 @@ def test_t5_concatenation_orders() -> None:
     state = State(torch.zeros(1, 8), torch.ones(1, 4, 5))
     assert torch.equal(state.feat[0, 8:], torch.ones(20)) and state.feat.shape == (1, 28)
     rssm = make_rssm()
-    assert rssm.core.hidden.linear.weight.shape == (2, 8 // 2 + 3 * 6, 4)
-    rssm.core.hidden.linear.weight.data[:, 4:] = 0  # only the own slice of h is left
-    rssm.core.hidden.norm.eps = 1.0  # and the norm cannot hide a change of scale
+    assert rssm.core.hidden[0].linear.weight.shape == (2, 8 // 2 + 3 * 6, 4)
+    rssm.core.hidden[0].linear.weight.data[:, 4:] = 0  # only the own slice of h is left
+    rssm.core.hidden[0].norm.eps = 1.0  # and the norm cannot hide a change of scale
     deter, other = torch.randn(1, 8), torch.randn(1, 20)
-    same = rssm.core(deter, other, torch.ones(1, 3)), rssm.core(deter, torch.zeros(1, 20), torch.zeros(1, 3))
+    same = rssm.core((other, torch.ones(1, 3)), deter), rssm.core((torch.zeros(1, 20), torch.zeros(1, 3)), deter)
     assert torch.equal(*same)
     rssm.post[0][0].linear.weight.data[:, 8:] = 0  # after h come the tokens
     reset = torch.tensor([True])
@@ -123,11 +125,11 @@ def test_t7_reset_forgets_everything() -> None:
 
 def test_t8_large_actions_are_scaled_elementwise() -> None:
     """T8: [0.5, -2, 1] acts as [0.5, -1, 1], and the gradient of the -2 is halved, not cut."""
-    core = BlockGRU(4, stoch=3, action=3, hidden=5, blocks=2)
-    deter, stoch = torch.randn(1, 4), torch.randn(1, 3)
+    rssm = make_rssm()
+    state = State(torch.randn(1, 8), torch.randn(1, 4, 5))
     big = torch.tensor([[0.5, -2.0, 1.0]], requires_grad=True)
     small = torch.tensor([[0.5, -1.0, 1.0]], requires_grad=True)
-    outputs = core(deter, stoch, big), core(deter, stoch, small)
+    outputs = rssm.next_deter(state, big), rssm.next_deter(state, small)
     torch.testing.assert_close(*outputs)
     for output in outputs:
         output.sum().backward()

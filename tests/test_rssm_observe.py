@@ -135,7 +135,7 @@ def make_double(rssm: RSSM, args: list[Tensor]) -> tuple[RSSM, list[Tensor]]:
     for x in doubled[:2]:
         x.requires_grad_()
     copy = RSSM(
-        7, 3, rssm.deter, len(rssm.core.embed_deter.norm.weight), rssm.stoch, rssm.classes, rssm.core.blocks
+        7, 3, rssm.deter, len(rssm.core.embed_carry.norm.weight), rssm.stoch, rssm.classes, rssm.core.blocks
     ).double()
     copy.load_state_dict(rssm.state_dict())
     return copy, doubled
@@ -165,7 +165,7 @@ def test_any_strides() -> None:
     rssm, args = make(4, 3)
     strided = [x.detach().movedim(0, -1).contiguous().movedim(-1, 0).requires_grad_(x.requires_grad) for x in args]
     assert not strided[0].is_contiguous()
-    transposed = rssm.core.embed_deter.linear
+    transposed = rssm.core.embed_carry.linear
     with torch.no_grad():
         transposed.weight.set_(transposed.weight.mT.contiguous().mT)
     assert_all_close(with_grads(rssm, strided), reference(rssm, args), 1e-10)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "skinny_gemm.h"
+#include "fastwm/dtype.h"
 
 #if defined(__AVX512F__) && defined(__linux__)
 #define FASTWM_BF16 1

@@ -155,15 +155,12 @@ void observe_backward(const GruRssmObserveBackward& p) {
   const int64_t bytes = packed.bytes();
   Arena arena(bytes);
   packed.pack(p.w, p.n, arena, threads);
-  ThreadSums<T> sums(ptr<T>(p.d_weights), GruRssmGrads(p.n).size, threads);
-  for_each_team<Scratch<T, O>>(
-      p.n.B, packed.count(), bytes, threads, [&](int64_t rows) { return Scratch<T, O>(p.n, rows); },
-      [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
-        T* mine = sums.mine();
-        T* shared = team.size > 1 ? ptr<T>(p.d_weights) : mine;
+  for_each_team_summing<Scratch<T, O>>(
+      p.n.B, packed.count(), bytes, threads, GruRssmGrads(p.n).size, ptr<T>(p.d_weights),
+      [&](int64_t rows) { return Scratch<T, O>(p.n, rows); },
+      [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch, T* shared, T* mine) {
         ObserveBackward<T, O>(p, packed, first, rows, team, scratch, shared, mine).run();
       });
-  sums.finish();
 }
 
 }  // namespace

@@ -210,7 +210,7 @@ class Imagine {
       }
       for (int64_t r = 0; r < rows_; ++r) {
         T* gate = s_.gates + r * 3 * D + 3 * g * J + j;
-        gates_row(shape.width(panel), gate, gate + J, gate + 2 * J, prev + r * D + d, deter + r * D + d,
+        gates_row(shape.width(panel), gate, gate + J, gate + 2 * J, T(-1), prev + r * D + d, deter + r * D + d,
                   s_.h + r * D + d);
       }
     }

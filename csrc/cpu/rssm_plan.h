@@ -62,6 +62,29 @@ void pack_all(const Packing<T>* items, int count, int threads) {
   }
 }
 
+// The weights of a call, packed once.
+template <typename T>
+struct Packings {
+  Packing<T> items[16];
+  int count = 0;
+
+  void add(Packed<T>& packed, const Weight& weight) { items[count++] = {&packed, weight}; }
+  int64_t weights() const {  // elements
+    int64_t sum = 0;
+    for (int i = 0; i < count; ++i) sum += items[i].packed->blocks * items[i].packed->K * items[i].packed->N;
+    return sum;
+  }
+  int64_t bytes() const {
+    int64_t sum = 0;
+    for (int i = 0; i < count; ++i) sum += Arena::bytes<T>(items[i].packed->size());
+    return sum;
+  }
+  void pack(Arena& arena, int threads) {
+    for (int i = 0; i < count; ++i) items[i].packed->data = arena.take<T>(items[i].packed->size());
+    pack_all(items, count, threads);
+  }
+};
+
 // Rows are independent, so threads that split them never wait for each other; but each reads all the weights.
 // Weights beyond a core's own cache are better read once: the threads then split the columns, with barriers.
 constexpr int64_t kOwnCache = 3 << 19;      // bytes of weights that a core keeps to itself

@@ -71,13 +71,13 @@ void rms_silu_backward(int64_t width, const T* pre, const T* scale, T eps, T* d_
   for (int64_t i = 0; i < width; ++i) narrow(inverse * (d_act[i] - pre[i] * inverse * mean), d_pre[i]);
 }
 
-// h' = u c + (1 - u) h with r = sigmoid(reset), c = tanh(r cand), u = sigmoid(update - 1). r and u replace their
+// h' = u c + (1 - u) h with r = sigmoid(reset), c = tanh(r cand), u = sigmoid(update + bias). r and u replace their
 // pre-activations, so that the way back need not compute them again.
 template <typename T, typename O>
-void gates_row(int64_t width, T* reset, const T* cand, T* update, const T* prev, T* deter, O* operand) {
+void gates_row(int64_t width, T* reset, const T* cand, T* update, T bias, const T* prev, T* deter, O* operand) {
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i) {
-    const T u = vsigmoid(update[i] - 1), r = vsigmoid(reset[i]), c = vtanh(r * cand[i]);
+    const T u = vsigmoid(update[i] + bias), r = vsigmoid(reset[i]), c = vtanh(r * cand[i]);
     reset[i] = r;
     update[i] = u;
     deter[i] = u * c + (1 - u) * prev[i];

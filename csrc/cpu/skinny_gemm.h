@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 
 #include "team.h"
-#include "fastwm/rssm_observe.h"
+#include "fastwm/weight.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {

@@ -39,41 +39,32 @@ void add_columns(int64_t count, const T* x, int64_t width, int64_t stride, T* su
   }
 }
 
-// Threads that own rows sum into arrays of their own, added up in order at the end.
-template <typename T>
-class ThreadSums {
- public:
-  ThreadSums(T* all, int64_t size, int threads)
-      : all_(all), size_(size), threads_(threads), arena_(Arena::bytes<T>((threads - 1) * size)),
-        extra_(arena_.template take<T>((threads - 1) * size)) {
-    std::memset(all, 0, size * sizeof(T));
+// for_each_team where sums over rows are wanted, all[size]: body(first row, number of rows, team, shared, team's sums,
+// own sums). A team shares the sums that it splits by columns; what a member adds row by row goes to an array of its
+// own, and so do all sums of threads that own rows. The arrays are added up in the threads' order at the end.
+template <typename Shared, typename T, typename Make, typename Body>
+void for_each_team_summing(int64_t B, int64_t weights, int64_t bytes, int threads, int64_t size, T* all, Make make,
+                           Body body) {
+  const int64_t copies = threads - 1;
+  Arena sums(Arena::bytes<T>(copies * size));
+  T* extra = sums.take<T>(copies * size);
+  std::memset(all, 0, size * sizeof(T));
+  bool used[kMaxThreads] = {};
+  for_each_team<Shared>(B, weights, bytes, threads, make,
+                        [&](int64_t first, int64_t rows, Team team, const Shared& shared) {
+                          const int thread = thread_number();
+                          T* own = thread > 0 ? extra + (thread - 1) * size : all;
+                          if (thread > 0 && !used[thread]) std::memset(own, 0, size * sizeof(T));
+                          used[thread] = true;
+                          body(first, rows, team, shared, team.size > 1 ? all : own, own);
+                        });
+  for (int i = 1; i < threads; ++i) {
+    if (!used[i]) continue;
+    const T* more = extra + (i - 1) * size;
+#pragma omp parallel for simd schedule(static) num_threads(threads) if (size > (1 << 18))
+    for (int64_t k = 0; k < size; ++k) all[k] += more[k];
   }
-
-  T* mine() {
-    const int thread = thread_number();
-    T* sum = thread > 0 ? extra_ + (thread - 1) * size_ : all_;
-    if (thread > 0 && !used_[thread]) std::memset(sum, 0, size_ * sizeof(T));
-    used_[thread] = true;
-    return sum;
-  }
-
-  void finish() const {
-    for (int i = 1; i < threads_; ++i) {
-      if (!used_[i]) continue;
-      const T* more = extra_ + (i - 1) * size_;
-#pragma omp parallel for simd schedule(static) num_threads(threads_) if (size_ > (1 << 18))
-      for (int64_t k = 0; k < size_; ++k) all_[k] += more[k];
-    }
-  }
-
- private:
-  T* all_;
-  int64_t size_;
-  int threads_;
-  Arena arena_;
-  T* extra_;
-  bool used_[kMaxThreads] = {};
-};
+}
 
 }  // namespace
 }  // namespace fastwm::FASTWM_ISA

@@ -18,9 +18,9 @@ struct Observe {
   T *embed_sums[2], *hidden_sums, *post_sums;         // [B, tiles]: sums of squares
 
   __device__ const T* deter_before(int64_t t) const {
-    return static_cast<const T*>(t > 0 ? p.deter : p.deter0) + (t > 0 ? (t - 1) * p.n.B * p.n.D : 0);
+    return static_cast<const T*>(t > 0 ? p.gru.h : p.gru.h0) + (t > 0 ? (t - 1) * p.n.B * p.n.D : 0);
   }
-  __device__ bool first(int64_t t, int64_t row) const { return p.is_first[t * p.n.B + row]; }
+  __device__ bool first(int64_t t, int64_t row) const { return p.gru.is_first[t * p.n.B + row]; }
   __device__ T* embeds_at(int64_t t) const { return embeds_raw + kept * t * p.n.B * 2 * p.n.U; }
   __device__ T* hidden_at(int64_t t) const { return hidden_raw + kept * t * p.n.B * p.n.D; }
   __device__ T* post_at(int64_t t) const { return post_raw + kept * t * p.n.B * p.n.U; }
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads) posterior_and_embed(Observe<T, O> a,
     write_tile(rows, tile, a.post.tiles(), tile * kTileColumns, n.U, a.post_at(t), n.U, a.post_sums,
                [&](int64_t row, int64_t u, int half) { return out[0][half] + in[row * n.U + u]; });
   } else if (t + 1 < n.T) {
-    const T* bias = static_cast<const T*>(a.p.w.b_deter);
+    const T* bias = static_cast<const T*>(a.p.gru.w.b_carry);
     write_tile(rows, tile, a.deter.tiles(), tile * kTileColumns, n.U, a.embeds_at(t + 1), 2 * n.U, a.embed_sums[0],
                [&](int64_t row, int64_t u, int half) { return (a.first(t + 1, row) ? 0 : out[0][half]) + bias[u]; });
   }
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) hidden_layer(Observe<T, O> a, int64_
   const RssmSizes& n = a.p.n;
   const Rows rows(n.B);
   const int64_t tiles = a.own.tiles(), g = blockIdx.x / tiles, tile = blockIdx.x % tiles, J = n.J();
-  const T eps = static_cast<T>(a.p.w.eps);
+  const T eps = static_cast<T>(a.p.gru.eps);
   inverse_rms(rows, a.embed_sums[0], a.deter.tiles(), n.U, eps, inverse[0]);
   inverse_rms(rows, a.embed_sums[1], a.stoch.tiles(), n.U, eps, inverse[1]);
   TileProduct<O> product(shared);
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kThreads) hidden_layer(Observe<T, O> a, int64_
   product.add({a.own.tile(g, tile)}, J, [&](int r, int64_t k) {
     return rows.has(r) && !a.first(t, rows.first + r) ? h[(rows.first + r) * n.D + g * J + k] : T{0};
   });
-  const T *scale_deter = a.scale(a.p.w.n_deter), *scale_stoch = a.scale(a.p.w.n_stoch);
+  const T *scale_deter = a.scale(a.p.gru.w.n_carry), *scale_stoch = a.scale(a.p.w.n_stoch);
   product.add({a.embeds.tile(g, tile)}, 2 * n.U, [&](int r, int64_t k) {
     const int part = k < n.U ? 0 : 1;
     const T scale = part ? scale_stoch[k - n.U] : scale_deter[k];
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads) hidden_layer(Observe<T, O> a, int64_
   });
   T out[1][2];
   product.finish(out);
-  const T* in = static_cast<const T*>(a.p.hidden_in) + t * n.B * n.D;
+  const T* in = static_cast<const T*>(a.p.gru.hidden_in) + t * n.B * n.D;
   write_tile(rows, blockIdx.x, n.G * tiles, tile * kTileColumns, J, a.hidden_at(t) + g * J, n.D, a.hidden_sums,
              [&](int64_t row, int64_t j, int half) { return out[0][half] + in[row * n.D + g * J + j]; });
 }
@@ -121,8 +121,8 @@ __global__ void __launch_bounds__(kThreads) gates_and_deter(Observe<T, O> a, int
   const RssmSizes& n = a.p.n;
   const Rows rows(n.B);
   const int64_t tiles = a.gates[0].tiles(), g = blockIdx.x / tiles, tile = blockIdx.x % tiles, J = n.J();
-  inverse_rms(rows, a.hidden_sums, n.G * tiles, n.D, static_cast<T>(a.p.w.eps), inverse);
-  const T *raw = a.hidden_at(t), *scale = a.scale(a.p.w.n_hidden);
+  inverse_rms(rows, a.hidden_sums, n.G * tiles, n.D, static_cast<T>(a.p.gru.eps), inverse);
+  const T *raw = a.hidden_at(t), *scale = a.scale(a.p.gru.w.n_hidden);
   TileProduct<O, 3> product(shared);
   product.add({a.gates[0].tile(g, tile), a.gates[1].tile(g, tile), a.gates[2].tile(g, tile)}, J,
               [&](int r, int64_t k) {
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads) gates_and_deter(Observe<T, O> a, int
   product.finish(out);
   const int64_t j = tile * kTileColumns + threadIdx.x % 32;
   if (j >= J) return;
-  const T *bias = static_cast<const T*>(a.p.w.b_gates) + 3 * g * J + j, *h = a.deter_before(t);
+  const T *bias = static_cast<const T*>(a.p.gru.w.b_gates) + 3 * g * J + j, *h = a.deter_before(t);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = threadIdx.x / 32 + kWarps * half;
@@ -141,9 +141,9 @@ __global__ void __launch_bounds__(kThreads) gates_and_deter(Observe<T, O> a, int
     const int64_t row = rows.first + r, at = row * n.D + g * J + j;
     const T reset = vsigmoid(out[0][half] + bias[0]), cand = out[1][half] + bias[J];
     const T update = vsigmoid(out[2][half] + bias[2 * J] - 1), before = a.first(t, row) ? 0 : h[at];
-    static_cast<T*>(a.p.deter)[t * n.B * n.D + at] = update * vtanh(reset * cand) + (1 - update) * before;
+    static_cast<T*>(a.p.gru.h)[t * n.B * n.D + at] = update * vtanh(reset * cand) + (1 - update) * before;
     if (!a.kept) continue;
-    T* saved = static_cast<T*>(a.p.saved.gates) + 3 * (t * n.B * n.D + row * n.D + g * J) + j;
+    T* saved = static_cast<T*>(a.p.gru.saved.gates) + 3 * (t * n.B * n.D + row * n.D + g * J) + j;
     saved[0] = reset, saved[J] = cand, saved[2 * J] = update;
   }
 }
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kThreads) posterior_logits(Observe<T, O> a, in
   __shared__ T inverse[kTileRows];
   const RssmSizes& n = a.p.n;
   const Rows rows(n.B);
-  inverse_rms(rows, a.post_sums, a.post.tiles(), n.U, static_cast<T>(a.p.w.eps), inverse);
+  inverse_rms(rows, a.post_sums, a.post.tiles(), n.U, static_cast<T>(a.p.gru.eps), inverse);
   const T *raw = a.post_at(t), *scale = a.scale(a.p.w.n_post);
   TileProduct<O> product(shared);
   product.add({a.logits.tile(0, blockIdx.x)}, n.U, [&](int r, int64_t k) {
@@ -238,10 +238,10 @@ Observe<T, O> arrange(const RssmObserve& p, Scratch& scratch) {
   for (PackedWeight<O>* w : {&a.deter, &a.stoch, &a.own, &a.embeds, &a.gates[0], &a.gates[1], &a.gates[2], &a.post,
                              &a.logits})
     w->data = scratch.take<O>(w->size());
-  a.kept = p.saved.embeds ? 1 : 0;
-  a.embeds_raw = a.kept ? static_cast<T*>(p.saved.embeds) : scratch.take<T>(n.B * 2 * n.U);
-  a.hidden_raw = a.kept ? static_cast<T*>(p.saved.hidden) : scratch.take<T>(n.B * n.D);
-  a.post_raw = a.kept ? static_cast<T*>(p.saved.post) : scratch.take<T>(n.B * n.U);
+  a.kept = p.gru.saved.embeds ? 1 : 0;
+  a.embeds_raw = a.kept ? static_cast<T*>(p.gru.saved.embeds) : scratch.take<T>(n.B * 2 * n.U);
+  a.hidden_raw = a.kept ? static_cast<T*>(p.gru.saved.hidden) : scratch.take<T>(n.B * n.D);
+  a.post_raw = a.kept ? static_cast<T*>(p.post) : scratch.take<T>(n.B * n.U);
   a.embed_sums[0] = scratch.take<T>(n.B * a.deter.tiles());
   a.embed_sums[1] = scratch.take<T>(n.B * a.stoch.tiles());
   a.hidden_sums = scratch.take<T>(n.B * n.G * a.own.tiles());
@@ -261,12 +261,12 @@ void observe(const RssmObserve& p, cudaStream_t on) {
   Scratch scratch{static_cast<unsigned char*>(p.scratch)};
   const Observe<T, O> a = arrange<T, O>(p, scratch);
   const RssmSizes& n = p.n;
-  pack<T>(p.w.deter, 0, a.deter, on);
+  pack<T>(p.gru.w.carry, 0, a.deter, on);
   pack<T>(p.w.stoch, 0, a.stoch, on);
-  pack<T>(p.w.own, 0, a.own, on);
-  pack<T>(p.w.embeds, 0, a.embeds, on);
+  pack<T>(p.gru.w.own, 0, a.own, on);
+  pack<T>(p.gru.w.embeds, 0, a.embeds, on);
   for (int part = 0; part < 3; ++part) {
-    Weight gate = p.w.gates;
+    Weight gate = p.gru.w.gates;
     gate.data = static_cast<const T*>(gate.data) + part * n.J() * gate.sn;
     pack<T>(gate, 0, a.gates[part], on);
   }
@@ -291,15 +291,15 @@ void observe(const RssmObserve& p, cudaStream_t on) {
 }  // namespace
 
 int64_t rssm_observe_scratch(const RssmObserve& p) {
-  if (p.dtype == Dtype::f64) return scratch_bytes<double, double>(p);
-  return p.bf16 ? scratch_bytes<float, bf16>(p) : scratch_bytes<float, float>(p);
+  if (p.gru.dtype == Dtype::f64) return scratch_bytes<double, double>(p);
+  return p.gru.bf16 ? scratch_bytes<float, bf16>(p) : scratch_bytes<float, float>(p);
 }
 
 const char* rssm_observe_kernel(const RssmObserve& p, void* stream) {
   if (p.n.B == 0) return nullptr;
   const auto on = static_cast<cudaStream_t>(stream);
-  if (p.dtype == Dtype::f64) observe<double, double>(p, on);
-  else if (p.bf16) observe<float, bf16>(p, on);
+  if (p.gru.dtype == Dtype::f64) observe<double, double>(p, on);
+  else if (p.gru.bf16) observe<float, bf16>(p, on);
   else observe<float, float>(p, on);
   return launch_error();
 }

@@ -19,16 +19,16 @@ struct Backward {
   T *dots[2], *hidden_dots, *post_dots;     // [B, tiles]: shares of each norm's dot product
 
   __device__ const T* read(const void* array) const { return static_cast<const T*>(array); }
-  __device__ bool first(int64_t t, int64_t row) const { return p.is_first[t * p.n.B + row]; }
+  __device__ bool first(int64_t t, int64_t row) const { return p.gru.is_first[t * p.n.B + row]; }
   // deter and stoch before step `at / B`, zero where it resets.
   __device__ T past_deter(int64_t at, int64_t d) const {
     const int64_t B = p.n.B, D = p.n.D;
-    if (p.is_first[at]) return 0;
-    return at < B ? read(p.deter0)[at * D + d] : read(p.deter)[(at - B) * D + d];
+    if (p.gru.is_first[at]) return 0;
+    return at < B ? read(p.gru.h0)[at * D + d] : read(p.gru.h)[(at - B) * D + d];
   }
   __device__ T past_stoch(int64_t at, int64_t z) const {
     const int64_t B = p.n.B, Z = p.n.Z();
-    if (p.is_first[at]) return 0;
+    if (p.gru.is_first[at]) return 0;
     return at < B ? read(p.stoch0)[at * Z + z] : read(p.stoch)[(at - B) * Z + z];
   }
 };
@@ -62,13 +62,13 @@ struct Layer {
 template <typename T, typename O>
 __device__ Layer<T> embed_layer(const Backward<T, O>& a, int part) {
   const RssmSizes& n = a.p.n;
-  return {a.read(a.p.embeds) + part * n.U, a.inverse[part], a.read(part ? a.p.w.n_stoch : a.p.w.n_deter),
+  return {a.read(a.p.gru.embeds) + part * n.U, a.inverse[part], a.read(part ? a.p.w.n_stoch : a.p.gru.w.n_carry),
           a.d_act[part], 2 * n.U, n.U};
 }
 template <typename T, typename O>
 __device__ Layer<T> hidden_of(const Backward<T, O>& a) {
   const RssmSizes& n = a.p.n;
-  return {a.read(a.p.hidden), a.inverse[kHidden], a.read(a.p.w.n_hidden), a.d_act_hidden, n.D, n.D};
+  return {a.read(a.p.gru.hidden), a.inverse[kHidden], a.read(a.p.gru.w.n_hidden), a.d_act_hidden, n.D, n.D};
 }
 template <typename T, typename O>
 __device__ Layer<T> post_of(const Backward<T, O>& a) {
@@ -83,15 +83,15 @@ __global__ void __launch_bounds__(kThreads) norms(Backward<T, O> a) {
   const int64_t task = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32, rows = n.T * n.B;
   if (task >= kNorms * rows) return;
   const int64_t which = task / rows, row = task % rows;
-  const T* pre = which < kHidden    ? a.read(a.p.embeds) + row * 2 * n.U + which * n.U
-                 : which == kHidden ? a.read(a.p.hidden) + row * n.D
+  const T* pre = which < kHidden    ? a.read(a.p.gru.embeds) + row * 2 * n.U + which * n.U
+                 : which == kHidden ? a.read(a.p.gru.hidden) + row * n.D
                                     : a.read(a.p.post) + row * n.U;
   const int64_t width = which == kHidden ? n.D : n.U;
   T sum = 0;
   for (int64_t i = threadIdx.x % 32; i < width; i += 32) sum += pre[i] * pre[i];
   sum = warp_sum(sum);
   if (threadIdx.x % 32 == 0)
-    a.inverse[which][row] = 1 / sqrt(sum / static_cast<T>(width) + static_cast<T>(a.p.w.eps));
+    a.inverse[which][row] = 1 / sqrt(sum / static_cast<T>(width) + static_cast<T>(a.p.gru.eps));
 }
 
 // One block a row, one warp a categorical. memory: C shares for each warp.
@@ -185,10 +185,10 @@ __global__ void __launch_bounds__(kThreads, 1) deter_backward(Backward<T, O> a, 
     const int r = threadIdx.x / 32 + kWarps * half;
     if (!rows.has(r)) continue;
     const int64_t b = rows.first + r, row = t * n.B + b;
-    T total = out[0][half] + a.read(a.p.g_deter)[row * n.D + d];
+    T total = out[0][half] + a.read(a.p.gru.g_h)[row * n.D + d];
     if (!last && !a.first(t + 1, b)) total += a.d_deter[b * n.D + d];
     const int64_t gate = 3 * row * n.D + d / J * 3 * J + d % J;
-    const T* saved = a.read(a.p.gates) + gate;
+    const T* saved = a.read(a.p.gru.gates) + gate;
     const T reset = saved[0], inner = saved[J], update = saved[2 * J], cand = vtanh(reset * inner);
     const T d_inner = total * update * (1 - cand * cand);
     a.d_gates[gate] = d_inner * inner * reset * (1 - reset);
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kThreads) hidden_backward(Backward<T, O> a, in
     product.add({a.embeds[part].tile(0, tile)}, n.D, [&](int r, int64_t d) {
       const T value = d_hidden(r, d);
       if (blockIdx.x == 0 && rows.has(r))
-        static_cast<T*>(a.p.d_hidden)[(t * n.B + rows.first + r) * n.D + d] = value;
+        static_cast<T*>(a.p.gru.d_hidden)[(t * n.B + rows.first + r) * n.D + d] = value;
       return value;
     });
     product.finish(out);
@@ -314,7 +314,7 @@ template <Grad which, typename T, typename O>
 __global__ void __launch_bounds__(kThreads) weight_grad(Backward<T, O> a, Grads<T> to) {
   const RssmSizes& n = a.p.n;
   const int64_t R = n.T * n.B, U = n.U, D = n.D, Z = n.Z(), J = n.J(), g = blockIdx.z;
-  const T *d_hidden = a.read(a.p.d_hidden) + g * J, *d_gates = a.d_gates + 3 * g * J;
+  const T *d_hidden = a.read(a.p.gru.d_hidden) + g * J, *d_gates = a.d_gates + 3 * g * J;
   if constexpr (which == Grad::deter)
     grad_product(R, U, D, to.w_deter, [&](int64_t r, int64_t m) { return a.d_embeds[r * 2 * U + m]; },
                  [&](int64_t r, int64_t k) { return a.past_deter(r, k); });
@@ -334,7 +334,7 @@ __global__ void __launch_bounds__(kThreads) weight_grad(Backward<T, O> a, Grads<
                  [&](int64_t r, int64_t k) { return d_gates[r * 3 * D + k]; });
   if constexpr (which == Grad::post)
     grad_product(R, U, D, to.w_post, [&](int64_t r, int64_t m) { return a.read(a.p.d_post)[r * U + m]; },
-                 [&](int64_t r, int64_t k) { return a.read(a.p.deter)[r * D + k]; });
+                 [&](int64_t r, int64_t k) { return a.read(a.p.gru.h)[r * D + k]; });
   if constexpr (which == Grad::logits)
     grad_product(R, Z, U, to.w_logits, [&](int64_t r, int64_t m) { return a.d_logits[r * Z + m]; },
                  [&](int64_t r, int64_t k) { return post_of(a).act(r, k); });
@@ -414,10 +414,10 @@ void observe_backward(const RssmObserveBackward& p, cudaStream_t on) {
   const int64_t J = n.J(), R = n.T * n.B;
   pack<T>(part_of<T>(p.w.logits, 0, 0), 0, a.logits, on);
   pack<T>(part_of<T>(p.w.post, 0, 0), 0, a.post, on);
-  pack<T>(part_of<T>(p.w.deter, 0, 0), 0, a.deter, on);
-  for (int part = 0; part < 3; ++part) pack<T>(part_of<T>(p.w.gates, 0, part * J), 0, a.gates[part], on);
-  pack<T>(part_of<T>(p.w.own, 0, 0), 0, a.own, on);
-  for (int part = 0; part < 2; ++part) pack<T>(part_of<T>(p.w.embeds, part * n.U, 0), J, a.embeds[part], on);
+  pack<T>(part_of<T>(p.gru.w.carry, 0, 0), 0, a.deter, on);
+  for (int part = 0; part < 3; ++part) pack<T>(part_of<T>(p.gru.w.gates, 0, part * J), 0, a.gates[part], on);
+  pack<T>(part_of<T>(p.gru.w.own, 0, 0), 0, a.own, on);
+  for (int part = 0; part < 2; ++part) pack<T>(part_of<T>(p.gru.w.embeds, part * n.U, 0), J, a.embeds[part], on);
   pack<T>(part_of<T>(p.w.stoch, 0, 0), 0, a.stoch, on);
 
   const auto grid = [&](int64_t tiles) {
@@ -448,14 +448,14 @@ void observe_backward(const RssmObserveBackward& p, cudaStream_t on) {
 }  // namespace
 
 int64_t rssm_observe_backward_scratch(const RssmObserveBackward& p) {
-  if (p.dtype == Dtype::f64) return scratch_bytes<double, double>(p);
-  return p.bf16 ? scratch_bytes<float, bf16>(p) : scratch_bytes<float, float>(p);
+  if (p.gru.dtype == Dtype::f64) return scratch_bytes<double, double>(p);
+  return p.gru.bf16 ? scratch_bytes<float, bf16>(p) : scratch_bytes<float, float>(p);
 }
 
 const char* rssm_observe_backward_kernel(const RssmObserveBackward& p, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  if (p.dtype == Dtype::f64) observe_backward<double, double>(p, on);
-  else if (p.bf16) observe_backward<float, bf16>(p, on);
+  if (p.gru.dtype == Dtype::f64) observe_backward<double, double>(p, on);
+  else if (p.gru.bf16) observe_backward<float, bf16>(p, on);
   else observe_backward<float, float>(p, on);
   return launch_error();
 }

@@ -1,39 +1,10 @@
 // The host side of the observe sequence: checks, outputs, and the weights as the kernels read them.
 #pragma once
 
-#include <initializer_list>
-
 #include "fastwm/rssm_observe.h"
-#include "tensor.h"
+#include "ops/sequence.h"
 
 namespace fastwm {
-
-// x, contiguous, of this shape and of like's dtype and device.
-inline Tensor dense_shaped(const Tensor& x, std::initializer_list<int64_t> shape, const Tensor& like,
-                           const char* name) {
-  bool same = x.dim() == static_cast<int64_t>(shape.size()) && x.scalar_type() == like.scalar_type() &&
-              x.device() == like.device();
-  int64_t d = 0;
-  for (int64_t size : shape) same = same && x.size(d++) == size;
-  STD_TORCH_CHECK(same, "fastwm: wrong shape, dtype or device of ", name);
-  return dense(x);
-}
-
-inline Tensor empty_shaped(const Tensor& like, std::initializer_list<int64_t> shape,
-                           std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::new_empty(like, shape, dtype);
-}
-
-// A weight of shape [n0, n1] or [n0, n1, n2], of any strides, as a product x W reads it.
-inline Weight weight_of(const Tensor& w, std::initializer_list<int64_t> shape, const Tensor& like, const char* name) {
-  bool same = w.dim() == static_cast<int64_t>(shape.size()) && w.scalar_type() == like.scalar_type() &&
-              w.device() == like.device();
-  int64_t d = 0;
-  for (int64_t size : shape) same = same && w.size(d++) == size;
-  STD_TORCH_CHECK(same, "fastwm: wrong shape, dtype or device of ", name);
-  if (w.dim() == 3) return {w.const_data_ptr(), w.stride(0), w.stride(1), w.stride(2)};
-  return {w.const_data_ptr(), 0, w.stride(1), w.stride(0)};  // Linear holds [out, in]
-}
 
 // What a kernel that allocates its own scratch memory asks the host for.
 template <typename Params>
@@ -59,10 +30,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_
   const Tensor deter0 = dense_shaped(deter0_, {n.B, n.D}, hidden_in, "deter");
   const Tensor stoch0 = dense_shaped(stoch0_, {n.B, n.S, n.C}, hidden_in, "stoch");
   const Tensor uniform = dense_shaped(uniform_, {n.T, n.B, n.S}, hidden_in, "uniform");
-  STD_TORCH_CHECK(is_first_.scalar_type() == ScalarType::Bool && is_first_.dim() == 2 && is_first_.size(0) == n.T &&
-                      is_first_.size(1) == n.B && is_first_.device() == hidden_in.device(),
-                  "fastwm: rssm_observe: is_first must be bool [T, B]");
-  const Tensor is_first = dense(is_first_);
+  const Tensor is_first = dense_first(is_first_, n.T, n.B, hidden_in);
   const Tensor b_deter = dense_shaped(b_deter_, {n.U}, hidden_in, "b_deter");
   const Tensor b_stoch = dense_shaped(b_stoch_, {n.U}, hidden_in, "b_stoch");
   const Tensor b_gates = dense_shaped(b_gates_, {3 * n.D}, hidden_in, "b_gates");
@@ -71,23 +39,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_
   const Tensor n_stoch = dense_shaped(n_stoch_, {n.U}, hidden_in, "n_stoch");
   const Tensor n_hidden = dense_shaped(n_hidden_, {n.D}, hidden_in, "n_hidden");
   const Tensor n_post = dense_shaped(n_post_, {n.U}, hidden_in, "n_post");
-  const RssmWeights w{weight_of(w_deter, {n.U, n.D}, hidden_in, "w_deter"),
-                      weight_of(w_stoch, {n.U, n.Z()}, hidden_in, "w_stoch"),
-                      weight_of(w_own, {n.G, n.J(), n.J()}, hidden_in, "w_own"),
-                      weight_of(w_embeds, {n.G, 2 * n.U, n.J()}, hidden_in, "w_embeds"),
-                      weight_of(w_gates, {n.G, n.J(), 3 * n.J()}, hidden_in, "w_gates"),
+  const BlockGruWeights gru{weight_of(w_deter, {n.U, n.D}, hidden_in, "w_deter"),
+                            weight_of(w_own, {n.G, n.J(), n.J()}, hidden_in, "w_own"),
+                            weight_of(w_embeds, {n.G, 2 * n.U, n.J()}, hidden_in, "w_embeds"),
+                            weight_of(w_gates, {n.G, n.J(), 3 * n.J()}, hidden_in, "w_gates"),
+                            b_deter.const_data_ptr(),
+                            b_gates.const_data_ptr(),
+                            n_deter.const_data_ptr(),
+                            n_hidden.const_data_ptr()};
+  const RssmWeights w{weight_of(w_stoch, {n.U, n.Z()}, hidden_in, "w_stoch"),
                       weight_of(w_post, {n.U, n.D}, hidden_in, "w_post"),
                       weight_of(w_logits, {n.Z(), n.U}, hidden_in, "w_logits"),
-                      b_deter.const_data_ptr(),
                       b_stoch.const_data_ptr(),
-                      b_gates.const_data_ptr(),
                       b_logits.const_data_ptr(),
-                      n_deter.const_data_ptr(),
                       n_stoch.const_data_ptr(),
-                      n_hidden.const_data_ptr(),
                       n_post.const_data_ptr(),
-                      unimix,
-                      eps};
+                      unimix};
   Tensor deter = empty_dense(hidden_in);
   Tensor stoch = empty_shaped(hidden_in, {n.T, n.B, n.S, n.C});
   Tensor index = empty_shaped(hidden_in, {n.T, n.B, n.S}, ScalarType::Long);
@@ -98,21 +65,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_
   Tensor gates = empty_shaped(hidden_in, {kept, n.B, 3 * n.D});
   Tensor post = empty_shaped(hidden_in, {kept, n.B, n.U});
   const auto saved = [save](Tensor& x) { return save ? x.mutable_data_ptr() : nullptr; };
-  RssmObserve p{dtype_of(hidden_in),
-                      bf16_products,
+  RssmObserve p{{dtype_of(hidden_in),
+                       bf16_products,
+                       n.gru(),
+                       gru,
+                       -1.0,
+                       eps,
+                       hidden_in.const_data_ptr(),
+                       static_cast<const bool*>(is_first.const_data_ptr()),
+                       deter0.const_data_ptr(),
+                       deter.mutable_data_ptr(),
+                       {saved(embeds), saved(hidden), saved(gates)}},
                       n,
                       w,
-                      hidden_in.const_data_ptr(),
                       post_in.const_data_ptr(),
-                      static_cast<const bool*>(is_first.const_data_ptr()),
-                      deter0.const_data_ptr(),
                       stoch0.const_data_ptr(),
                       uniform.const_data_ptr(),
-                      deter.mutable_data_ptr(),
                       stoch.mutable_data_ptr(),
                       static_cast<int64_t*>(index.mutable_data_ptr()),
                       logits.mutable_data_ptr(),
-                      {saved(embeds), saved(hidden), saved(gates), saved(post)},
+                      saved(post),
                       nullptr};
   Tensor scratch = empty_shaped(hidden_in, {scratch_bytes(p)}, ScalarType::Byte);
   p.scratch = scratch.mutable_data_ptr();
@@ -143,10 +115,7 @@ std::tuple<Tensor, Tensor, Tensor> rssm_observe_backward(
   const Tensor deter0 = dense_shaped(deter0_, {n.B, n.D}, deter, "deter0");
   const Tensor stoch0 = dense_shaped(stoch0_, {n.B, n.S, n.C}, deter, "stoch0");
   const Tensor stoch = dense_like(stoch_, logits, "stoch");
-  STD_TORCH_CHECK(is_first_.scalar_type() == ScalarType::Bool && is_first_.dim() == 2 && is_first_.size(0) == n.T &&
-                      is_first_.size(1) == n.B && is_first_.device() == deter.device(),
-                  "fastwm: rssm_observe: is_first must be bool [T, B]");
-  const Tensor is_first = dense(is_first_);
+  const Tensor is_first = dense_first(is_first_, n.T, n.B, deter);
   const Tensor embeds = dense_shaped(embeds_, {n.T, n.B, 2 * n.U}, deter, "embeds");
   const Tensor hidden = dense_shaped(hidden_, {n.T, n.B, n.D}, deter, "hidden");
   const Tensor gates = dense_shaped(gates_, {n.T, n.B, 3 * n.D}, deter, "gates");
@@ -155,43 +124,47 @@ std::tuple<Tensor, Tensor, Tensor> rssm_observe_backward(
   const Tensor n_stoch = dense_shaped(n_stoch_, {n.U}, deter, "n_stoch");
   const Tensor n_hidden = dense_shaped(n_hidden_, {n.D}, deter, "n_hidden");
   const Tensor n_post = dense_shaped(n_post_, {n.U}, deter, "n_post");
-  const RssmWeights w{weight_of(w_deter, {n.U, n.D}, deter, "w_deter"),
-                      weight_of(w_stoch, {n.U, n.Z()}, deter, "w_stoch"),
-                      weight_of(w_own, {n.G, n.J(), n.J()}, deter, "w_own"),
-                      weight_of(w_embeds, {n.G, 2 * n.U, n.J()}, deter, "w_embeds"),
-                      weight_of(w_gates, {n.G, n.J(), 3 * n.J()}, deter, "w_gates"),
+  const BlockGruWeights gru{weight_of(w_deter, {n.U, n.D}, deter, "w_deter"),
+                            weight_of(w_own, {n.G, n.J(), n.J()}, deter, "w_own"),
+                            weight_of(w_embeds, {n.G, 2 * n.U, n.J()}, deter, "w_embeds"),
+                            weight_of(w_gates, {n.G, n.J(), 3 * n.J()}, deter, "w_gates"),
+                            nullptr,
+                            nullptr,
+                            n_deter.const_data_ptr(),
+                            n_hidden.const_data_ptr()};
+  const RssmWeights w{weight_of(w_stoch, {n.U, n.Z()}, deter, "w_stoch"),
                       weight_of(w_post, {n.U, n.D}, deter, "w_post"),
                       weight_of(w_logits, {n.Z(), n.U}, deter, "w_logits"),
                       nullptr,
                       nullptr,
-                      nullptr,
-                      nullptr,
-                      n_deter.const_data_ptr(),
                       n_stoch.const_data_ptr(),
-                      n_hidden.const_data_ptr(),
                       n_post.const_data_ptr(),
-                      unimix,
-                      eps};
+                      unimix};
   Tensor d_hidden = empty_dense(hidden), d_post = empty_dense(post);
   Tensor d_weights = empty_shaped(deter, {n.weights()});
-  RssmObserveBackward p{dtype_of(deter),
-                              bf16_products,
+  RssmObserveBackward p{{dtype_of(deter),
+                               bf16_products,
+                               n.gru(),
+                               gru,
+                               eps,
+                               static_cast<const bool*>(is_first.const_data_ptr()),
+                               deter0.const_data_ptr(),
+                               deter.const_data_ptr(),
+                               embeds.const_data_ptr(),
+                               hidden.const_data_ptr(),
+                               gates.const_data_ptr(),
+                               g_deter.const_data_ptr(),
+                               d_hidden.mutable_data_ptr(),
+                               nullptr,
+                               nullptr},
                               n,
                               w,
-                              static_cast<const bool*>(is_first.const_data_ptr()),
-                              deter0.const_data_ptr(),
                               stoch0.const_data_ptr(),
-                              deter.const_data_ptr(),
                               stoch.const_data_ptr(),
                               logits.const_data_ptr(),
-                              embeds.const_data_ptr(),
-                              hidden.const_data_ptr(),
-                              gates.const_data_ptr(),
                               post.const_data_ptr(),
-                              g_deter.const_data_ptr(),
                               g_stoch.const_data_ptr(),
                               g_logits.const_data_ptr(),
-                              d_hidden.mutable_data_ptr(),
                               d_post.mutable_data_ptr(),
                               d_weights.mutable_data_ptr(),
                               nullptr};

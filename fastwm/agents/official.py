@@ -16,10 +16,10 @@ PARTS = {"encoder": "enc", "rssm": "dyn", "decoder": "dec", "reward": "rew", "co
 LAYERS = [
     (r"encoder\.mlp\.(\d+)", "enc/mlp{0}"),
     (r"encoder\.cnn\.(\d+)", "enc/cnn{0}"),
-    (r"rssm\.core\.embed_deter", "dyn/dynin0"),
-    (r"rssm\.core\.embed_stoch", "dyn/dynin1"),
-    (r"rssm\.core\.embed_action", "dyn/dynin2"),
-    (r"rssm\.core\.hidden", "dyn/dynhid0"),
+    (r"rssm\.core\.embed_carry", "dyn/dynin0"),
+    (r"rssm\.core\.embed_inputs\.0", "dyn/dynin1"),
+    (r"rssm\.core\.embed_inputs\.1", "dyn/dynin2"),
+    (r"rssm\.core\.hidden\.0", "dyn/dynhid0"),
     (r"rssm\.core\.gates", "dyn/dyngru"),
     (r"rssm\.post\.0\.(\d+)", "dyn/obs{0}"),
     (r"rssm\.post\.1", "dyn/obslogit"),
@@ -34,7 +34,7 @@ LAYERS = [
 
 
 def official_name(agent: DreamerV3, name: str) -> str:
-    """The official path, for example `dyn/dynin0/kernel`, of one of our parameters, `rssm.core.embed_deter...`."""
+    """The official path, for example `dyn/dynin0/kernel`, of one of our parameters, `rssm.core.embed_carry...`."""
     module, leaf = name.rsplit(".", 1)
     norm = module.endswith("norm")
     module = module.removesuffix(".linear").removesuffix(".conv")

@@ -1,5 +1,6 @@
 """Modules with the field's names; each is a plain `nn.Module` that can be used alone."""
 
+from fastwm.nn.block_gru import BlockGRU
 from fastwm.nn.cells import BlockGRUCell, GRUCell, LayerNormGRUCell, LSTMCell, PlanetGRUCell
 from fastwm.nn.distributions import (
     Bernoulli,
@@ -18,7 +19,7 @@ from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, R
 from fastwm.nn.mdn import MDNHead, Mixture
 from fastwm.nn.normalize import PercentileNormalizer
 from fastwm.nn.recurrent import GRU, LSTM, LayerNormGRU
-from fastwm.nn.rssm import RSSM, BlockGRU, State
+from fastwm.nn.rssm import RSSM, State
 
 __all__ = [
     "GRU",

@@ -109,7 +109,8 @@ class LayerNormGRUCell(nn.Module):
 class BlockGRUCell(nn.Module):
     """DreamerV3's recurrent core: embeddings of the carry and of every input, a block layer, the gates.
 
-    Every block sees its own slice of the carry and all embeddings. With `input_size=(S*C, A)` this is the core of
+    Every block sees its own slice of the carry and all embeddings; its outputs split, within the block, into
+    reset, cand and update (see `fastwm.ops.block_gru_gates`). With `input_size=(S*C, A)` this is the core of
     DreamerV3, r2dreamer's `Deter`; with one input it is TorchRL's `DreamerV3BlockGRUCell`. Actions are to be
     scaled by the caller.
 
@@ -138,6 +139,15 @@ class BlockGRUCell(nn.Module):
         widths = [first] + (layers - 1) * [hidden_size]
         self.hidden = nn.Sequential(*(Dense(width, hidden_size, blocks) for width in widths))
         self.gates = BlockLinear(hidden_size, 3 * hidden_size, blocks)
+
+    @property
+    def params(self) -> ops.BlockGRUWeights:
+        """The parameters as `fastwm.ops.block_gru_scan` takes them."""
+        embeds, hidden = (
+            tuple(layer.params for layer in part if isinstance(layer, Dense))
+            for part in (self.embed_inputs, self.hidden)
+        )
+        return ops.BlockGRUWeights(self.embed_carry.params, embeds, hidden, self.gates.params)
 
     def forward(
         self, input: Tensor | Sequence[Tensor], hx: Tensor | None = None, is_first: Tensor | None = None

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastwm import ops
+from fastwm.nn.cells import BlockGRUCell
 from fastwm.nn.distributions import Categorical
 from fastwm.nn.heads import Action
-from fastwm.nn.layers import MLP, BlockLinear, Dense, Linear, RMSNorm
+from fastwm.nn.layers import MLP, Linear, RMSNorm
 
 
 class State(NamedTuple):
@@ -32,31 +33,6 @@ class State(NamedTuple):
         return State(self.deter.detach(), self.stoch.detach())
 
 
-class BlockGRU(nn.Module):
-    """The recurrent core: `h' = u * c + (1 - u) * h` from embeddings of deter, stoch and action.
-
-    Every block sees its own slice of deter and all three embeddings; its outputs split, within the block, into
-    reset, cand and update with `r = sigmoid(reset)`, `c = tanh(r * cand)`, `u = sigmoid(update - 1)`.
-    """
-
-    def __init__(self, deter: int, stoch: int, action: int, hidden: int, blocks: int):
-        super().__init__()
-        self.blocks = blocks
-        self.embed_deter = Dense(deter, hidden)
-        self.embed_stoch = Dense(stoch, hidden)
-        self.embed_action = Dense(action, hidden)
-        self.hidden = Dense(deter + 3 * hidden * blocks, deter, blocks)
-        self.gates = BlockLinear(deter, 3 * deter, blocks)
-
-    def forward(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
-        """`deter` [B, D], `stoch` [B, S*C], `action` [B, A] -> next deter [B, D]."""
-        action = action / action.abs().clamp(min=1).detach()
-        x = torch.cat([self.embed_deter(deter), self.embed_stoch(stoch), self.embed_action(action)], -1)
-        x = x[:, None].expand(-1, self.blocks, -1)  # [B, G, 3U]
-        x = torch.cat([deter.unflatten(-1, (self.blocks, -1)).to(x.dtype), x], -1).flatten(1)
-        return ops.block_gru_gates(self.gates(self.hidden(x)), deter, self.blocks)
-
-
 class RSSM(nn.Module):
     """`h_t = f(h_{t-1}, z_{t-1}, a_{t-1})`, posterior `z_t ~ q(h_t, tokens_t)`, prior `z_t ~ p(h_t)`.
 
@@ -70,7 +46,7 @@ class RSSM(nn.Module):
         super().__init__()
         self.deter, self.stoch, self.classes, self.unimix = deter, stoch, classes, unimix
         self.post_layers = post_layers
-        self.core = BlockGRU(deter, stoch * classes, action, hidden, blocks)
+        self.core = BlockGRUCell((stoch * classes, action), deter, hidden, blocks)
         self.post = nn.Sequential(MLP(deter + tokens, hidden, post_layers), Linear(hidden, stoch * classes))
         self.prior = nn.Sequential(MLP(deter, hidden, prior_layers), Linear(hidden, stoch * classes))
 
@@ -91,12 +67,17 @@ class RSSM(nn.Module):
         """Logits [..., S, C] before mixing."""
         return self.prior(deter).unflatten(-1, (self.stoch, self.classes))
 
+    def next_deter(self, state: State, action: Tensor) -> Tensor:
+        """`h' = core(h, z, a / max(1, |a|))` [B, D]; `action` [B, A]."""
+        action = action / action.detach().abs().clamp(min=1)
+        return self.core((state.stoch.flatten(1), action), state.deter)
+
     def observe_step(
         self, state: State, action: Tensor, tokens: Tensor, is_first: Tensor, uniform: Tensor | None = None
     ) -> tuple[State, Tensor]:
         """One filtering step; `action` [B, A] led to `tokens` [B, E]. Where `is_first` [B], all of the past is zero."""
         keep = ~is_first[:, None]
-        deter = self.core(state.deter * keep, state.stoch.flatten(1) * keep, action * keep)
+        deter = self.next_deter(State(state.deter * keep, state.stoch * keep[..., None]), action * keep)
         logits = self.post(torch.cat([deter, tokens], -1)).unflatten(-1, (self.stoch, self.classes))
         return State(deter, self.dist(logits).onehot(uniform)), logits
 
@@ -127,13 +108,11 @@ class RSSM(nn.Module):
 
     def observe_weights(self) -> ops.RSSMWeights:
         """The parameters as `fastwm.ops.rssm_observe` takes them; the posterior must have one layer."""
-        core = self.core
+        core = self.core.params
+        (stoch, action), (hidden,) = core.embed_inputs, core.hidden
         layers, logits = self.post
         assert isinstance(layers, MLP) and isinstance(logits, Linear)
-        return ops.RSSMWeights(
-            core.embed_deter.params, core.embed_stoch.params, core.embed_action.params, core.hidden.params,
-            core.gates.params, layers.params[0], logits.params,
-        )  # fmt: skip
+        return ops.RSSMWeights(core.embed_carry, stoch, action, hidden, core.gates, layers.params[0], logits.params)
 
     def prior_weights(self) -> ops.MLPWeights:
         """The prior's parameters as `fastwm.ops.rssm_imagine` takes them."""
@@ -143,7 +122,7 @@ class RSSM(nn.Module):
 
     def imagine_step(self, state: State, action: Tensor, uniform: Tensor | None = None) -> tuple[State, Tensor]:
         """One step of the prior from `state` [B, ...] with `action` [B, A]."""
-        deter = self.core(state.deter, state.stoch.flatten(1), action)
+        deter = self.next_deter(state, action)
         logits = self.prior_logits(deter)
         return State(deter, self.dist(logits).onehot(uniform)), logits
 

@@ -1,6 +1,7 @@
 """Fused operators: each validates, casts under autocast, and calls the fastest backend there is."""
 
 from fastwm.ops._backend import backend
+from fastwm.ops.block_gru_scan import BlockGRUWeights, block_gru_scan
 from fastwm.ops.categorical import (
     CategoricalSample,
     balanced_categorical_kl,
@@ -39,6 +40,7 @@ from fastwm.ops.two_hot import two_hot_loss, two_hot_mean
 
 __all__ = [
     "ActionHead",
+    "BlockGRUWeights",
     "CategoricalSample",
     "DenseWeights",
     "GRURSSMKind",
@@ -51,6 +53,7 @@ __all__ = [
     "backend",
     "balanced_categorical_kl",
     "block_gru_gates",
+    "block_gru_scan",
     "block_gru_step",
     "categorical_entropy",
     "categorical_kl",

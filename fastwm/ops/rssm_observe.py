@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from fastwm import ref
 from fastwm.ops._backend import Operator
-from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights
+from fastwm.ref.block_gru_scan import DenseWeights, LinearWeights
+from fastwm.ref.rssm_observe import RSSMWeights
 
 __all__ = ["DenseWeights", "LinearWeights", "RSSMWeights", "rssm_observe"]
 
@@ -22,7 +23,7 @@ def rssm_observe(
 
         h_t = GRU(h_{t-1}, z_{t-1}, a_t),   logits_t = post([h_t, tokens_t]),   z_t ~ mix(softmax(logits_t))
 
-    with `a_t / max(1, |a_t|)`, the block GRU of `fastwm.nn.BlockGRU`, and `mix(p) = (1 - unimix) p + unimix / C`
+    with `a_t / max(1, |a_t|)`, the block GRU of `fastwm.nn.BlockGRUCell`, and `mix(p) = (1 - unimix) p + unimix / C`
     sampled by the inverse CDF in class order. Where `is_first`, h, z and the action before are zero.
 
     Args:

@@ -1,5 +1,6 @@
 """Every operator in plain PyTorch: what to read first, and what all other backends are tested against."""
 
+from fastwm.ref.block_gru_scan import block_gru_scan
 from fastwm.ref.categorical import categorical_entropy, categorical_kl, straight_through_categorical
 from fastwm.ref.cells import (
     block_gru_gates,
@@ -23,6 +24,7 @@ from fastwm.ref.two_hot import two_hot_loss, two_hot_mean
 
 __all__ = [
     "block_gru_gates",
+    "block_gru_scan",
     "categorical_entropy",
     "categorical_kl",
     "gru_gates",

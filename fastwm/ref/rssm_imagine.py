@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights, _dense, _gru, _sample
+from fastwm.ref.block_gru_scan import DenseWeights, LinearWeights, _dense
+from fastwm.ref.rssm_observe import RSSMWeights, _gru, _sample
 
 
 class MLPWeights(NamedTuple):

@@ -4,20 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-class DenseWeights(NamedTuple):
-    """Linear -> RMSNorm -> SiLU: `weight` [out, in], or [G, in/G, out/G] in blocks, `bias` [out], `norm` [out]."""
-
-    weight: Tensor
-    bias: Tensor
-    norm: Tensor
-
-
-class LinearWeights(NamedTuple):
-    """`weight` [out, in], or [G, in/G, out/G] in blocks, `bias` [out]."""
-
-    weight: Tensor
-    bias: Tensor
+from fastwm.ref.block_gru_scan import BlockGRUWeights, DenseWeights, LinearWeights, _dense, block_gru_step
 
 
 class RSSMWeights(NamedTuple):
@@ -52,17 +39,9 @@ def rssm_observe(
 
 def _gru(deter: Tensor, stoch: Tensor, action: Tensor, w: RSSMWeights, eps: float) -> Tensor:
     """`h' = u c + (1 - u) h`: deter [B, D], stoch [B, S*C], action [B, A] -> [B, D]."""
-    blocks = len(w.gates.weight)
     action = action / action.abs().clamp(min=1).detach()
-    embeds = (_dense(deter, w.embed_deter, eps), _dense(stoch, w.embed_stoch, eps), _dense(action, w.embed_action, eps))
-    x = torch.cat(embeds, -1)[:, None].expand(-1, blocks, -1)  # [B, G, 3U]
-    x = torch.cat([deter.unflatten(-1, (blocks, -1)).to(x.dtype), x], -1)
-    hidden = _norm_silu(_blocks(x, w.hidden.weight) + w.hidden.bias, w.hidden.norm, eps)
-    gates = _blocks(hidden.unflatten(-1, (blocks, -1)), w.gates.weight) + w.gates.bias
-    gates = gates.to(deter.dtype).unflatten(-1, (blocks, 3, -1))
-    reset, cand, update = (gate.flatten(1) for gate in gates.unbind(-2))
-    update = torch.sigmoid(update - 1)
-    return update * torch.tanh(torch.sigmoid(reset) * cand) + (1 - update) * deter
+    core = BlockGRUWeights(w.embed_deter, (w.embed_stoch, w.embed_action), (w.hidden,), w.gates)
+    return block_gru_step((stoch, action), deter, core, eps=eps)
 
 
 def _sample(logits: Tensor, uniform: Tensor, unimix: float) -> tuple[Tensor, Tensor]:
@@ -72,16 +51,3 @@ def _sample(logits: Tensor, uniform: Tensor, unimix: float) -> tuple[Tensor, Ten
     probs = (1 - unimix) * F.softmax(logits, -1) + unimix / classes
     index = (probs.detach().cumsum(-1)[..., :-1] <= uniform[..., None]).sum(-1)
     return F.one_hot(index, classes).to(probs.dtype) + (probs - probs.detach()), index
-
-
-def _dense(x: Tensor, layer: DenseWeights, eps: float) -> Tensor:
-    return _norm_silu(F.linear(x, layer.weight, layer.bias), layer.norm, eps)
-
-
-def _norm_silu(x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    return F.silu(F.rms_norm(x.to(scale.dtype), scale.shape, scale, eps).to(x.dtype))
-
-
-def _blocks(x: Tensor, weight: Tensor) -> Tensor:
-    """[B, G, I] times [G, I, O] -> [B, G*O]."""
-    return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1).flatten(1)

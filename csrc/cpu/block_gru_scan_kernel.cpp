@@ -1,0 +1,134 @@
+#include "block_gru_backward.h"
+
+namespace fastwm::FASTWM_ISA {
+namespace {
+
+template <typename T, typename O>
+struct Scratch {
+  Arena arena;
+  GruScratch<T, O> gru;
+
+  Scratch(const BlockGruSizes& n, int64_t rows)
+      : arena(GruScratch<T, O>::bytes(n, rows)), gru(n, rows, arena) {}
+};
+
+template <typename T, typename O>
+void walk(const BlockGruScan& p, const GruWeights<T, O>& weights, int64_t first, int64_t rows, Team team,
+          const GruScratch<T, O>& scratch) {
+  const AmxTiles tiles(use_amx<O>(), rows);
+  GruSteps<T, O> gru(p, weights, first, rows, team, scratch);
+  gru.start();
+  for (int64_t t = 0; t < p.n.T; ++t) {
+    const Range own = team.range(rows);
+    for (int64_t r = own.first; r < own.last; ++r) gru.norm_carry(t, r);
+    team.wait();
+    gru.hidden(t);
+    team.wait();
+    gru.norm_hidden(t);
+    team.wait();
+    gru.gates(t);
+    team.wait();
+    if (t + 1 == p.n.T) break;
+    gru.embed_carry(team.range(weights.carry.tasks()));
+    team.wait();
+    gru.forget(t + 1);
+  }
+}
+
+template <typename T, typename O>
+void scan(const BlockGruScan& p) {
+  const int threads = max_threads();
+  Packings<O> packings;
+  GruWeights<T, O> weights(p, packings);
+  const int64_t bytes = packings.bytes();
+  Arena arena(bytes);
+  packings.pack(arena, threads);
+  for_each_team<Scratch<T, O>>(
+      p.n.B, packings.weights(), bytes, threads, [&](int64_t rows) { return Scratch<T, O>(p.n, rows); },
+      [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
+        walk(p, weights, first, rows, team, scratch.gru);
+      });
+}
+
+template <typename T, typename O>
+struct BackScratch {
+  Arena arena;
+  GruBackScratch<T, O> gru;
+
+  BackScratch(const BlockGruSizes& n, int64_t rows)
+      : arena(GruBackScratch<T, O>::bytes(n, rows)), gru(n, rows, arena) {}
+};
+
+// In the layout of BlockGruScanBackward.
+template <typename T>
+GruGrads<T> grads_in(const BlockGruSizes& n, T* array) {
+  GradLayout<T> all{array};
+  GruGrads<T> grads;
+  grads.take_carry(n, all);
+  grads.take_rest(n, all);
+  return grads;
+}
+
+template <typename T, typename O>
+void walk_back(const BlockGruScanBackward& p, const GruBackWeights<T, O>& weights, int64_t first, int64_t rows,
+               Team team, const GruBackScratch<T, O>& scratch, T* all, T* own) {
+  const AmxTiles tiles(use_amx<O>(), rows);
+  const GruGrads<T> shared = grads_in(p.n, all), mine = grads_in(p.n, own);
+  GruBackSteps<T, O> gru(p, weights, first, rows, team, scratch, shared, mine);
+  const Range my_rows = team.range(rows);
+  gru.start();
+  for (int64_t t = p.n.T - 1; t >= 0; --t) {
+    for (int64_t r = my_rows.first; r < my_rows.last; ++r) gru.past(t, r);
+    team.wait();
+    gru.gates(t, [](int64_t, T*) {});
+    team.wait();
+    gru.hidden();
+    team.wait();
+    gru.norm_hidden(t);
+    team.wait();
+    gru.embeds();
+    gru.own();
+    team.wait();
+    for (int64_t r = my_rows.first; r < my_rows.last; ++r) gru.norm_carry(t, r);
+    const int64_t count = gru.chunk_rows(t);
+    if (count == 0) continue;
+    team.wait();
+    gru.weights(count);
+    team.wait();
+  }
+  gru.finish();
+}
+
+template <typename T, typename O>
+void scan_backward(const BlockGruScanBackward& p) {
+  const int threads = max_threads();
+  Packings<O> packings;
+  GruBackWeights<T, O> weights(p, packings);
+  const int64_t bytes = packings.bytes();
+  Arena arena(bytes);
+  packings.pack(arena, threads);
+  for_each_team_summing<BackScratch<T, O>>(
+      p.n.B, packings.weights(), bytes, threads, p.n.weights(), ptr<T>(p.d_weights),
+      [&](int64_t rows) { return BackScratch<T, O>(p.n, rows); },
+      [&](int64_t first, int64_t rows, Team team, const BackScratch<T, O>& scratch, T* all, T* own) {
+        walk_back(p, weights, first, rows, team, scratch.gru, all, own);
+      });
+}
+
+}  // namespace
+
+void block_gru_scan_kernel(const BlockGruScan& p) {
+#if FASTWM_BF16
+  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return scan<float, bf16>(p);
+#endif
+  p.dtype == Dtype::f64 ? scan<double, double>(p) : scan<float, float>(p);
+}
+
+void block_gru_scan_backward_kernel(const BlockGruScanBackward& p) {
+#if FASTWM_BF16
+  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return scan_backward<float, bf16>(p);
+#endif
+  p.dtype == Dtype::f64 ? scan_backward<double, double>(p) : scan_backward<float, float>(p);
+}
+
+}  // namespace fastwm::FASTWM_ISA

@@ -1,0 +1,157 @@
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastwm import ref
+from fastwm.ops._backend import Operator
+from fastwm.ops.cell_steps import in_dtype_of
+from fastwm.ops.norm_act import rms_norm_silu
+from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
+from fastwm.ref.block_gru_scan import BlockGRUWeights
+
+__all__ = ["BlockGRUWeights", "block_gru_scan"]
+
+_NATIVE_BF16 = torch.cpu._is_avx512_bf16_supported()  # elsewhere PyTorch's bfloat16 products are slower than float32
+
+
+def block_gru_scan(
+    inputs: Tensor | Sequence[Tensor], h: Tensor, w: BlockGRUWeights, is_first: Tensor | None = None,
+    update_bias: float = -1.0, eps: float = 1e-4,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Walk DreamerV3's recurrent core through a whole sequence in one call.
+
+        e = [dense(h), dense(x_1), ..., dense(x_I)],   y = dense_g([h_g, e]) for every block g
+        r, c, u = blocks(y),   u = sigmoid(u + update_bias),   h' = u tanh(sigmoid(r) c) + (1 - u) h
+
+    with `dense` a linear layer, an RMS norm and a SiLU. What the inputs ask for waits for no step and is done in two
+    large products before the walk. With one input this is TorchRL's `DreamerV3BlockGRU`.
+
+    Args:
+        inputs: `[T, B, X]`, T >= 1, or several of that form, which are embedded apart.
+        h: `[B, D]`, the carry before the first step, float32 or float64.
+        w: the parameters, of the carry's dtype, see `BlockGRUWeights`.
+        is_first: `[T, B]` bool. Where it is set the carry before the step is zero, and no gradient passes.
+        update_bias, eps: a constant of the update gate; epsilon of the RMS norms.
+
+    Returns:
+        The carry after every step `[T, B, D]`, and after the last `[B, D]`. Differentiable once in inputs, h and all
+        weights; with the `ref` backend any number of times. Under autocast to bfloat16 the products are in bfloat16
+        where the CPU has them, those inside the walk with float32 sums, and the carry stays float32; with `ref` it is
+        as autocast has it. Kernels have one hidden layer: more take the `ref` path.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, or T = 0.
+
+    Source: Hafner et al., "Mastering diverse control tasks through world models" (2025) and its official code
+    """
+    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    _check(inputs, h, w, is_first)
+    if is_first is None:
+        is_first = torch.zeros(inputs[0].shape[:2], dtype=torch.bool, device=h.device)
+    library = _forward.library(h) if h.dtype in _KERNEL_DTYPES and len(w.hidden) == 1 else None
+    if library is None:
+        inputs = tuple(in_dtype_of(layer.weight, x) for x, layer in zip(inputs, w.embed_inputs))
+        return ref.block_gru_scan(inputs, h, w, is_first, update_bias, eps)
+    block, units = w.gates.weight.shape[1], len(w.embed_carry.weight)
+    own, of_carry, of_inputs = w.hidden[0].weight.split([block, units, len(inputs) * units], 1)
+    bf16 = bf16_products(h)
+    with torch.autocast(h.device.type, enabled=bf16 and _NATIVE_BF16):
+        hidden_in = _of_inputs(inputs, h, w, of_inputs, eps)
+    tensors = (hidden_in, is_first, h, *w.embed_carry, own, of_carry, w.hidden[0].norm, *w.gates)
+    save = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    output = _forward(library, *tensors, update_bias, eps, save, bf16)[0]
+    return output, output[-1]
+
+
+def _of_inputs(inputs: tuple[Tensor, ...], h: Tensor, w: BlockGRUWeights, weight: Tensor, eps: float) -> Tensor:
+    """What the inputs add to the hidden layer, with its bias [T, B, D]; `weight` [G, I U, D/G]."""
+    embeds = [
+        rms_norm_silu(F.linear(x.to(h.dtype), *layer[:2]), layer.norm, eps)
+        for x, layer in zip(inputs, w.embed_inputs)
+    ]  # fmt: skip
+    flat = torch.cat(embeds, -1).flatten(0, 1)
+    hidden_in = torch.addmm(w.hidden[0].bias, flat, weight.transpose(0, 1).flatten(1))
+    return hidden_in.to(h.dtype).unflatten(0, inputs[0].shape[:2])
+
+
+def _check(inputs: tuple[Tensor, ...], h: Tensor, w: BlockGRUWeights, is_first: Tensor | None) -> None:
+    shapes = [list(x.shape) for x in inputs]
+    if len(inputs) != len(w.embed_inputs) or not inputs:
+        raise ValueError(f"expected an input for each of {len(w.embed_inputs)} embeddings, got {shapes}")
+    if any(x.dim() != 3 or len(x) == 0 or not x.is_floating_point() for x in inputs) or h.dim() != 2:
+        raise ValueError(f"expected inputs [T, B, X] with T >= 1 and h [B, D], got {shapes} and {list(h.shape)}")
+    if is_first is not None and is_first.dtype != torch.bool:
+        raise ValueError(f"expected is_first to be bool, got {is_first.dtype}")
+    (T, B, _), D = inputs[0].shape, h.shape[1]
+    G, U = len(w.gates.weight), len(w.embed_carry.weight)
+    if G == 0 or D % G:
+        raise ValueError(f"a carry of width {D} does not divide into {G} blocks")
+    if not w.hidden:
+        raise ValueError("a block GRU needs a hidden layer")
+    J = D // G
+    first = {} if is_first is None else {"is_first": (is_first, (T, B))}
+    expected = first | {
+        "h": (h, (B, D)), "embed_carry": (w.embed_carry.weight, (U, D)), "gates": (w.gates.weight, (G, J, 3 * J)),
+        "the gates' bias": (w.gates.bias, (3 * D,)),
+    }  # fmt: skip
+    for i, (x, layer) in enumerate(zip(inputs, w.embed_inputs)):
+        expected[f"input {i}"] = (x, (T, B, layer.weight.shape[-1]))
+        expected[f"embedding {i}"] = (layer.weight, (U, layer.weight.shape[-1]))
+    for i, layer in enumerate(w.hidden):
+        width = J if i else J + (1 + len(inputs)) * U
+        expected[f"hidden layer {i}"] = (layer.weight, (G, width, J))
+    for name, (x, shape) in expected.items():
+        if x.shape != shape or x.device != h.device:
+            raise ValueError(f"expected {name} {list(shape)} on {h.device}, got {list(x.shape)} on {x.device}")
+    if w.gates.weight.dtype != h.dtype or not h.is_floating_point():
+        raise ValueError(f"expected h and weights of one floating dtype, got {h.dtype} and {w.gates.weight.dtype}")
+
+
+# The operator fastwm::block_gru_scan takes hidden_in, is_first, h, these weights, and update_bias, eps, save, bf16. Its
+# backward returns the gradients of the weights in one array, in the same order.
+_WEIGHTS = ("w_carry", "b_carry", "n_carry", "w_own", "w_embeds", "n_hidden", "w_gates", "b_gates")
+
+
+def _fake(hidden_in: Tensor, is_first: Tensor, h: Tensor, w_carry: Tensor, *rest: Any) -> Any:
+    (T, B, D), U, save, new = hidden_in.shape, len(w_carry), rest[-2], hidden_in.new_empty
+    kept = T if save else 0
+    return new(T, B, D), new(kept, B, U), new(kept, B, D), new(kept, B, 3 * D)
+
+
+def _fake_backward(g_output: Tensor, is_first: Tensor, h: Tensor, *rest: Any) -> Any:
+    w_carry, _, w_own, w_embeds, _, w_gates = rest[4:10]
+    (U, D), matrices, new = w_carry.shape, (w_carry, w_own, w_embeds, w_gates), g_output.new_empty
+    return new(g_output.shape), new(h.shape), new(sum(w.numel() for w in matrices) + 2 * U + 4 * D)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, is_first, h, *weights, _, ctx.eps, _, ctx.bf16 = inputs
+    outputs, *saved = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*saved)
+    ctx.save_for_backward(is_first, h, outputs, *saved, *weights)
+
+
+def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    is_first, h, outputs, embeds, hidden, gates, *weights = ctx.saved_tensors
+    if grads[0] is None:
+        return (None,) * 15
+    needed = [w for w, name in zip(weights, _WEIGHTS) if not name.startswith("b_")]
+    d_hidden, d_h, d_weights = _backward(
+        library, grads[0], is_first, h, outputs, embeds, hidden, gates, *needed, ctx.eps, ctx.bf16
+    )
+    parts = d_weights.split([w.numel() for w in weights])
+    return d_hidden, None, d_h, *(part.view(w.shape) for part, w in zip(parts, weights)), None, None, None, None
+
+
+_backward = Operator("block_gru_scan_backward", fake=_fake_backward, vmap=_no_vmap("block_gru_scan"))
+_forward = Operator(
+    "block_gru_scan",
+    fake=_fake,
+    vmap=_no_vmap("block_gru_scan"),
+    backward=_derivative,
+    setup_context=_setup_context,
+)
