@@ -55,22 +55,32 @@ class Waiting {
   bool locked_ = false;
 };
 
+// Only the mean and log-std of the component that was drawn are needed. In float32 they are products of their own, a
+// fifth of a dream's arithmetic less than all components'; AMX has all of them sooner.
+template <typename O>
+constexpr bool kAllComponents = sizeof(O) == 2;
+
+inline int64_t padded(int64_t width) { return (width + 15) / 16 * 16; }
+
 // T is what sums, state and samples are in, O what products multiply.
 template <typename T, typename O>
 struct Weights {
   Packed<O> ih[4], hh[4];  // by gate: i, f, g, o
-  Packed<O> out;           // 3K matrices [H, Z]: logits, means and log-stds of each component
+  Packed<O> out;           // matrices [H, Z]: the logits of each component, and means and log-stds if all are computed
+  T* moments;              // else [Z, K, 2, padded H]: the mean's and the log-std's column of each component
   T* gate_bias;            // [4, H], the constant of the forget gate added
   T *out_bias, *extra;     // [3K, Z], [extra, H]
 
-  explicit Weights(const MdnRnnRollout& p) : out{3 * p.K, p.H, p.Z} {
+  explicit Weights(const MdnRnnRollout& p) : out{(kAllComponents<O> ? 3 : 1) * p.K, p.H, p.Z} {
     for (int i = 0; i < 4; ++i) ih[i] = {1, p.I, p.H}, hh[i] = {1, p.H, p.H};
   }
   int64_t bytes(const MdnRnnRollout& p) const {
     int64_t sum = Arena::bytes<O>(out.size());
     for (int i = 0; i < 4; ++i) sum += Arena::bytes<O>(ih[i].size()) + Arena::bytes<O>(hh[i].size());
-    return sum + Arena::bytes<T>(4 * p.H) + Arena::bytes<T>(3 * p.K * p.Z) + Arena::bytes<T>(p.extra() * p.H);
+    return sum + Arena::bytes<T>(4 * p.H) + Arena::bytes<T>(3 * p.K * p.Z) + Arena::bytes<T>(p.extra() * p.H) +
+           Arena::bytes<T>(moment_count(p));
   }
+  static int64_t moment_count(const MdnRnnRollout& p) { return kAllComponents<O> ? 0 : 2 * p.Z * p.K * padded(p.H); }
   int64_t count() const { return 4 * (ih[0].K + hh[0].K) * hh[0].N + out.blocks * out.K * out.N; }
 
   void pack(const MdnRnnRollout& p, Arena& arena, int threads) {
@@ -95,6 +105,13 @@ struct Weights {
     out_bias = arena.take<T>(3 * p.K * p.Z);
     for (int64_t g = 0; g < 3 * p.K; ++g)
       for (int64_t z = 0; z < p.Z; ++z) out_bias[g * p.Z + z] = ptr<T>(p.out_bias)[p.extra() + z * 3 * p.K + g];
+    moments = arena.take<T>(moment_count(p));
+    std::memset(moments, 0, moment_count(p) * sizeof(T));
+    for (int64_t i = 0; i < moment_count(p) / padded(p.H); ++i) {
+      const int64_t z = i / (2 * p.K), k = i / 2 % p.K, part = 1 + i % 2;
+      const Weight column{mixtures + (z * 3 * p.K + part * p.K + k) * p.out.sn, 0, 0, p.out.sk};
+      pack_rows(column, 0, 1, p.H, moments + i * padded(p.H));
+    }
     extra = arena.take<T>(p.extra() * p.H);
     pack_rows({p.out.data, 0, p.out.sn, p.out.sk}, 0, p.extra(), p.H, extra);
   }
@@ -105,20 +122,26 @@ template <typename T, typename O>
 struct Scratch {
   static constexpr int64_t kGateWidth = 4 * kPanelOf<O>;
   Arena arena;
-  O *x, *h, *next_h;         // operands [R, I] [R, H] [R, H]
+  O *x, *h, *next_h;         // operands [R, I] [R, padded H] [R, padded H]
   T *gates, *out, *mixture;  // [R, 4, panel] [R, 3K, Z] [3, Z]
+  T *mean, *log_std;         // [R, Z], of the components drawn
+  int32_t* index;            // [R, Z]
   T* action;                 // [A]
   float *uniform, *normal;
   int64_t rows[kDreams];
 
   explicit Scratch(const MdnRnnRollout& p)
-      : arena(8 * (kDreams * (p.I + 2 * p.H + kGateWidth + 3 * p.K * p.Z) + 5 * p.Z + p.A) + 8192) {
+      : arena(8 * (kDreams * (p.I + 2 * padded(p.H) + kGateWidth + 3 * p.K * p.Z + 3 * p.Z) + 5 * p.Z + p.A) + 8192) {
     x = arena.take<O>(kDreams * p.I);
-    h = arena.take<O>(kDreams * p.H);
-    next_h = arena.take<O>(kDreams * p.H);
+    h = arena.take<O>(2 * kDreams * padded(p.H));
+    next_h = h + kDreams * padded(p.H);
+    std::memset(h, 0, 2 * kDreams * padded(p.H) * sizeof(O));
     gates = arena.take<T>(kDreams * kGateWidth);
     out = arena.take<T>(kDreams * 3 * p.K * p.Z);
     mixture = arena.take<T>(3 * p.Z);
+    mean = arena.take<T>(kDreams * p.Z);
+    log_std = arena.take<T>(kDreams * p.Z);
+    index = arena.take<int32_t>(kDreams * p.Z);
     action = arena.take<T>(p.A);
     uniform = arena.take<float>(p.Z + 3);
     normal = arena.take<float>(p.Z + 3);
@@ -131,12 +154,12 @@ class Dreamer {
  public:
   // states [N, Z + 2H]: z, c and h of every dream
   Dreamer(const MdnRnnRollout& p, const Weights<T, O>& w, T* states, Scratch<T, O>& s)
-      : p_(p), w_(w), states_(states), s_(s) {}
+      : p_(p), w_(w), states_(states), s_(s), ldh_(padded(p.H)) {}
 
   void run(Waiting& waiting) {
     while ((rows_ = waiting.take(s_.rows)) > 0) {
       const int64_t taken = rows_;
-      for (int64_t r = 0; r < rows_; ++r) convert(p_.H, hidden(r), s_.h + r * p_.H);
+      for (int64_t r = 0; r < rows_; ++r) convert(p_.H, hidden(r), s_.h + r * ldh_);
       for (int64_t i = 0; i < kStride && rows_ > 0; ++i) step();
       waiting.put_back(s_.rows, rows_, taken - rows_);
     }
@@ -160,6 +183,8 @@ class Dreamer {
     for (int64_t r = 0; r < rows_; ++r) act(r);
     lstm();
     outputs();
+    for (int64_t r = 0; r < rows_; ++r) choose(r);
+    moments();
     for (int64_t r = 0; r < rows_; ++r) sample(r);
     for (int64_t r = rows_; r-- > 0;) finish(r);
   }
@@ -194,12 +219,12 @@ class Dreamer {
         T* gate = s_.gates + i * kWidth;
         copy_rows(M, width, w_.gate_bias + i * H + j, 0, gate, kRow);
         product(M, s_.x, p_.I, w_.ih[i], panel, gate, kRow);
-        product(M, s_.h, H, w_.hh[i], panel, gate, kRow);
+        product(M, s_.h, ldh_, w_.hh[i], panel, gate, kRow);
       }
       for (int64_t r = 0; r < rows_; ++r) {
         const T* gate = s_.gates + r * kRow;
         lstm_row(width, gate, gate + kWidth, gate + 2 * kWidth, gate + 3 * kWidth, cell(r) + j, hidden(r) + j,
-                 s_.next_h + r * H + j);
+                 s_.next_h + r * ldh_ + j);
       }
     }
     std::swap(s_.h, s_.next_h);
@@ -211,18 +236,67 @@ class Dreamer {
     for (int64_t task = 0; task < w.tasks(); ++task) {
       const int64_t panel = task % w.panels(), column = task / w.panels() * w.N + panel * kPanelOf<O>;
       copy_rows(M, w.width(panel), w_.out_bias + column, 0, s_.out + column, width);
-      product(M, s_.h, p_.H, w, task, s_.out + column, width);
+      product(M, s_.h, ldh_, w, task, s_.out + column, width);
+    }
+  }
+
+  int64_t t(int64_t r) const { return p_.lengths[n(r)]; }
+
+  template <PhiloxKind kind>
+  void draw(int64_t r, int64_t first, float* numbers) const {
+    const int64_t* stream = p_.seed_offset + 2 * n(r);
+    draw_row<kind>((p_.Z + 3) / 4, stream[0], static_cast<uint64_t>(stream[1]) + static_cast<uint64_t>(t(r)), first,
+                   numbers);
+  }
+
+  void choose(int64_t r) const {
+    draw<PhiloxKind::uniform>(r, 0, s_.uniform);
+    choose_row(p_.Z, p_.K, s_.out + r * w_.out.blocks * p_.Z, static_cast<T>(1 / p_.temperature), s_.uniform,
+               s_.mixture, s_.index + r * p_.Z);
+  }
+
+  // The mean and log-std of the components drawn.
+  void moments() const {
+    const int64_t Z = p_.Z, K = p_.K;
+    if constexpr (kAllComponents<O>) {
+      for (int64_t r = 0; r < rows_; ++r) {
+        const T* all = s_.out + r * 3 * K * Z;
+        for (int64_t z = 0; z < Z; ++z) {
+          s_.mean[r * Z + z] = all[(K + s_.index[r * Z + z]) * Z + z];
+          s_.log_std[r * Z + z] = all[(2 * K + s_.index[r * Z + z]) * Z + z];
+        }
+      }
+    } else {
+      for (int64_t z = 0; z < Z; ++z)
+        for (int64_t k = 0; k < K; ++k) {  // the rows that drew it, together
+          int64_t rows[kDreams + 1], count = 0;
+          for (int64_t r = 0; r < rows_; ++r) rows[count] = r, count += s_.index[r * Z + z] == k;
+          int64_t i = 0;
+          for (; i + 4 <= count; i += 4) moments_of<4>(z, k, rows + i);
+          for (; i < count; ++i) moments_of<1>(z, k, rows + i);
+        }
+    }
+  }
+
+  template <int count>
+  void moments_of(int64_t z, int64_t k, const int64_t* rows) const {
+    const T *w = w_.moments + (z * p_.K + k) * 2 * ldh_, *bias = w_.out_bias + (p_.K + k) * p_.Z + z;
+    const T* h[count];
+    T sums[count][2];
+    for (int m = 0; m < count; ++m) h[m] = s_.h + rows[m] * ldh_;
+    dot_pairs<count>(h, w, ldh_, sums);
+    for (int m = 0; m < count; ++m) {
+      s_.mean[rows[m] * p_.Z + z] = bias[0] + sums[m][0];
+      s_.log_std[rows[m] * p_.Z + z] = bias[p_.K * p_.Z] + sums[m][1];
     }
   }
 
   void sample(int64_t r) const {
-    const int64_t Z = p_.Z, t = p_.lengths[n(r)], blocks = (Z + 3) / 4;
-    const uint64_t seed = p_.seed_offset[2 * n(r)], offset = p_.seed_offset[2 * n(r) + 1] + static_cast<uint64_t>(t);
-    draw_row<PhiloxKind::uniform>(blocks, seed, offset, 0, s_.uniform);
-    draw_row<PhiloxKind::normal>(blocks, seed, offset, blocks, s_.normal);
-    mixture_row(Z, p_.K, s_.out + r * 3 * p_.K * Z, static_cast<T>(1 / p_.temperature),
-                static_cast<T>(__builtin_sqrt(p_.temperature)), s_.uniform, s_.normal, s_.mixture, state(r));
-    if (p_.z) std::memcpy(ptr<T>(p_.z) + (t * p_.N + n(r)) * Z, state(r), Z * sizeof(T));
+    const int64_t Z = p_.Z;
+    draw<PhiloxKind::normal>(r, (Z + 3) / 4, s_.normal);
+    noise_row(Z, s_.mean + r * Z, s_.log_std + r * Z, static_cast<T>(__builtin_sqrt(p_.temperature)), s_.normal,
+              state(r));
+    if (p_.z) std::memcpy(ptr<T>(p_.z) + (t(r) * p_.N + n(r)) * Z, state(r), Z * sizeof(T));
   }
 
   // Counts the step; a dream that ends leaves its place to the last.
@@ -235,7 +309,7 @@ class Dreamer {
     if (!done && t + 1 < p_.steps) return;
     --rows_;
     s_.rows[r] = s_.rows[rows_];
-    if (r < rows_) std::memcpy(s_.h + r * p_.H, s_.h + rows_ * p_.H, p_.H * sizeof(O));
+    if (r < rows_) std::memcpy(s_.h + r * ldh_, s_.h + rows_ * ldh_, p_.H * sizeof(O));
   }
 
   T head(int64_t r, int64_t column) const {
@@ -246,6 +320,7 @@ class Dreamer {
   const Weights<T, O>& w_;
   T* const states_;
   Scratch<T, O>& s_;
+  const int64_t ldh_;
   int64_t rows_ = 0;
 };
 

@@ -42,46 +42,62 @@ void draw_row(int64_t blocks, uint64_t seed, uint64_t offset, int64_t first, flo
   }
 }
 
-// out [3K, Z], the logits, means and log-stds of each component, to z [Z]; the logits become weights on the way.
-// scratch [3, Z].
+// The components drawn for the logits [K, Z], which become weights on the way. scratch [3, Z].
 template <typename T>
-void mixture_row(int64_t Z, int64_t K, T* out, T inverse_temperature, T spread, const float* uniform,
-                 const float* normal, T* scratch, T* z) {
+void choose_row(int64_t Z, int64_t K, T* logits, T inverse_temperature, const float* uniform, T* scratch,
+                int32_t* index) {
   T *largest = scratch, *total = scratch + Z, *cumulated = scratch + 2 * Z;
 #pragma omp simd
-  for (int64_t i = 0; i < Z; ++i) largest[i] = out[i], total[i] = 0;
+  for (int64_t i = 0; i < Z; ++i) largest[i] = logits[i], total[i] = cumulated[i] = 0, index[i] = 0;
   for (int64_t k = 1; k < K; ++k) {
 #pragma omp simd
-    for (int64_t i = 0; i < Z; ++i) largest[i] = out[k * Z + i] > largest[i] ? out[k * Z + i] : largest[i];
+    for (int64_t i = 0; i < Z; ++i) largest[i] = logits[k * Z + i] > largest[i] ? logits[k * Z + i] : largest[i];
   }
   for (int64_t k = 0; k < K; ++k) {
 #pragma omp simd
     for (int64_t i = 0; i < Z; ++i) {
-      const T e = vexp_normal((out[k * Z + i] - largest[i]) * inverse_temperature);
-      out[k * Z + i] = e;
+      const T e = vexp_normal((logits[k * Z + i] - largest[i]) * inverse_temperature);
+      logits[k * Z + i] = e;
       total[i] += e;
     }
   }
-  T *threshold = total, *log_std = largest;
-  const T *means = out + K * Z, *log_stds = out + 2 * K * Z;
+  T* threshold = total;
 #pragma omp simd
-  for (int64_t i = 0; i < Z; ++i) {
-    threshold[i] = cdf_threshold(static_cast<T>(uniform[i]), total[i]);
-    cumulated[i] = 0;
-    z[i] = means[i];
-    log_std[i] = log_stds[i];
-  }
-  for (int64_t k = 1; k < K; ++k) {  // the k-th is drawn where the weights before it do not exceed the threshold
+  for (int64_t i = 0; i < Z; ++i) threshold[i] = cdf_threshold(static_cast<T>(uniform[i]), total[i]);
+  for (int64_t k = 0; k + 1 < K; ++k) {
 #pragma omp simd
     for (int64_t i = 0; i < Z; ++i) {
-      cumulated[i] += out[(k - 1) * Z + i];
-      const bool passed = cumulated[i] <= threshold[i];
-      z[i] = passed ? means[k * Z + i] : z[i];
-      log_std[i] = passed ? log_stds[k * Z + i] : log_std[i];
+      cumulated[i] += logits[k * Z + i];
+      index[i] += cumulated[i] <= threshold[i] ? 1 : 0;
     }
   }
+}
+
+template <typename T>
+void noise_row(int64_t Z, const T* mean, const T* log_std, T spread, const float* normal, T* z) {
 #pragma omp simd
-  for (int64_t i = 0; i < Z; ++i) z[i] += vexp(log_std[i]) * spread * static_cast<T>(normal[i]);
+  for (int64_t i = 0; i < Z; ++i) z[i] = mean[i] + vexp(log_std[i]) * spread * static_cast<T>(normal[i]);
+}
+
+// Products of a few rows with two columns w [2, width]; the width is a multiple of a vector's.
+template <int rows, typename T>
+inline void dot_pairs(const T* const* x, const T* w, int64_t width, T (&sums)[rows][2]) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t lanes = kVectorBytes / sizeof(T);
+  V sum[rows][2] = {};
+  for (int64_t j = 0; j < width; j += lanes) {
+    const V w0 = *reinterpret_cast<const V*>(w + j), w1 = *reinterpret_cast<const V*>(w + width + j);
+    for (int m = 0; m < rows; ++m) {
+      const V v = *reinterpret_cast<const V*>(x[m] + j);
+      sum[m][0] += v * w0;
+      sum[m][1] += v * w1;
+    }
+  }
+  for (int m = 0; m < rows; ++m)
+    for (int c = 0; c < 2; ++c) {
+      sums[m][c] = 0;
+      for (int i = 0; i < lanes; ++i) sums[m][c] += sum[m][c][i];
+    }
 }
 
 }  // namespace
