@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, select
+from fastwm.ops._backend import Operator
 from fastwm.ops.cells import GateOrder
 from fastwm.ops.rssm_observe import _no_vmap, bf16_products
 from fastwm.ref.mdn_rnn_rollout import MDNRNNWeights, Rollouts
@@ -55,8 +55,8 @@ def mdn_rnn_rollout(
     Source: Ha and Schmidhuber, "World Models", and their code
     """
     _check(z, controllers, controller_bias, w, seed_offset, steps, extra, temperature, squash, order)
-    library = select(z)
-    if library is None or library not in _forward.ops:
+    library = _forward.library(z)
+    if library is None:
         return ref.mdn_rnn_rollout(
             z, controllers, controller_bias, w, seed_offset, steps, tuple(extra), temperature, squash, forget_bias,
             order, trajectories,
