@@ -14,6 +14,7 @@ from torch.testing import assert_close
 import fastwm
 from fastwm import _lib
 from fastwm.ops import MDNRNNWeights, Rollouts, mdn_rnn_rollout, philox_uniform
+from tests.conftest import Target
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
 needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
@@ -192,14 +193,21 @@ TASKS = {
 }
 
 
-@needs_cpu
+def move(made: Any, device: str) -> Any:
+    (z, controllers, bias, w, stream), options = made
+    bias = None if bias is None else bias.to(device)
+    w = MDNRNNWeights(*(x.to(device) for x in w))
+    return (z.to(device), controllers.to(device), bias, w, stream.to(device)), options
+
+
 @pytest.mark.parametrize("order", ["ijfo", "ifgo"])
 @pytest.mark.parametrize("task", TASKS)
-def test_equals_reference(task: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_reference(task: str, order: str, native: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole trajectories in float64, once both draw the same normal numbers: they are rounded differently."""
     name, sizes = TASKS[task]
-    made = make(name, **sizes)
-    monkeypatch.setattr(reference, "philox_normal", torch.ops.fastwm.philox_normal)
+    made = move(make(name, **sizes), native.device)
+    if native.backend != "triton":  # which has no kernel
+        monkeypatch.setattr(reference, "philox_normal", getattr(torch.ops, native.library).philox_normal)
     for steps in (1, 2, 70):
         ours = rollout(made, steps, order=order)
         with fastwm.backend("ref"):
@@ -310,6 +318,13 @@ def test_opcheck_and_compile() -> None:
     compiled = torch.compile(lambda z: mdn_rnn_rollout(z, *args[1:], 5, **options), fullgraph=True, backend="aot_eager")
     got, want = compiled(args[0]), mdn_rnn_rollout(*args, 5, **options)
     assert torch.equal(got.lengths, want.lengths) and torch.equal(got.returns, want.returns)
+
+
+def test_float32_on_every_backend(native: Target) -> None:
+    made = move(make("doom", Z=20, H=50, rollouts=30, dtype=torch.float32), native.device)
+    ours = rollout(made, 4)
+    with fastwm.backend("ref"):
+        assert_close(tuple(ours), tuple(rollout(made, 4)), atol=5e-5, rtol=5e-5)
 
 
 def test_streams() -> None:

@@ -77,7 +77,7 @@ struct Weights {
   int64_t bytes(const MdnRnnRollout& p) const {
     int64_t sum = Arena::bytes<O>(out.size());
     for (int i = 0; i < 4; ++i) sum += Arena::bytes<O>(ih[i].size()) + Arena::bytes<O>(hh[i].size());
-    return sum + Arena::bytes<T>(4 * p.H) + Arena::bytes<T>(3 * p.K * p.Z) + Arena::bytes<T>(p.extra() * p.H) +
+    return sum + Arena::bytes<T>(4 * p.H) + Arena::bytes<T>(3 * p.K * p.Z) + Arena::bytes<T>(p.extra * p.H) +
            Arena::bytes<T>(moment_count(p));
   }
   static int64_t moment_count(const MdnRnnRollout& p) { return kAllComponents<O> ? 0 : 2 * p.Z * p.K * padded(p.H); }
@@ -99,12 +99,12 @@ struct Weights {
       for (int64_t j = 0; j < p.H; ++j) gate_bias[i * p.H + j] = ptr<T>(p.bias)[at * p.H + j] + constant;
     }
     out.data = arena.take<O>(out.size());
-    const T* mixtures = ptr<T>(p.out.data) + p.extra() * p.out.sn;
+    const T* mixtures = ptr<T>(p.out.data) + p.extra * p.out.sn;
     items[8] = {&out, {mixtures, p.out.sn, p.out.sk, 3 * p.K * p.out.sn}};
     pack_all(items, 9, threads);
     out_bias = arena.take<T>(3 * p.K * p.Z);
     for (int64_t g = 0; g < 3 * p.K; ++g)
-      for (int64_t z = 0; z < p.Z; ++z) out_bias[g * p.Z + z] = ptr<T>(p.out_bias)[p.extra() + z * 3 * p.K + g];
+      for (int64_t z = 0; z < p.Z; ++z) out_bias[g * p.Z + z] = ptr<T>(p.out_bias)[p.extra + z * 3 * p.K + g];
     moments = arena.take<T>(moment_count(p));
     std::memset(moments, 0, moment_count(p) * sizeof(T));
     for (int64_t i = 0; i < moment_count(p) / padded(p.H); ++i) {
@@ -112,8 +112,8 @@ struct Weights {
       const Weight column{mixtures + (z * 3 * p.K + part * p.K + k) * p.out.sn, 0, 0, p.out.sk};
       pack_rows(column, 0, 1, p.H, moments + i * padded(p.H));
     }
-    extra = arena.take<T>(p.extra() * p.H);
-    pack_rows({p.out.data, 0, p.out.sn, p.out.sk}, 0, p.extra(), p.H, extra);
+    extra = arena.take<T>(p.extra * p.H);
+    pack_rows({p.out.data, 0, p.out.sn, p.out.sk}, 0, p.extra, p.H, extra);
   }
 };
 
@@ -206,7 +206,7 @@ class Dreamer {
     O* x = s_.x + r * p_.I;
     convert(Z, z, x);
     convert(p_.A, s_.action, x + Z);
-    if (p_.has_restart()) narrow(t == 0 ? T(1) : T(0), x[Z + p_.A]);
+    if (p_.I > p_.Z + p_.A) narrow(t == 0 ? T(1) : T(0), x[Z + p_.A]);
     if (p_.action) std::memcpy(ptr<T>(p_.action) + (t * p_.N + n(r)) * p_.A, s_.action, p_.A * sizeof(T));
   }
 

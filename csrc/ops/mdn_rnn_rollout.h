@@ -48,6 +48,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mdn_rnn_rollout(
                         weight_of(w_out, {outputs, H}, z0, "w_out"),
                         b_out.const_data_ptr(),
                         static_cast<const int64_t*>(seed_offset.const_data_ptr()),
+                        extra,
                         done,
                         reward,
                         temperature,

@@ -17,16 +17,13 @@ struct MdnRnnRollout {
   Weight out;                                // [H, extra + 3 Z K]
   const void* out_bias;
   const int64_t* seed_offset;                // [N, 2]
-  int64_t done, reward;                      // columns of `out`, or -1
+  int64_t extra, done, reward;               // outputs before the mixtures, and which they are, or -1
   double temperature, forget_bias;
   bool car, ijfo;
   int64_t* lengths;                          // [N]
   void* returns;                             // [N]
   void *z, *action;                          // [steps, N, Z] [steps, N, A], zeros; or null
   bool* ended;                               // [steps, N], likewise
-
-  int64_t extra() const { return (done >= 0) + (reward >= 0); }
-  bool has_restart() const { return I > Z + A; }
 };
 
 }  // namespace fastwm
