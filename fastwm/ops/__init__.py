@@ -30,6 +30,7 @@ from fastwm.ops.gru_rssm import (
 from fastwm.ops.lambda_return import lambda_return
 from fastwm.ops.laprop import laprop_step_
 from fastwm.ops.mdn import mdn_nll, mdn_sample
+from fastwm.ops.mdn_rnn_rollout import MDNRNNWeights, Rollouts, mdn_rnn_rollout
 from fastwm.ops.norm_act import layer_norm_elu, layer_norm_silu, rms_norm, rms_norm_silu
 from fastwm.ops.philox import philox_bits, philox_normal, philox_uniform
 from fastwm.ops.rssm_imagine import ActionHead, MLPWeights, rssm_imagine
@@ -47,9 +48,11 @@ __all__ = [
     "GRURSSMWeights",
     "LayerWeights",
     "LinearWeights",
+    "MDNRNNWeights",
     "MLPWeights",
     "PolicyHead",
     "RSSMWeights",
+    "Rollouts",
     "backend",
     "balanced_categorical_kl",
     "block_gru_gates",
@@ -74,6 +77,7 @@ __all__ = [
     "lstm_scan",
     "lstm_step",
     "mdn_nll",
+    "mdn_rnn_rollout",
     "mdn_sample",
     "philox_bits",
     "philox_normal",
