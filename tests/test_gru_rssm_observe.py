@@ -289,7 +289,7 @@ def raw_inputs(case: Case) -> list[Any]:
     forward = module._forward
 
     class Capture:
-        ops = forward.ops
+        library = forward.library
 
         def __call__(self, library: str, *inputs: Any) -> Any:
             captured.extend(inputs)

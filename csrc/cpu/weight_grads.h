@@ -1,6 +1,7 @@
 // The gradients of a sequence's weights: products over the last rows that came back, while they are in cache.
 #pragma once
 
+#include "layer_rows.h"
 #include "rssm_plan.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -37,6 +38,21 @@ void add_columns(int64_t count, const T* x, int64_t width, int64_t stride, T* su
 #pragma omp simd
     for (int64_t i = columns.first; i < columns.last; ++i) sum[i] += x[r * stride + i];
   }
+}
+
+// sum [Z, N] += z^T d over `count` rows, a member's share of d's columns: z [., Z] by pointers, null where all is zero.
+// A one-hot z is a scatter; some classes at a time, so that their rows stay in cache.
+template <typename T>
+void add_sparse_products(int64_t count, int64_t Z, const T* const* z, const T* d, int64_t N, T* sum, Team team) {
+  constexpr int64_t kClasses = 16;
+  const Range columns = team.range(N);
+  for (int64_t z0 = 0; z0 < Z; z0 += kClasses)
+    for (int64_t k = 0; k < count; ++k) {
+      if (!z[k]) continue;
+      for_each_nonzero(Z - z0 < kClasses ? Z - z0 : kClasses, z[k] + z0, [&](int64_t i, T x) {
+        add_scaled(columns.last - columns.first, x, d + k * N + columns.first, sum + (z0 + i) * N + columns.first);
+      });
+    }
 }
 
 // Threads that own rows sum into arrays of their own, added up in order at the end.

@@ -13,13 +13,15 @@ from fastwm.nn.distributions import (
 )
 from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.functional import symexp_bins
+from fastwm.nn.gru_rssm import GRURSSM, Latent
 from fastwm.nn.heads import Actor, BernoulliHead, Policy, TwoHotHead
 from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU
 from fastwm.nn.mdn import MDNHead, Mixture
 from fastwm.nn.normalize import PercentileNormalizer
-from fastwm.nn.rssm import RSSM, BlockGRU, State
+from fastwm.nn.rssm import RSSM, BlockGRU, BlockRSSM, State
 
 __all__ = [
+    "GRURSSM",
     "MLP",
     "RSSM",
     "Actor",
@@ -28,6 +30,7 @@ __all__ = [
     "BlockGRU",
     "BlockGRUCell",
     "BlockLinear",
+    "BlockRSSM",
     "BoundedNormal",
     "Categorical",
     "Conv2d",
@@ -36,6 +39,7 @@ __all__ = [
     "Encoder",
     "GRUCell",
     "LSTMCell",
+    "Latent",
     "LayerNormGRUCell",
     "Linear",
     "MDNHead",

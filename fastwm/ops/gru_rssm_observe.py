@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, select
+from fastwm.ops._backend import Operator
 from fastwm.ops.rssm_observe import _no_vmap, bf16_products
 from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights, LayerWeights
 from fastwm.ref.rssm_observe import LinearWeights
@@ -53,8 +53,8 @@ def gru_rssm_observe(
     "Mastering Atari with discrete world models" (2021), and their official codes
     """
     _check(tokens, action, is_first, deter, stoch, noise, w, kind)
-    library = select(deter) if deter.dtype in _KERNEL_DTYPES else None
-    if library is None or library not in _forward.ops:
+    library = _forward.library(deter) if deter.dtype in _KERNEL_DTYPES else None
+    if library is None:
         return ref.gru_rssm_observe(tokens, action, is_first, deter, stoch, noise, w, kind)
     bf16 = bf16_products(deter)
     if not torch.is_autocast_enabled(deter.device.type):
