@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bench.conftest import Measure
-from fastwm.nn import RSSM, Actor, State
+from fastwm.nn import Actor, BlockRSSM, State
 from fastwm.nn.spaces import as_dict, encode
 from fastwm.ops import rssm_imagine
 
@@ -24,7 +24,7 @@ SIZES = {  # deter, hidden, stoch, classes
 def test_rssm_imagine(measure: Measure, size: str, name: str) -> None:
     torch.manual_seed(0)
     space = as_dict(spaces.Box(-1, 1, (ACTION,), np.float32), "action")
-    rssm = RSSM(8, ACTION, *SIZES[size])
+    rssm = BlockRSSM(8, ACTION, *SIZES[size])
     actor = Actor(rssm.feat_dim, SIZES[size][1], 3, space, 0.01, 0.0)
     start = State(torch.randn(N, rssm.deter).tanh(), rssm.initial(N).stoch)
     uniform, normal = torch.rand(H, N, rssm.stoch), torch.randn(H + 1, N, ACTION)
@@ -34,9 +34,12 @@ def test_rssm_imagine(measure: Measure, size: str, name: str) -> None:
         return action, encode(space, action)
 
     def loop() -> Tensor:
-        states, _, _ = rssm.imagine(start, policy, H, uniform)
-        policy(State(states.deter[-1], states.stoch[-1]), H)
-        return states.deter
+        state, deters = start, []
+        for step in range(H):
+            state, _ = rssm.imagine_step(state, policy(state, step)[1], uniform[step])
+            deters.append(state.deter)
+        policy(state, H)
+        return torch.stack(deters)
 
     def fused() -> Tensor:
         heads = tuple(actor.specs.values())

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bench.conftest import Measure
-from fastwm.nn import RSSM, State
+from fastwm.nn import BlockRSSM, State
 
 T, B, ACTION = 64, 16, 6
 SIZES = {  # tokens, deter, hidden, stoch, classes
@@ -17,7 +17,7 @@ SIZES = {  # tokens, deter, hidden, stoch, classes
 }
 
 
-def loop(rssm: RSSM, state: State, action: Tensor, tokens: Tensor, first: Tensor, uniform: Tensor) -> list[Tensor]:
+def loop(rssm: BlockRSSM, state: State, action: Tensor, tokens: Tensor, first: Tensor, uniform: Tensor) -> list[Tensor]:
     """As the peers write it: one step after the other, stacked."""
     states, logits = [], []
     for t in range(len(tokens)):
@@ -27,7 +27,7 @@ def loop(rssm: RSSM, state: State, action: Tensor, tokens: Tensor, first: Tensor
     return [*(torch.stack(part) for part in zip(*states)), torch.stack(logits)]
 
 
-def fused(rssm: RSSM, *args: Tensor) -> list[Tensor]:
+def fused(rssm: BlockRSSM, *args: Tensor) -> list[Tensor]:
     state, logits = rssm.observe(*args)
     return [*state, logits]
 
@@ -38,7 +38,7 @@ def fused(rssm: RSSM, *args: Tensor) -> list[Tensor]:
 def test_rssm_observe(measure: Measure, size: str, backward: bool, name: str) -> None:
     torch.manual_seed(0)
     tokens_width, *widths = SIZES[size]
-    rssm = RSSM(tokens_width, ACTION, *widths)
+    rssm = BlockRSSM(tokens_width, ACTION, *widths)
     tokens = torch.randn(T, B, tokens_width, requires_grad=backward)
     first = torch.rand(T, B) < 0.02
     args = (rssm.initial(B), torch.randn(T, B, ACTION), tokens, first, torch.rand(T, B, rssm.stoch))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastwm.agents import DreamerV3, DreamerV3Config, Noise
 from fastwm.agents.official import load_official, official_names
-from fastwm.nn import RSSM, PercentileNormalizer, State
+from fastwm.nn import BlockRSSM, PercentileNormalizer, State
 from fastwm.nn.layers import BlockLinear, Conv2d, Linear
 from fastwm.runner.config import TrainConfig, preset_blocks, with_presets
 
@@ -116,7 +116,7 @@ def test_g17_t39_initialisation() -> None:
     assert 0 < agent.actor.heads[0].mean.weight.std() < 0.02 and agent.cont.out.weight.std() > 0.1
     assert pytest.approx(0.00552427, rel=1e-5) == 32768**-0.5
     with torch.device("meta"):
-        core = RSSM(1024, 6, 8192, 1024, 32, 64).core
+        core = BlockRSSM(1024, 6, 8192, 1024, 32, 64).core
     assert core.hidden[0].linear.blocks * core.hidden[0].linear.weight.shape[1] == 32768
 
 

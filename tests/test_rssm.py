@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastwm.nn import RSSM, BlockGRUCell, BlockLinear, Decoder, RMSNorm, State
+from fastwm.nn import BlockGRUCell, BlockLinear, BlockRSSM, Decoder, RMSNorm, State
 from fastwm.nn.spaces import as_dict
 
 
@@ -78,10 +78,10 @@ def test_block_linear_is_block_diagonal() -> None:
         BlockLinear(7, 9, 3)
 
 
-def make_rssm(**kwargs: int) -> RSSM:
+def make_rssm(**kwargs: int) -> BlockRSSM:
     torch.manual_seed(1)
     sizes = dict(tokens=7, action=3, deter=8, hidden=6, stoch=4, classes=5, blocks=2)
-    return RSSM(**(sizes | kwargs))
+    return BlockRSSM(**(sizes | kwargs))
 
 
 def test_t5_concatenation_orders() -> None:
@@ -192,7 +192,7 @@ def test_observe_resets_anywhere_and_replays_noise() -> None:
 
 def test_imagine_follows_given_actions() -> None:
     rssm, actions, uniform = make_rssm(), torch.randn(4, 3, 3), torch.rand(4, 3, 4)
-    states, _, logits = rssm.imagine(rssm.initial(3), lambda _, t: ({}, actions[t]), 4, uniform)
+    states, logits = rssm.imagine(rssm.initial(3), actions, uniform)
     state = rssm.initial(3)
     for t in range(4):
         state, logit = rssm.imagine_step(state, actions[t], uniform[t])

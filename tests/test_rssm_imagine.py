@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 import fastwm
 from fastwm import _lib
-from fastwm.nn import RSSM, Actor, State
+from fastwm.nn import Actor, BlockRSSM, State
 from fastwm.nn.spaces import as_dict, decode, encode, total_width
-from fastwm.ops import rssm_imagine
+from fastwm.ops import rssm_imagine, rssm_open_loop
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
 needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
@@ -32,7 +32,7 @@ def make(act: Any, H: int = 4, N: int = 7, layers: int = 3, dtype: torch.dtype =
     """Actor, model and arguments."""
     torch.manual_seed(0)
     space = as_dict(act, "action")
-    rssm = RSSM(3, total_width(space), **(TINY | sizes), prior_layers=layers).to(dtype)
+    rssm = BlockRSSM(3, total_width(space), **(TINY | sizes), prior_layers=layers).to(dtype)
     actor = Actor(rssm.feat_dim, 11, layers, space, 1.0, 0.1).to(dtype)
     for p in (*rssm.parameters(), *actor.parameters()):
         p.data += 0.3 * torch.randn_like(p)
@@ -55,6 +55,26 @@ def test_equals_reference(act: Any, layers: int) -> None:
         assert not any(x.requires_grad for x in ours)
 
 
+@needs_cpu
+@pytest.mark.parametrize("layers", [1, 3])
+def test_open_loop_equals_reference(layers: int) -> None:
+    for H, N in [(1, 1), (4, 7), (2, 150), (3, 0)]:
+        _, rssm, (*start, uniform, _), (w, prior, *_) = make(BOX, H, N, layers)
+        action = 2 * torch.randn(H, N, 6, dtype=torch.float64)
+        with torch.no_grad():
+            ours = rssm_open_loop(*start, uniform, action, w, prior, rssm.unimix)
+        with fastwm.backend("ref"):
+            exact = rssm_open_loop(*start, uniform, action, w, prior, rssm.unimix)
+        assert_close(ours, exact, atol=1e-10, rtol=1e-10)
+        assert exact[0].requires_grad
+        # Where a gradient is wanted the reference serves, whatever the backend.
+        with_grad = rssm_open_loop(*start, uniform, action, w, prior, rssm.unimix)
+        (grad,) = torch.autograd.grad(with_grad[0].sum(), [w.gates.bias])
+        assert grad.shape == w.gates.bias.shape
+        with pytest.raises(ValueError, match=r"action \[\d, \d+, 6\]|H, N, A|embed_action"):
+            rssm_open_loop(*start, uniform, action[..., :-1], w, prior)
+
+
 @pytest.mark.parametrize("isa", _lib.host.isa_levels() if _lib.host else [])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
@@ -75,7 +95,7 @@ def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("backend", ["ref", pytest.param("cpu", marks=needs_cpu)])
 @pytest.mark.parametrize("act", ACTIONS.values(), ids=ACTIONS)
 def test_equals_the_modules_own_steps(act: Any, backend: str) -> None:
-    """The loop that the golden files checked first: `RSSM.imagine` with the actor as its policy."""
+    """The loop that the golden files checked first, and `RSSM.imagine` with the actions that it chose."""
     actor, rssm, args, weights = make(act, dtype=torch.float32)
     deter, stoch, uniform, noise = args
     space = as_dict(act, "action")
@@ -89,13 +109,22 @@ def test_equals_the_modules_own_steps(act: Any, backend: str) -> None:
 
     with torch.no_grad(), fastwm.backend(backend):
         got_deter, got_stoch, got_logits, encoded = rssm_imagine(*args, *weights)
-        states, actions, logits = rssm.imagine(State(deter, stoch), policy, len(uniform), uniform)
-        last, _ = policy(State(states.deter[-1], states.stoch[-1]), len(uniform))
+        open_loop = rssm.imagine(State(deter, stoch), encoded[:-1], uniform)
+        state, states, logits, actions = State(deter, stoch), [], [], []
+        for step in range(len(noise)):
+            action, onehots = policy(state, step)
+            actions.append(action)
+            if step < len(uniform):
+                state, logit = rssm.imagine_step(state, onehots, uniform[step])
+                states.append(state)
+                logits.append(logit)
+        want_deter, want_stoch = (torch.stack(part) for part in zip(*states))
     close = dict(atol=3e-5, rtol=3e-5)
-    assert_close((got_deter, got_stoch, got_logits), (states.deter, states.stoch, logits), **close)
+    assert_close((got_deter, got_stoch, got_logits), (want_deter, want_stoch, torch.stack(logits)), **close)
+    assert_close((*open_loop[0], open_loop[1]), (got_deter, got_stoch, got_logits), **close)
     got = decode(space, encoded)
     for key in space:
-        want = torch.cat([actions[key], last[key][None]])
+        want = torch.stack([action[key] for action in actions])
         assert got[key].dtype == want.dtype
         assert_close(got[key], want, **close)
     assert_close(encode(space, got), encoded)

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import fastwm
 from fastwm import _lib
-from fastwm.nn import RSSM, State
+from fastwm.nn import BlockRSSM, State
 from fastwm.ops import rssm_observe
 from tests.conftest import Target
 
@@ -28,14 +28,14 @@ WIDE = dict(deter=512, hidden=64, stoch=32, classes=4, blocks=8)  # size1m; in f
 
 def make(
     T: int, B: int, sizes: dict[str, int] = TINY, dtype: torch.dtype = torch.float64, resets: float = 0.2, seed: int = 0
-) -> tuple[RSSM, list[Tensor]]:
+) -> tuple[BlockRSSM, list[Tensor]]:
     """A model with every parameter moved off its initial value, and the arguments of `rssm_observe` before weights."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    rssm = RSSM(tokens=7, action=3, **sizes).to(dtype)
+    rssm = BlockRSSM(tokens=7, action=3, **sizes).to(dtype)
     with torch.no_grad():
         for p in rssm.parameters():
             fan_in = p.shape[-1] if p.ndim == 2 else p.shape[-2] if p.ndim == 3 else 25
@@ -46,7 +46,7 @@ def make(
     return rssm, [draw(T, B, 7).requires_grad_(), (2 * draw(T, B, 3)).requires_grad_(), first, *start, uniform]
 
 
-def with_grads(rssm: RSSM, args: list[Tensor], seed: int = 1) -> dict[str, Tensor]:
+def with_grads(rssm: BlockRSSM, args: list[Tensor], seed: int = 1) -> dict[str, Tensor]:
     """All outputs, and the gradients of everything that has one under random cotangents."""
     outputs = rssm_observe(*args, rssm.observe_weights(), rssm.unimix)
     generator = torch.Generator().manual_seed(seed)
@@ -59,7 +59,7 @@ def with_grads(rssm: RSSM, args: list[Tensor], seed: int = 1) -> dict[str, Tenso
     return {k: v.detach() for k, v in values.items()} | dict(zip(leaves, grads))
 
 
-def reference(rssm: RSSM, args: list[Tensor]) -> dict[str, Tensor]:
+def reference(rssm: BlockRSSM, args: list[Tensor]) -> dict[str, Tensor]:
     with fastwm.backend("ref"):
         return with_grads(rssm, args)
 
@@ -129,12 +129,12 @@ def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
     assert_all_close(ours, exact, {torch.float32: 1e-5, torch.float64: 1e-12}[dtype])
 
 
-def make_double(rssm: RSSM, args: list[Tensor]) -> tuple[RSSM, list[Tensor]]:
+def make_double(rssm: BlockRSSM, args: list[Tensor]) -> tuple[BlockRSSM, list[Tensor]]:
     """The same numbers in float64."""
     doubled = [x.detach().double() if x.is_floating_point() else x for x in args]
     for x in doubled[:2]:
         x.requires_grad_()
-    copy = RSSM(
+    copy = BlockRSSM(
         7, 3, rssm.deter, len(rssm.core.embed_carry.norm.weight), rssm.stoch, rssm.classes, rssm.core.blocks
     ).double()
     copy.load_state_dict(rssm.state_dict())
@@ -186,7 +186,7 @@ def test_equals_the_modules_own_steps() -> None:
 
 def test_more_posterior_layers_take_the_steps() -> None:
     _, (tokens, action, first, deter, stoch, uniform) = make(3, 2, dtype=torch.float32)
-    deep = RSSM(7, 3, **TINY, post_layers=2)
+    deep = BlockRSSM(7, 3, **TINY, post_layers=2)
     state, logits = deep.observe(State(deter, stoch), action, tokens, first, uniform)
     assert state.deter.shape == (3, 2, 8) and logits.shape == (3, 2, 4, 5) and logits.requires_grad
 
@@ -270,7 +270,7 @@ def test_without_gradients_nothing_is_saved() -> None:
     assert all(x.numel() == 0 for x in raw[4:])
 
 
-def raw_inputs(rssm: RSSM, args: list[Tensor], requires_grad: bool = False) -> list[Tensor]:
+def raw_inputs(rssm: BlockRSSM, args: list[Tensor], requires_grad: bool = False) -> list[Tensor]:
     """The operator's own arguments, up to the scalars."""
     captured: list[Tensor] = []
     module = sys.modules["fastwm.ops.rssm_observe"]
@@ -378,10 +378,10 @@ def test_a_direct_call_with_wrong_tensors_does_not_crash() -> None:
 
 MEMORY = """
 import resource, sys, torch
-from fastwm.nn import RSSM, State
+from fastwm.nn import BlockRSSM, State
 import fastwm
 torch.set_num_threads(1)
-rssm = RSSM(64, 6, 1024, 128, 32, 8)
+rssm = BlockRSSM(64, 6, 1024, 128, 32, 8)
 args = torch.randn(64, 16, 6), torch.randn(64, 16, 64), torch.zeros(64, 16, dtype=torch.bool)
 def run():
     state, logits = rssm.observe(rssm.initial(16), *args)
@@ -403,7 +403,7 @@ def test_peak_memory_is_not_above_the_loops() -> None:
     assert peak["cpu"] <= peak["ref"], peak
 
 
-def settled(rssm: RSSM, args: list[Tensor]) -> list[Tensor]:
+def settled(rssm: BlockRSSM, args: list[Tensor]) -> list[Tensor]:
     """The same arguments with noise in the middle of each most likely class, which rounding does not move."""
     uniform = args[5].clone()
     with torch.no_grad(), fastwm.backend("ref"):

@@ -118,23 +118,7 @@ class ObserveBackward {
       add_columns(count, s_.d_gates + wide - D, D, wide, sums_ + at_.b_h + 2 * D, team_);
     }
     add_columns(count, s_.d_stats, n_.O(), n_.O(), sums_ + at_.b_stats, team_);
-    stoch_weight(count);
-  }
-
-  // A one-hot sample's gradient is a scatter; some classes at a time, so that their rows stay in cache.
-  void stoch_weight(int64_t count) const {
-    constexpr int64_t kClasses = 16;
-    const Range columns = team_.range(n_.U);
-    for (int64_t z0 = 0; z0 < n_.Z(); z0 += kClasses) {
-      T* sum = sums_ + at_.stoch + z0 * n_.U + columns.first;
-      for (int64_t k = 0; k < count; ++k) {
-        if (!s_.past_stoch[k]) continue;
-        const T* d_input = s_.d_input + k * n_.U + columns.first;
-        for_each_nonzero(n_.Z() - z0 < kClasses ? n_.Z() - z0 : kClasses, s_.past_stoch[k] + z0, [&](int64_t z, T x) {
-          add_scaled(columns.last - columns.first, x, d_input, sum + z * n_.U);
-        });
-      }
-    }
+    add_sparse_products(count, n_.Z(), s_.past_stoch, s_.d_input, U, sums_ + at_.stoch, team_);
   }
 
   const GruRssmObserveBackward& p_;

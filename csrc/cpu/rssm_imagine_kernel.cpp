@@ -91,12 +91,12 @@ class Imagine {
   void run() {
     convert(rows_ * n_.D, at(p_.deter0, 0, n_.D), s_.h);
     for (int64_t t = 0; t < n_.T; ++t) {
-      act(t);
+      p_.actions ? act(t) : scale(at(p_.given, t, p_.A()));
       embed(t);
       core(t);
       prior(t);
     }
-    act(n_.T);
+    if (p_.actions) act(n_.T);
   }
 
  private:
@@ -150,14 +150,16 @@ class Imagine {
     linear(s_.act, V, w_.out, 0, ptr<T>(p_.b_out), s_.pre, outputs);
     int64_t draws = 0;
     for (int64_t i = 0; i < p_.n_heads; ++i) draws += p_.head(i).count;
-    for (int64_t r = 0; r < rows_; ++r) {
-      T* action = at(p_.actions, t, p_.A()) + r * p_.A();
-      sample_action(s_.pre + r * outputs, at(p_.noise, t, draws) + r * draws, action);
-      O* scaled = s_.scaled + r * p_.A();
-      for (int64_t a = 0; a < p_.A(); ++a) {
-        const T size = action[a] < 0 ? -action[a] : action[a];
-        narrow(action[a] / (size > 1 ? size : 1), scaled[a]);
-      }
+    T* actions = at(p_.actions, t, p_.A());
+    for (int64_t r = 0; r < rows_; ++r)
+      sample_action(s_.pre + r * outputs, at(p_.noise, t, draws) + r * draws, actions + r * p_.A());
+    scale(actions);
+  }
+
+  void scale(const T* actions) const {
+    for (int64_t a = 0; a < rows_ * p_.A(); ++a) {
+      const T size = actions[a] < 0 ? -actions[a] : actions[a];
+      narrow(actions[a] / (size > 1 ? size : 1), s_.scaled[a]);
     }
   }
 
@@ -238,20 +240,16 @@ class Imagine {
 template <typename T, typename O>
 void imagine(const RssmImagine& p) {
   const int threads = max_threads();
-  const bool amx = use_amx<O>();
   Weights<T, O> weights(p);
   Arena arena(weights.bytes(p));
   weights.pack(p, arena, threads);
   int64_t widest = p.n.D;
   for (int64_t width : {p.n.U, p.prior.N, p.actor.N, weights.out.N}) widest = width > widest ? width : widest;
-  const int64_t rows = rows_each(p.n.B, threads), parts = (p.n.B + rows - 1) / rows;
-#pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1 && p.n.B * weights.count() > kColumnWork)
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t first = part * rows, count = p.n.B - first < rows ? p.n.B - first : rows;
-    const Scratch<T, O> scratch(p, count, widest);
-    const AmxTiles tiles(amx, count);
-    Imagine<T, O>(p, weights, first, count, scratch).run();
-  }
+  for_each_part(p.n.B, weights.count(), threads, [&](int64_t first, int64_t rows) {
+    const Scratch<T, O> scratch(p, rows, widest);
+    const AmxTiles tiles(use_amx<O>(), rows);
+    Imagine<T, O>(p, weights, first, rows, scratch).run();
+  });
 }
 
 }  // namespace

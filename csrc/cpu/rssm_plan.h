@@ -98,6 +98,18 @@ inline int64_t rows_each(int64_t B, int threads) {
   return rows < 1 ? 1 : rows < kManyRows ? rows : kManyRows;
 }
 
+// Calls body(first row, number of rows) for each part of B rows, by threads that never wait for each other.
+template <typename Body>
+void for_each_part(int64_t B, int64_t weights, int threads, Body body) {
+  const int64_t rows = rows_each(B, threads);
+  const int64_t parts = (B + rows - 1) / rows;
+#pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1 && B * weights > kColumnWork)
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t first = part * rows;
+    body(first, B - first < rows ? B - first : rows);
+  }
+}
+
 // Calls body(first row, number of rows, team, shared) for each part of B rows; `shared` is a Shared made once a team.
 template <typename Shared, typename Make, typename Body>
 void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make make, Body body) {
@@ -120,14 +132,10 @@ void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make 
     }
     threads = 1;
   }
-  const int64_t rows = rows_each(B, threads);
-  const int64_t parts = (B + rows - 1) / rows;
-#pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1 && B * weights > kColumnWork)
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t first = part * rows, count = B - first < rows ? B - first : rows;
-    Shared shared = make(count);
-    body(first, count, Team{0, 1, nullptr}, shared);
-  }
+  for_each_part(B, weights, threads, [&](int64_t first, int64_t rows) {
+    Shared shared = make(rows);
+    body(first, rows, Team{0, 1, nullptr}, shared);
+  });
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The gradients of a sequence's weights: products over the last rows that came back, while they are in cache.
 #pragma once
 
+#include "layer_rows.h"
 #include "rssm_plan.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -39,31 +40,70 @@ void add_columns(int64_t count, const T* x, int64_t width, int64_t stride, T* su
   }
 }
 
+// sum [Z, N] += z^T d over `count` rows, a member's share of d's columns: z [., Z] by pointers, null where all is zero.
+// A one-hot z is a scatter; some classes at a time, so that their rows stay in cache.
+template <typename T>
+void add_sparse_products(int64_t count, int64_t Z, const T* const* z, const T* d, int64_t N, T* sum, Team team) {
+  constexpr int64_t kClasses = 16;
+  const Range columns = team.range(N);
+  for (int64_t z0 = 0; z0 < Z; z0 += kClasses)
+    for (int64_t k = 0; k < count; ++k) {
+      if (!z[k]) continue;
+      for_each_nonzero(Z - z0 < kClasses ? Z - z0 : kClasses, z[k] + z0, [&](int64_t i, T x) {
+        add_scaled(columns.last - columns.first, x, d + k * N + columns.first, sum + (z0 + i) * N + columns.first);
+      });
+    }
+}
+
+// Threads that own rows sum into arrays of their own, added up in order at the end.
+template <typename T>
+class ThreadSums {
+ public:
+  ThreadSums(T* all, int64_t size, int threads)
+      : all_(all), size_(size), threads_(threads), arena_(Arena::bytes<T>((threads - 1) * size)),
+        extra_(arena_.template take<T>((threads - 1) * size)) {
+    std::memset(all, 0, size * sizeof(T));
+  }
+
+  T* mine() {
+    const int thread = thread_number();
+    T* sum = thread > 0 ? extra_ + (thread - 1) * size_ : all_;
+    if (thread > 0 && !used_[thread]) std::memset(sum, 0, size_ * sizeof(T));
+    used_[thread] = true;
+    return sum;
+  }
+
+  void finish() const {
+    for (int i = 1; i < threads_; ++i) {
+      if (!used_[i]) continue;
+      const T* more = extra_ + (i - 1) * size_;
+#pragma omp parallel for simd schedule(static) num_threads(threads_) if (size_ > (1 << 18))
+      for (int64_t k = 0; k < size_; ++k) all_[k] += more[k];
+    }
+  }
+
+ private:
+  T* all_;
+  int64_t size_;
+  int threads_;
+  Arena arena_;
+  T* extra_;
+  bool used_[kMaxThreads] = {};
+};
+
 // for_each_team where sums over rows are wanted, all[size]: body(first row, number of rows, team, shared, team's sums,
 // own sums). A team shares the sums that it splits by columns; what a member adds row by row goes to an array of its
-// own, and so do all sums of threads that own rows. The arrays are added up in the threads' order at the end.
+// own, and so do all sums of threads that own rows.
 template <typename Shared, typename T, typename Make, typename Body>
 void for_each_team_summing(int64_t B, int64_t weights, int64_t bytes, int threads, int64_t size, T* all, Make make,
                            Body body) {
-  const int64_t copies = threads - 1;
-  Arena sums(Arena::bytes<T>(copies * size));
-  T* extra = sums.take<T>(copies * size);
-  std::memset(all, 0, size * sizeof(T));
-  bool used[kMaxThreads] = {};
+  ThreadSums<T> sums(all, size, threads);
   for_each_team<Shared>(B, weights, bytes, threads, make,
                         [&](int64_t first, int64_t rows, Team team, const Shared& shared) {
-                          const int thread = thread_number();
-                          T* own = thread > 0 ? extra + (thread - 1) * size : all;
-                          if (thread > 0 && !used[thread]) std::memset(own, 0, size * sizeof(T));
-                          used[thread] = true;
+                          T* own = sums.mine();
                           body(first, rows, team, shared, team.size > 1 ? all : own, own);
                         });
-  for (int i = 1; i < threads; ++i) {
-    if (!used[i]) continue;
-    const T* more = extra + (i - 1) * size;
-#pragma omp parallel for simd schedule(static) num_threads(threads) if (size > (1 << 18))
-    for (int64_t k = 0; k < size; ++k) all[k] += more[k];
-  }
+  sums.finish();
 }
 
 }  // namespace

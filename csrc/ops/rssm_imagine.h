@@ -42,7 +42,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rssm_imagine(
     const Tensor& w_priors, const Tensor& b_priors, const Tensor& n_priors, const Tensor& w_logits,
     const Tensor& b_logits_, const Tensor& w_actor, const Tensor& b_actor, const Tensor& n_actor,
     const Tensor& w_actors, const Tensor& b_actors, const Tensor& n_actors, const Tensor& w_out,
-    const Tensor& b_out_, double unimix, double policy_unimix, double eps, bool bf16_products) {
+    const Tensor& b_out_, const std::optional<Tensor>& given_, double unimix, double policy_unimix, double eps,
+    bool bf16_products) {
   STD_TORCH_CHECK(deter0_.dim() == 2 && stoch0_.dim() == 3 && uniform_.dim() == 3 && w_deter.dim() == 2 &&
                       w_action.dim() == 2 && w_own.dim() == 3 && w_prior.dim() == 2 && w_actor.dim() == 2 &&
                       w_out.dim() == 2 && w_own.size(0) > 0,
@@ -58,13 +59,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rssm_imagine(
                   "fastwm: rssm_imagine: heads must be int64 [heads, 2]");
   const Tensor heads = dense(heads_);
   const int64_t* spec = static_cast<const int64_t*>(heads.const_data_ptr());
-  int64_t draws = 0, width = 0, outputs = 0;
+  STD_TORCH_CHECK(!given_ || (heads.size(0) == 0 && given_->dim() == 3),
+                  "fastwm: rssm_imagine: given actions are [H, N, A] and leave no head");
+  int64_t draws = 0, width = given_ ? given_->size(2) : 0, outputs = 0;
   for (int64_t i = 0; i < heads.size(0); ++i) {
     const ActionHead head{spec[2 * i], spec[2 * i + 1]};
     STD_TORCH_CHECK(head.count > 0 && head.classes >= 0, "fastwm: rssm_imagine: an empty head");
     draws += head.count, width += head.width(), outputs += head.outputs();
   }
-  const Tensor noise = dense_shaped(noise_, {n.T + 1, n.B, draws}, deter0, "noise");
+  const int64_t sampled = given_ ? 0 : n.T + 1;
+  const Tensor noise = dense_shaped(noise_, {sampled, n.B, draws}, deter0, "noise");
+  const std::optional<Tensor> given =
+      given_ ? std::optional(dense_shaped(*given_, {n.T, n.B, width}, deter0, "action")) : std::nullopt;
   const DenseArgs deter(w_deter, b_deter, n_deter, n.D, deter0, "w_deter");
   const DenseArgs stoch(w_stoch, b_stoch, n_stoch, n.Z(), deter0, "w_stoch");
   const DenseArgs action(w_action, b_action, n_action, width, deter0, "w_action");
@@ -83,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rssm_imagine(
   const Tensor b_out = dense_shaped(b_out_, {outputs}, deter0, "b_out");
   Tensor deters = empty_shaped(deter0, {n.T, n.B, n.D});
   Tensor stochs = empty_shaped(deter0, {n.T, n.B, n.S, n.C}), logits = empty_shaped(deter0, {n.T, n.B, n.S, n.C});
-  Tensor actions = empty_shaped(deter0, {n.T + 1, n.B, width});
+  Tensor actions = empty_shaped(deter0, {sampled, n.B, width});
   const RssmImagine p{dtype_of(deter0),
                       bf16_products,
                       n,
@@ -116,7 +122,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rssm_imagine(
                       deters.mutable_data_ptr(),
                       stochs.mutable_data_ptr(),
                       logits.mutable_data_ptr(),
-                      actions.mutable_data_ptr()};
+                      given ? nullptr : actions.mutable_data_ptr(),
+                      data_or_null(given)};
   kernel(p, deter0.get_device_index());
   return {deters, stochs, logits, actions};
 }

@@ -20,7 +20,7 @@ from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.heads import Action, Actor, BernoulliHead, Policy, TwoHotHead
 from fastwm.nn.layers import RMSNorm
 from fastwm.nn.normalize import PercentileNormalizer
-from fastwm.nn.rssm import RSSM, State, stoch_onehot
+from fastwm.nn.rssm import BlockRSSM, State, stoch_onehot
 from fastwm.nn.spaces import as_dict, decode, encode, is_image, total_width
 from fastwm.optim import LaProp
 
@@ -162,7 +162,7 @@ class DreamerV3(Agent):
         self.single_action = not isinstance(act_space, (Mapping, spaces.Dict))
         action_dim, stoch_dim = total_width(self.act_space), c.stoch * c.classes
         self.encoder = Encoder(self.obs_space, c.units, c.encoder_layers, c.depth, c.mults, c.kernel)
-        self.rssm = RSSM(
+        self.rssm = BlockRSSM(
             self.encoder.out_dim, action_dim, c.deter, c.hidden, c.stoch, c.classes, c.blocks, c.unimix,
             c.prior_layers, c.post_layers,
         )  # fmt: skip
@@ -371,12 +371,7 @@ class DreamerV3(Agent):
             actions = encode(self.act_space, {key: batch[key][:-1] for key in self.act_space})
             seen = {key: value[:context] for key, value in rows.items()}
             state, _ = self.rssm.observe(start, actions[:context], self.encoder(seen), seen["is_first"].bool())
-
-            def policy(_: State, step: int) -> tuple[Action, Tensor]:
-                return {}, actions[context + step]
-
-            last = State(state.deter[-1], state.stoch[-1])
-            states, _, _ = self.rssm.imagine(last, policy, len(actions) - context)
+            states, _ = self.rssm.imagine(State(state.deter[-1], state.stoch[-1]), actions[context:])
             deter, stoch = (torch.cat(parts) for parts in zip(state, states))
             recon = self.decoder(deter, stoch.flatten(-2))
         return {key: dist.prediction for key, dist in recon.items()}

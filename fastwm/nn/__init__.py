@@ -14,15 +14,17 @@ from fastwm.nn.distributions import (
 )
 from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.functional import symexp_bins
+from fastwm.nn.gru_rssm import GRURSSM, Latent
 from fastwm.nn.heads import Actor, BernoulliHead, Policy, TwoHotHead
 from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU
 from fastwm.nn.mdn import MDNHead, Mixture
 from fastwm.nn.normalize import PercentileNormalizer
 from fastwm.nn.recurrent import GRU, LSTM, LayerNormGRU
-from fastwm.nn.rssm import RSSM, State
+from fastwm.nn.rssm import RSSM, BlockRSSM, State
 
 __all__ = [
     "GRU",
+    "GRURSSM",
     "LSTM",
     "MLP",
     "RSSM",
@@ -32,6 +34,7 @@ __all__ = [
     "BlockGRU",
     "BlockGRUCell",
     "BlockLinear",
+    "BlockRSSM",
     "BoundedNormal",
     "Categorical",
     "Conv2d",
@@ -40,6 +43,7 @@ __all__ = [
     "Encoder",
     "GRUCell",
     "LSTMCell",
+    "Latent",
     "LayerNormGRU",
     "LayerNormGRUCell",
     "Linear",

@@ -13,8 +13,9 @@ VARIANTS = {
     "planet": ops.GRURSSMKind("planet_gru", "relu"),
     "dreamer_v1": ops.GRURSSMKind("gru", "elu"),
     "dreamer_v2": ops.GRURSSMKind("layernorm_gru", "elu", classes=32),
+    "dreamer_v3_2023": ops.GRURSSMKind("layernorm_gru", "silu", classes=32, order="hx", unimix=0.01),
 }
-"""PlaNet (2019), Dreamer V1 (2020) and DreamerV2 (2021)."""
+"""PlaNet (2019), Dreamer V1 (2020), DreamerV2 (2021) and the first DreamerV3 (2023)."""
 
 
 class Latent(NamedTuple):
@@ -27,9 +28,9 @@ class Latent(NamedTuple):
 class Layer(nn.Module):
     """Linear -> LayerNorm where `norm` -> activation, with Keras' initialisation: Glorot uniform, zero bias."""
 
-    def __init__(self, inputs: int, units: int, norm: bool = False, eps: float = 1e-3):
+    def __init__(self, inputs: int, units: int, norm: bool = False, eps: float = 1e-3, bias: bool = True):
         super().__init__()
-        self.linear = nn.Linear(inputs, units)
+        self.linear = nn.Linear(inputs, units, bias=bias)
         self.norm = nn.LayerNorm(units, eps=eps) if norm else None
         glorot_(self.linear)
 
@@ -42,25 +43,33 @@ class Layer(nn.Module):
 def glorot_(layer: nn.Linear) -> None:
     """Keras' defaults."""
     nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 class GRURSSM(nn.Module):
     """`h_t = GRU(dense([z_{t-1}, a_t]), h_{t-1})`, posterior `q(z | h_t, tokens_t)`, prior `p(z | h_t)`.
 
-    `variant` is a name of `VARIANTS` or a `fastwm.ops.GRURSSMKind`. Time-major throughout; actions are those that led
-    to each step.
+    `variant` is a name of `VARIANTS` or a `fastwm.ops.GRURSSMKind`; `classes` counts those of a categorical where it
+    is another number, `norm` gives the dense layers LayerNorms, and `bias` (False in "dreamer_v3_2023", which has
+    norms) is theirs and that of the LayerNorm-GRU's product. Time-major throughout; actions are those that led to each
+    step.
     """
 
     def __init__(
         self, variant: "str | ops.GRURSSMKind", tokens: int, action: int, deter: int, hidden: int, stoch: int,
-        norm: bool = False,
+        norm: bool | None = None, bias: bool | None = None, classes: int | None = None,
     ):  # fmt: skip
         super().__init__()
-        self.kind = kind = VARIANTS[variant] if isinstance(variant, str) else variant
+        if isinstance(variant, str) and variant not in VARIANTS:
+            raise ValueError(f"unknown variant '{variant}'; there are {', '.join(VARIANTS)} and dreamer_v3 (BlockRSSM)")
+        kind = VARIANTS[variant] if isinstance(variant, str) else variant
+        self.kind = kind = kind if classes is None else kind._replace(classes=classes)
+        first_v3 = variant == "dreamer_v3_2023"
+        norm, bias = first_v3 if norm is None else norm, not first_v3 if bias is None else bias
         self.deter, self.stoch = deter, stoch
         flat, stats = stoch * (kind.classes or 1), stoch * (kind.classes or 2)
-        self.input = Layer(flat + action, hidden, norm, kind.eps)
+        self.input = Layer(flat + action, hidden, norm, kind.eps, bias)
         self.cell: GRUCell | PlanetGRUCell | LayerNormGRUCell
         if kind.cell == "gru":
             self.cell = GRUCell(hidden, deter)
@@ -74,11 +83,11 @@ class GRURSSM(nn.Module):
         elif kind.cell == "planet_gru":
             self.cell = PlanetGRUCell(hidden, deter)
         else:
-            self.cell = LayerNormGRUCell(hidden, deter, order=kind.order, eps=kind.eps)
+            self.cell = LayerNormGRUCell(hidden, deter, bias, kind.order, kind.eps)
             glorot_(self.cell.linear)
-        self.post = Layer(deter + tokens, hidden, norm, kind.eps)
+        self.post = Layer(deter + tokens, hidden, norm, kind.eps, bias)
         self.post_stats = nn.Linear(hidden, stats)
-        self.prior = Layer(deter, hidden, norm, kind.eps)
+        self.prior = Layer(deter, hidden, norm, kind.eps, bias)
         self.prior_stats = nn.Linear(hidden, stats)
         glorot_(self.post_stats)
         glorot_(self.prior_stats)

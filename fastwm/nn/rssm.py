@@ -1,7 +1,6 @@
-"""DreamerV3's recurrent state-space model: a block-diagonal GRU with categorical latents."""
+"""The recurrent state-space models by name, and DreamerV3's: a block-diagonal GRU with categorical latents."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch.nn import functional as F
 from fastwm import ops
 from fastwm.nn.cells import BlockGRUCell
 from fastwm.nn.distributions import Categorical
-from fastwm.nn.heads import Action
+from fastwm.nn.gru_rssm import GRURSSM
 from fastwm.nn.layers import MLP, Linear, RMSNorm
 
 
@@ -33,7 +32,7 @@ class State(NamedTuple):
         return State(self.deter.detach(), self.stoch.detach())
 
 
-class RSSM(nn.Module):
+class BlockRSSM(nn.Module):
     """`h_t = f(h_{t-1}, z_{t-1}, a_{t-1})`, posterior `z_t ~ q(h_t, tokens_t)`, prior `z_t ~ p(h_t)`.
 
     `stoch` categoricals of `classes` classes, each mixed with `unimix` of the uniform. Time-major throughout.
@@ -126,27 +125,12 @@ class RSSM(nn.Module):
         logits = self.prior_logits(deter)
         return State(deter, self.dist(logits).onehot(uniform)), logits
 
-    def imagine(
-        self,
-        state: State,
-        policy: Callable[[State, int], tuple[Action, Tensor]],
-        horizon: int,
-        uniform: Tensor | None = None,
-    ) -> tuple[State, dict[str, Tensor], Tensor]:
-        """Dream `horizon` steps ahead.
-
-        `policy(state, step)` returns the action at a state and its encoding [B, A]; `uniform` [H, B, S] is the noise.
-        Returns the imagined states 1..H [H, B, ...], the actions 0..H-1 [H, B, ...] and the prior logits.
-        """
-        states, actions, logits = [], [], []
-        for step in range(horizon):
-            action, encoded = policy(state, step)
-            state, logit = self.imagine_step(state, encoded, None if uniform is None else uniform[step])
-            states.append(state)
-            actions.append(action)
-            logits.append(logit)
-        deter, stoch = (torch.stack(part) for part in zip(*states))
-        return State(deter, stoch), {k: torch.stack([a[k] for a in actions]) for k in actions[0]}, torch.stack(logits)
+    def imagine(self, state: State, action: Tensor, uniform: Tensor | None = None) -> tuple[State, Tensor]:
+        """The prior's states [H, N, ...] and logits after given actions [H, N, A]; see `fastwm.ops.rssm_open_loop`."""
+        uniform = torch.rand(*action.shape[:2], self.stoch, device=action.device) if uniform is None else uniform
+        weights = self.observe_weights(), self.prior_weights()
+        deter, stoch, logits = ops.rssm_open_loop(*state, uniform, action, *weights, self.unimix, RMSNorm.eps)
+        return State(deter, stoch), logits
 
     def kl(self, post_logits: Tensor, prior_logits: Tensor, free_nats: float) -> tuple[Tensor, Tensor]:
         """(dyn, rep): `max(free, KL(sg(post) || prior))` and `max(free, KL(post || sg(prior)))`, summed over S."""
@@ -156,3 +140,28 @@ class RSSM(nn.Module):
 def stoch_onehot(stoch: Tensor, classes: int) -> Tensor:
     """A stored latent [..., S] of class indices as one-hot [..., S, C]; floats are passed through."""
     return stoch if stoch.is_floating_point() else F.one_hot(stoch.long(), classes).float()
+
+
+@overload
+def RSSM(
+    variant: Literal["dreamer_v3"], tokens: int, action: int, deter: int, hidden: int, stoch: int, **options: Any
+) -> BlockRSSM: ...
+@overload
+def RSSM(
+    variant: str | ops.GRURSSMKind, tokens: int, action: int, deter: int, hidden: int, stoch: int, **options: Any
+) -> GRURSSM: ...
+def RSSM(
+    variant: str | ops.GRURSSMKind, tokens: int, action: int, deter: int, hidden: int, stoch: int, **options: Any
+) -> BlockRSSM | GRURSSM:
+    """The recurrent state-space model of a system, which owns its parameters and observes and imagines with them.
+
+    Args:
+        variant: "planet", "dreamer_v1", "dreamer_v2", "dreamer_v3_2023" or "dreamer_v3", or a `fastwm.ops.GRURSSMKind`.
+        tokens, action: widths of an encoded observation and of an encoded action.
+        deter, hidden: widths of the carry and of the dense layers.
+        stoch: number of latents.
+        options: see `GRURSSM`; of "dreamer_v3", which must be given `classes`, see `BlockRSSM`.
+    """
+    if variant == "dreamer_v3":
+        return BlockRSSM(tokens, action, deter, hidden, stoch, **options)
+    return GRURSSM(variant, tokens, action, deter, hidden, stoch, **options)

@@ -33,7 +33,7 @@ from fastwm.ops.mdn import mdn_nll, mdn_sample
 from fastwm.ops.mdn_rnn_rollout import MDNRNNWeights, Rollouts, mdn_rnn_rollout
 from fastwm.ops.norm_act import layer_norm_elu, layer_norm_silu, rms_norm, rms_norm_silu
 from fastwm.ops.philox import philox_bits, philox_normal, philox_uniform
-from fastwm.ops.rssm_imagine import ActionHead, MLPWeights, rssm_imagine
+from fastwm.ops.rssm_imagine import ActionHead, MLPWeights, rssm_imagine, rssm_open_loop
 from fastwm.ops.rssm_observe import DenseWeights, LinearWeights, RSSMWeights, rssm_observe
 from fastwm.ops.scans import gru_scan, layernorm_gru_scan, lstm_scan, planet_gru_scan
 from fastwm.ops.symlog import symexp, symlog
@@ -91,6 +91,7 @@ __all__ = [
     "rms_norm_silu",
     "rssm_imagine",
     "rssm_observe",
+    "rssm_open_loop",
     "straight_through_categorical",
     "symexp",
     "symlog",

@@ -1,3 +1,4 @@
+import itertools
 from typing import Any
 
 import torch
@@ -7,9 +8,9 @@ from fastwm import ref
 from fastwm.ops._backend import Operator
 from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
 from fastwm.ref.rssm_imagine import ActionHead, MLPWeights
-from fastwm.ref.rssm_observe import RSSMWeights
+from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights
 
-__all__ = ["ActionHead", "MLPWeights", "rssm_imagine"]
+__all__ = ["ActionHead", "MLPWeights", "rssm_imagine", "rssm_open_loop"]
 
 
 def rssm_imagine(
@@ -47,15 +48,61 @@ def rssm_imagine(
         return ref.rssm_imagine(
             deter, stoch, uniform, noise, w, prior, actor, heads, unimix, policy_unimix, eps
         )  # fmt: skip
+    draws = uniform, noise
+    return _imagine(library, deter, stoch, draws, None, w, prior, actor, heads, unimix, policy_unimix, eps)
+
+
+def rssm_open_loop(
+    deter: Tensor, stoch: Tensor, uniform: Tensor, action: Tensor, w: RSSMWeights, prior: MLPWeights,
+    unimix: float = 0.01, eps: float = 1e-4,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Roll the prior H steps ahead from N states with given actions, in one call.
+
+    Args:
+        deter, stoch, uniform, w, prior, unimix, eps: see `rssm_imagine`.
+        action: `[H, N, A]`, encoded; the model sees `a / max(1, |a|)`.
+
+    Returns:
+        States 1..H: deter `[H, N, D]`, one-hot stoch `[H, N, S, C]`, the prior's logits before mixing `[H, N, S, C]`.
+        Differentiable in everything, by plain PyTorch: where a gradient is wanted no kernel serves.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, or H = 0.
+    """
+    if action.dim() != 3:
+        raise ValueError(f"expected action [H, N, A], got {list(action.shape)}")
+    width = deter.shape[-1] + stoch.shape[1:].numel()
+    nobody = MLPWeights((_no_layer(deter, width),), LinearWeights(*_no_layer(deter, 0)[:2]))
+    _check(deter, stoch, uniform, None, w, prior, nobody, (), action)
+    library = _forward.library(deter) if deter.dtype in _KERNEL_DTYPES else None
+    tensors = (deter, stoch, action, *itertools.chain(*w), *itertools.chain(*prior.layers), *prior.out)
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if library is None or differentiated:
+        return ref.rssm_open_loop(deter, stoch, uniform, action, w, prior, unimix, eps)
+    draws = uniform, uniform.new_empty(0, len(deter), 0)
+    return _imagine(library, deter, stoch, draws, action, w, prior, nobody, (), unimix, 0.0, eps)[:3]
+
+
+def _imagine(
+    library: str, deter: Tensor, stoch: Tensor, draws: tuple[Tensor, Tensor], action: Tensor | None, w: RSSMWeights,
+    prior: MLPWeights, actor: MLPWeights, heads: tuple[ActionHead, ...], unimix: float, policy_unimix: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dtype, block = deter.dtype, w.gates.weight.shape[1]
     with torch.no_grad():
         own, embeds = w.hidden.weight.split([block, w.hidden.weight.shape[1] - block], 1)
-        spec = torch.tensor([tuple(head) for head in heads])
+        spec = torch.tensor([tuple(head) for head in heads], dtype=torch.int64).reshape(-1, 2)
         return _forward(
-            library, deter, stoch, uniform.to(dtype), noise.to(dtype), spec, *w.embed_deter, *w.embed_stoch,
+            library, deter, stoch, *(x.to(dtype) for x in draws), spec, *w.embed_deter, *w.embed_stoch,
             *w.embed_action, own, embeds, w.hidden.bias, w.hidden.norm, *w.gates, *_layers(prior), *prior.out,
-            *_layers(actor), *actor.out, unimix, policy_unimix, eps, bf16_products(deter),
+            *_layers(actor), *actor.out, None if action is None else action.to(dtype), unimix, policy_unimix, eps,
+            bf16_products(deter),
         )  # fmt: skip
+
+
+def _no_layer(like: Tensor, inputs: int) -> DenseWeights:
+    """Where actions are given, the actor has no units."""
+    return DenseWeights(like.new_empty(0, inputs), like.new_empty(0), like.new_empty(0))
 
 
 def _layers(mlp: MLPWeights) -> tuple[Tensor, ...]:
@@ -68,15 +115,15 @@ def _layers(mlp: MLPWeights) -> tuple[Tensor, ...]:
 
 
 def _check(
-    deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor, w: RSSMWeights, prior: MLPWeights, actor: MLPWeights,
-    heads: tuple[ActionHead, ...],
+    deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor | None, w: RSSMWeights, prior: MLPWeights,
+    actor: MLPWeights, heads: tuple[ActionHead, ...], action: Tensor | None = None,
 ) -> None:  # fmt: skip
     if deter.dim() != 2 or stoch.dim() != 3 or uniform.dim() != 3 or len(uniform) == 0:
         shapes = [list(x.shape) for x in (deter, stoch, uniform)]
         raise ValueError(f"expected deter [N, D], stoch [N, S, C] and uniform [H, N, S] with H >= 1, got {shapes}")
     H, (N, D), (S, C) = len(uniform), deter.shape, stoch.shape[1:]
     draws = sum(head.size for head in heads)
-    width = sum(head.size * (head.classes or 1) for head in heads)
+    width = sum(head.size * (head.classes or 1) for head in heads) if action is None else action.shape[2]
     outputs = sum(head.size * (head.classes or 2) for head in heads)
     G, U = len(w.gates.weight), len(w.embed_deter.weight)
     if G == 0 or D % G:
@@ -85,15 +132,18 @@ def _check(
     if not prior.layers or not actor.layers:
         raise ValueError("prior and actor need a hidden layer")
     expected = {
-        "stoch": (stoch, (N, S, C)), "uniform": (uniform, (H, N, S)), "noise": (noise, (H + 1, N, draws)),
-        "embed_deter": (w.embed_deter.weight, (U, D)), "embed_stoch": (w.embed_stoch.weight, (U, S * C)),
-        "embed_action": (w.embed_action.weight, (U, width)), "hidden": (w.hidden.weight, (G, J + 3 * U, J)),
-        "gates": (w.gates.weight, (G, J, 3 * J)),
+        "stoch": (stoch, (N, S, C)), "uniform": (uniform, (H, N, S)), "embed_deter": (w.embed_deter.weight, (U, D)),
+        "embed_stoch": (w.embed_stoch.weight, (U, S * C)), "embed_action": (w.embed_action.weight, (U, width)),
+        "hidden": (w.hidden.weight, (G, J + 3 * U, J)), "gates": (w.gates.weight, (G, J, 3 * J)),
         "prior": (prior.layers[0].weight, (len(prior.layers[0].bias), D)),
         "prior's output": (prior.out.weight, (S * C, len(prior.layers[0].bias))),
         "actor": (actor.layers[0].weight, (len(actor.layers[0].bias), D + S * C)),
         "actor's output": (actor.out.weight, (outputs, len(actor.layers[0].bias))),
     }  # fmt: skip
+    if noise is not None:
+        expected["noise"] = (noise, (H + 1, N, draws))
+    if action is not None:
+        expected["action"] = (action, (H, N, width))
     for name, (x, shape) in expected.items():
         if x.shape != shape or x.device != deter.device:
             raise ValueError(f"expected {name} {list(shape)} on {deter.device}, got {list(x.shape)} on {x.device}")
@@ -104,7 +154,7 @@ def _check(
 def _fake(deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor, heads: Tensor, *rest: Any) -> Any:
     H, N, new = len(uniform), len(deter), deter.new_empty
     width = rest[6].shape[1]  # w_action
-    return new(H, *deter.shape), new(H, *stoch.shape), new(H, *stoch.shape), new(H + 1, N, width)
+    return new(H, *deter.shape), new(H, *stoch.shape), new(H, *stoch.shape), new(len(noise), N, width)
 
 
 _forward = Operator("rssm_imagine", fake=_fake, vmap=_no_vmap("rssm_imagine"))

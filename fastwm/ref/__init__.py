@@ -17,7 +17,7 @@ from fastwm.ref.mdn import mdn_nll, mdn_sample
 from fastwm.ref.mdn_rnn_rollout import mdn_rnn_rollout
 from fastwm.ref.norm_act import layer_norm_elu, layer_norm_silu, norm_act, rms_norm, rms_norm_silu
 from fastwm.ref.philox import philox_bits, philox_normal, philox_uniform
-from fastwm.ref.rssm_imagine import rssm_imagine
+from fastwm.ref.rssm_imagine import rssm_imagine, rssm_open_loop
 from fastwm.ref.rssm_observe import rssm_observe
 from fastwm.ref.scans import gru_scan, layernorm_gru_scan, lstm_scan, planet_gru_scan
 from fastwm.ref.symlog import symexp, symlog
@@ -55,6 +55,7 @@ __all__ = [
     "rms_norm_silu",
     "rssm_imagine",
     "rssm_observe",
+    "rssm_open_loop",
     "straight_through_categorical",
     "symexp",
     "symlog",

@@ -36,12 +36,33 @@ def rssm_imagine(
             out = _mlp(torch.cat([deter, stoch.flatten(1)], -1), actor, eps)
             actions.append(_sample_action(out.to(deter.dtype), noise[step], heads, policy_unimix))
             if step < len(uniform):
-                deter = _gru(deter, stoch.flatten(1), actions[-1], w, eps)
-                logits = _mlp(deter, prior, eps).unflatten(-1, stoch.shape[1:])
-                stoch, _ = _sample(logits, uniform[step], unimix)
-                states.append((deter, stoch, logits))
+                states.append(_step(deter, stoch, uniform[step], actions[-1], w, prior, unimix, eps))
+                deter, stoch, _ = states[-1]
         deters, stochs, all_logits = map(torch.stack, zip(*states))
         return deters, stochs, all_logits, torch.stack(actions)
+
+
+def rssm_open_loop(
+    deter: Tensor, stoch: Tensor, uniform: Tensor, action: Tensor, w: RSSMWeights, prior: MLPWeights,
+    unimix: float = 0.01, eps: float = 1e-4,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The rollout with given actions: see `fastwm.ops.rssm_open_loop`."""
+    states = []
+    for step in range(len(action)):
+        states.append(_step(deter, stoch, uniform[step], action[step], w, prior, unimix, eps))
+        deter, stoch, _ = states[-1]
+    deters, stochs, all_logits = map(torch.stack, zip(*states))
+    return deters, stochs, all_logits
+
+
+def _step(
+    deter: Tensor, stoch: Tensor, uniform: Tensor, action: Tensor, w: RSSMWeights, prior: MLPWeights, unimix: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The prior's next state, and its logits."""
+    deter = _gru(deter, stoch.flatten(1), action, w, eps)
+    logits = _mlp(deter, prior, eps).unflatten(-1, stoch.shape[1:])
+    return deter, _sample(logits, uniform, unimix)[0], logits
 
 
 def _mlp(x: Tensor, w: MLPWeights, eps: float) -> Tensor:

@@ -1,4 +1,5 @@
-// Parameters of DreamerV3's imagined rollout: H steps of prior and actor from N states. See rssm_observe.h.
+// Parameters of DreamerV3's imagined rollout: H steps of the prior from N states, with the actor inside or with given
+// actions, where the actor's layers are empty. See rssm_observe.h.
 #pragma once
 
 #include "fastwm/rssm_observe.h"
@@ -42,7 +43,8 @@ struct RssmImagine {
   const void* uniform;               // [H, N, S]
   const void* noise;                 // [H + 1, N, sum of counts]: uniform for categoricals, normal for reals
   void *deters, *stochs, *all_logits;  // [H, N, D] [H, N, Z] [H, N, Z]
-  void* actions;                     // [H + 1, N, A], encoded
+  void* actions;                     // [H + 1, N, A], encoded; null where they are given
+  const void* given;                 // [H, N, A]
 
   int64_t A() const { return action.K; }
   ActionHead head(int64_t i) const { return {heads[2 * i], heads[2 * i + 1]}; }

@@ -1,0 +1,192 @@
+#include "actor_rows.h"
+#include "gru_rssm_core_backward.h"
+#include "weight_grads.h"
+
+namespace fastwm::FASTWM_ISA {
+namespace {
+
+template <typename T, typename O>
+struct Scratch {
+  GruRssmScratchBackward<T, O> step;
+  Arena arena;
+  T *x, *reset_h, *act, *d_input, *d_gates, *d_layer, *d_stats;  // what the model's step leaves and nobody reads
+  T* d_norms;                                                    // [2 (U + 3D + U)]: the same
+  T *d_action, *d_act, *zeros, *probs;                           // [R, A] [R, W] [W] [W], W the widest layer
+  O* o_pre;                                                      // [R, W]
+  // What the weights' gradients read, of some steps: [steps, R, D], and for each layer [steps, R, N].
+  T *past_deter, *acts, *d_pre;
+  const T** past_stoch;  // [steps, R]
+
+  Scratch(const GruRssmDreamBackward& p, int64_t rows) : step(p.n, rows), arena(bytes(p, rows)) {
+    const GruRssmSizes& n = p.n;
+    const ActorNet& a = p.actor;
+    const int64_t chunk = chunk_steps(n.T, rows) * rows;
+    for (T** part : {&x, &act, &d_input, &d_layer}) *part = arena.take<T>(rows * n.U);
+    reset_h = arena.take<T>(rows * n.D);
+    d_gates = arena.take<T>(rows * 4 * n.D);
+    d_stats = arena.take<T>(rows * n.O());
+    d_norms = arena.take<T>(4 * n.U + 6 * n.D);
+    d_action = arena.take<T>(rows * a.width);
+    d_act = arena.take<T>(rows * a.widest);
+    o_pre = arena.take<O>(rows * a.widest);
+    for (T** part : {&zeros, &probs}) *part = arena.take<T>(a.widest);
+    past_deter = arena.take<T>(chunk * n.D);
+    for (T** part : {&acts, &d_pre}) *part = arena.take<T>(chunk * a.pre);
+    past_stoch = arena.take<const T*>(chunk);
+    std::memset(zeros, 0, a.widest * sizeof(T));
+    std::memset(d_norms, 0, (4 * n.U + 6 * n.D) * sizeof(T));
+  }
+
+  static int64_t bytes(const GruRssmDreamBackward& p, int64_t rows) {
+    const GruRssmSizes& n = p.n;
+    const ActorNet& a = p.actor;
+    const int64_t step = rows * (4 * n.U + 5 * n.D + n.O() + a.width + 2 * a.widest);
+    const int64_t chunk = chunk_steps(n.T, rows) * rows;
+    const int64_t once = 2 * a.widest + 4 * n.U + 6 * n.D;
+    return (step + once + chunk * (n.D + 2 * a.pre)) * sizeof(T) + chunk * sizeof(T*) + 2048;
+  }
+};
+
+// The way back through the dream of some rows, by one thread; adds to the gradient `sums` of all of the actor.
+template <typename T, typename O>
+class DreamBackward {
+ public:
+  DreamBackward(const GruRssmDreamBackward& p, const GruRssmPackedBackward<T, O>& model,
+                const ActorPacked<T, O>& actor, int64_t first_row, int64_t rows, const Scratch<T, O>& s, T* sums)
+      : p_(p), n_(p.n), a_(p.actor), w_(actor), row0_(first_row), rows_(rows), steps_(chunk_steps(p.n.T, rows)),
+        s_(s), sums_(sums),
+        core_(n_, p.w, model, rows, kAlone, s.step,
+              {s.d_norms, s.d_norms + 2 * n_.U, s.d_norms + 2 * n_.U + 6 * n_.D}) {}
+
+  // Apart and known not to throw: else the scratch's cleanup draws C++'s exception symbols into the object.
+  __attribute__((noinline, nothrow)) void run() {
+    const AmxTiles tiles(use_amx<O>(), rows_);
+    core_.start();
+    for (int64_t t = n_.T - 1; t >= 0; --t) {
+      base_ = t * n_.B + row0_;
+      slot_ = t % steps_ * rows_;
+      core_.step(step(t));
+      action();
+      layers(t);
+      if (t % steps_ == 0) weights((n_.T - t < steps_ ? n_.T - t : steps_) * rows_);
+    }
+  }
+
+ private:
+  static constexpr Team kAlone{0, 1, nullptr};
+
+  const T* at(const void* array, int64_t width) const { return ptr<T>(array) + base_ * width; }
+  // A layer's rows in an array of the chunk, [steps, R, N].
+  T* chunk(T* array, const ActorLayer& layer) const { return array + layer.pre * steps_ * rows_; }
+  T* now(T* array, const ActorLayer& layer) const { return chunk(array, layer) + slot_ * layer.N; }
+
+  GruRssmStepBackward<T> step(int64_t t) const {
+    const int64_t D = n_.D, U = n_.U;
+    return {nullptr,
+            t > 0 ? at(p_.deter, D) - n_.B * D : ptr<T>(p_.deter0) + row0_ * D,
+            at(p_.noise, n_.S),
+            at(p_.stats, n_.O()),
+            at(p_.input, U),
+            at(p_.gates, p_.w.gates() * D),
+            at(p_.layer, U),
+            at(p_.g_deter, D),
+            at(p_.g_stoch, n_.Z()),
+            at(p_.g_stats, n_.O()),
+            s_.x,
+            s_.past_deter + slot_ * D,
+            s_.reset_h,
+            s_.act,
+            s_.d_input,
+            s_.d_gates,
+            s_.d_layer,
+            s_.d_stats};
+  }
+
+  // From the input layer to the action, and through its sample to the actor's outputs.
+  void action() const {
+    const ActorLayer& out = a_.layers[a_.count - 1];
+    copy_rows(1, rows_ * a_.width, at(p_.g_action, a_.width), 0, s_.d_action, 0);
+    add_product(s_.step.o_input, n_.U, w_.action, s_.d_action, a_.width);
+    const T *outputs = at(p_.actor_pre, a_.pre) + out.pre, *noise = at(p_.action_noise, a_.draws);
+    for (int64_t r = 0; r < rows_; ++r)
+      policy_row_backward(a_, outputs + r * a_.pre, noise + r * a_.draws, s_.d_action + r * a_.width, s_.zeros,
+                          s_.probs, now(s_.d_pre, out) + r * out.N);
+  }
+
+  // From the actor's outputs to its first layer, whose input is cut off.
+  void layers(int64_t t) const {
+    const int64_t Z = n_.Z();
+    const T* stoch = t > 0 ? at(p_.stoch, Z) - n_.B * Z : ptr<T>(p_.stoch0) + row0_ * Z;
+    for (int64_t r = 0; r < rows_; ++r) s_.past_stoch[slot_ + r] = stoch + r * Z;
+    for (int64_t i = a_.count - 1; i > 0; --i) {
+      const ActorLayer &layer = a_.layers[i], &below = a_.layers[i - 1];
+      convert(rows_ * layer.N, now(s_.d_pre, layer), s_.o_pre);
+      zero_rows(rows_, layer.K, s_.d_act, layer.K);
+      add_product(s_.o_pre, layer.N, w_.layers[i], s_.d_act, layer.K);
+      const T* pre = at(p_.actor_pre, a_.pre) + below.pre;
+      with_activation(p_.w.activation, [&](auto f) {
+        for (int64_t r = 0; r < rows_; ++r)
+          layer_row_backward<decltype(f)::value>(
+              below.N, pre + r * a_.pre, actor_norm<T>(a_, below), static_cast<T>(p_.w.eps), s_.d_act + r * below.N,
+              now(s_.d_pre, below) + r * below.N, now(s_.acts, below) + r * below.N, sums_ + below.scale());
+      });
+    }
+  }
+
+  // out += x W
+  void add_product(const O* x, int64_t ldx, const Packed<O>& w, T* out, int64_t ldo) const {
+    for (int64_t panel = 0; panel < w.panels(); ++panel)
+      multiply(rows_, x, ldx, w, panel, out + panel * kPanelOf<O>, ldo);
+  }
+
+  // The weights' gradients of the chunk's `count` rows.
+  void weights(int64_t count) const {
+    for (int64_t i = 0; i < a_.count; ++i) {
+      const ActorLayer& layer = a_.layers[i];
+      const T *input = i ? chunk(s_.acts, a_.layers[i - 1]) : s_.past_deter, *d_pre = chunk(s_.d_pre, layer);
+      const GradProduct<T> product[] = {
+          {1, layer.N, layer.K, d_pre, layer.N, 0, input, layer.K, sums_ + layer.at}};
+      add_products<T, O>(product, count, kAlone);
+      add_columns(count, d_pre, layer.N, layer.N, sums_ + layer.bias(), kAlone);
+    }
+    const ActorLayer& first = a_.layers[0];
+    add_sparse_products(count, n_.Z(), s_.past_stoch, chunk(s_.d_pre, first), first.N, sums_, kAlone);
+  }
+
+  const GruRssmDreamBackward& p_;
+  const GruRssmSizes& n_;
+  const ActorNet& a_;
+  const ActorPacked<T, O>& w_;
+  const int64_t row0_, rows_, steps_;
+  const Scratch<T, O>& s_;
+  T* sums_;
+  GruRssmCoreBackward<T, O> core_;
+  int64_t base_ = 0, slot_ = 0;
+};
+
+template <typename T, typename O>
+void dream_backward(const GruRssmDreamBackward& p) {
+  const int threads = max_threads();
+  GruRssmPackedBackward<T, O> model(p.n);
+  ActorPacked<T, O> actor(p.actor, p.action, p.n.U, true);
+  Arena weights(model.bytes()), actor_weights(actor.bytes());
+  model.pack(p.w, p.n, weights, threads);
+  actor.pack(actor_weights, threads);
+  ThreadSums<T> sums(ptr<T>(p.d_actor), p.actor.size, threads);
+  for_each_part(p.n.B, model.count() + actor.weights(), threads, [&](int64_t first, int64_t rows) {
+    const Scratch<T, O> scratch(p, rows);
+    DreamBackward<T, O>(p, model, actor, first, rows, scratch, sums.mine()).run();
+  });
+  sums.finish();
+}
+
+}  // namespace
+
+void gru_rssm_dream_backward_kernel(const GruRssmDreamBackward& p) {
+#if FASTWM_BF16
+  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return dream_backward<float, bf16>(p);
+#endif
+  p.dtype == Dtype::f64 ? dream_backward<double, double>(p) : dream_backward<float, float>(p);
+}
+
+}  // namespace fastwm::FASTWM_ISA

@@ -1,0 +1,229 @@
+"""Dreaming with the RSSM of PlaNet, Dreamer V1 and DreamerV2: the actor inside, a whole horizon in one call."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastwm import ref
+from fastwm.ops._backend import Operator
+from fastwm.ops.gru_rssm_observe import (
+    _ACTIVATIONS,
+    _CELLS,
+    _KERNEL_DTYPES,
+    Shapes,
+    _gates,
+    _norm,
+    check_shapes,
+    layer_shapes,
+    weight_shapes,
+)
+from fastwm.ops.rssm_observe import _no_vmap, bf16_products
+from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights, LayerWeights, PolicyHead
+from fastwm.ref.rssm_observe import LinearWeights
+
+_DISTS = {"onehot": 0, "tanh_normal": 1, "trunc_normal": 2}
+_MAX_LAYERS = 16  # of the actor in the kernels, its outputs included
+
+
+def gru_rssm_dream(
+    deter: Tensor, stoch: Tensor, noise: Tensor, action_noise: Tensor, w: GRURSSMWeights, kind: GRURSSMKind,
+    actor: tuple[LayerWeights, ...], actor_out: LinearWeights, heads: tuple[PolicyHead, ...],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Dream H steps ahead in one call, prior and actor inside, with the gradient through the dynamics.
+
+        a_k ~ actor(sg([z_k, h_k])),   (h_{k+1}, z_{k+1}) = prior(h_k, z_k, a_k)
+
+    Args:
+        deter, stoch: `[N, D]`, and `[N, S, C]` or `[N, S]`, float32 or float64: the states dreamt from. No gradient.
+        noise: `[H, N, S]`, H >= 1, the latents' noise, as for `gru_rssm_observe`.
+        action_noise: `[H, N, sum of sizes]`, see `PolicyHead`.
+        w, kind: see `gru_rssm_observe`. They get no gradient: the model is a fixed function here.
+        actor, actor_out, heads: its layers (with `kind`'s activation), the outputs of all heads, and the heads.
+
+    Returns:
+        States 1..H as `gru_rssm_imagine` has them, and the actions 0..H-1 `[H, N, A]`, encoded. Differentiable once
+        in the actor's parameters, through actions, latents and dynamics; with `ref` any number of times. Under
+        autocast: see `gru_rssm_observe`.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, or H = 0.
+
+    Source: Hafner et al., "Dream to control" (2020), "Mastering Atari with discrete world models" (2021), and their
+    official codes
+    """
+    _check(deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads)
+    w = _constants(w)
+    library = _forward.library(deter) if deter.dtype in _KERNEL_DTYPES else None
+    if library is None or len(actor) >= _MAX_LAYERS:
+        return ref.gru_rssm_dream(deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads)
+    bf16 = bf16_products(deter)
+    if not torch.is_autocast_enabled(deter.device.type):
+        return _dream(library, deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads, bf16)
+    with torch.autocast(deter.device.type, enabled=False):
+        return _dream(library, deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads, bf16)
+
+
+def _dream(
+    library: str, deter: Tensor, stoch: Tensor, noise: Tensor, action_noise: Tensor, w: GRURSSMWeights,
+    kind: GRURSSMKind, actor: tuple[LayerWeights, ...], actor_out: LinearWeights, heads: tuple[PolicyHead, ...],
+    bf16: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    params = _flatten(actor, actor_out, stoch.shape[1:].numel())
+    layers = [x for layer in actor for x in (len(layer.weight), int(layer.scale is not None))]
+    specs = (
+        [*layers, len(actor_out.weight), 0],
+        [x for head in heads for x in (_DISTS[head.dist], head.size, head.classes)],
+        [float(x) for head in heads for x in (head.min_std, head.shift)],
+    )
+    save = torch.is_grad_enabled() and params.requires_grad
+    start = deter.detach(), stoch.detach(), noise.to(deter.dtype), action_noise.to(deter.dtype)
+    model = _model_inputs(deter, stoch, w, kind)
+    deters, stochs, stats, actions = _forward(
+        library, *start, *model, None, params, *specs, *_options(kind), save, bf16
+    )[:4]  # fmt: skip
+    return deters, stochs, stats, actions
+
+
+def gru_rssm_follow(
+    library: str, deter: Tensor, stoch: Tensor, noise: Tensor, action: Tensor, w: GRURSSMWeights, kind: GRURSSMKind,
+    bf16: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`gru_rssm_imagine` without gradients: the dream, with given actions in place of an actor."""
+    start = deter, stoch, noise.to(deter.dtype), deter.new_empty(*noise.shape[:2], 0)
+    model, nobody = _model_inputs(deter, stoch, w, kind), deter.new_empty(0)
+    deters, stochs, stats = _forward(
+        library, *start, *model, action.to(deter.dtype), nobody, [], [], [], *_options(kind), False, bf16
+    )[:3]  # fmt: skip
+    return deters, stochs, stats
+
+
+def _model_inputs(deter: Tensor, stoch: Tensor, w: GRURSSMWeights, kind: GRURSSMKind) -> tuple[Tensor | None, ...]:
+    flat = stoch.shape[1:].numel()
+    w_stoch, w_action = w.input.weight.split([flat, w.input.weight.shape[1] - flat], 1)
+    zeros = deter.new_zeros(len(w_stoch))
+    b_input, b_layer = (zeros if layer.bias is None else layer.bias for layer in (w.input, w.prior))
+    w_x, b_x, w_h, b_h, *norm = _gates(w.cell, deter.shape[1], kind)
+    return (
+        w_action, b_input, b_layer, w_stoch, *_norm(w.input), w_x, b_x, w_h, b_h, *norm, w.prior.weight,
+        *_norm(w.prior), *w.prior_stats,
+    )  # fmt: skip
+
+
+def _options(kind: GRURSSMKind) -> tuple[int, int, float, float]:
+    return _CELLS[kind.cell], _ACTIVATIONS[kind.activation], kind.unimix, kind.eps
+
+
+def _constants(w: GRURSSMWeights) -> GRURSSMWeights:
+    def cut(part: Any) -> list[Any]:
+        return [x if x is None else x.detach() for x in part]
+
+    return w._replace(
+        input=LayerWeights(*cut(w.input)), cell=tuple(cut(w.cell)), prior=LayerWeights(*cut(w.prior)),
+        prior_stats=LinearWeights(*cut(w.prior_stats)),
+    )  # fmt: skip
+
+
+def _flatten(actor: tuple[LayerWeights, ...], out: LinearWeights, flat: int) -> Tensor:
+    """All of the actor as one array, the first layer's part of the latent first and turned round, [Z, V]."""
+    parts: list[Tensor] = []
+    for layer in (*actor, LayerWeights(*out)):
+        weight = layer.weight
+        if not parts:
+            parts.append(weight[:, :flat].mT)
+            weight = weight[:, flat:]
+        parts += [weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias]
+        parts += [x for x in _norm(layer) if x is not None]
+    return torch.cat([x.flatten() for x in parts])
+
+
+def _check(
+    deter: Tensor, stoch: Tensor, noise: Tensor, action_noise: Tensor, w: GRURSSMWeights, kind: GRURSSMKind,
+    actor: tuple[LayerWeights, ...], actor_out: LinearWeights, heads: tuple[PolicyHead, ...],
+) -> None:  # fmt: skip
+    for head in heads:
+        if head.dist not in _DISTS or (head.dist == "onehot") != (head.classes > 0) or head.size < 1:
+            raise ValueError(f"expected heads with classes (onehot) or without (tanh_normal, trunc_normal), got {head}")
+    if not heads:
+        raise ValueError("the policy needs a head")
+    A = sum(head.size * (head.classes or 1) for head in heads)
+    expected = start_shapes(deter, stoch, noise, A, w, kind)
+    inputs = deter.shape[1] + stoch.shape[1:].numel()
+    for i, layer in enumerate(actor):
+        units = len(layer.weight)
+        expected[f"actor[{i}]"] = layer.weight, (units, inputs)
+        expected |= {f"actor[{i}].{x}": (getattr(layer, x), (units,)) for x in ("bias", "scale", "shift")}
+        inputs = units
+    outputs = sum(head.size * (head.classes or 2) for head in heads)
+    expected["actor_out"] = actor_out.weight, (outputs, inputs)
+    expected["actor_out.bias"] = actor_out.bias, (outputs,)
+    check_shapes(expected, deter)
+    draws = sum(head.size for head in heads)
+    if action_noise.shape != (*noise.shape[:2], draws) or action_noise.device != deter.device:
+        wanted = [*noise.shape[:2], draws]
+        raise ValueError(
+            f"expected action_noise {wanted} on {deter.device}, got {list(action_noise.shape)} on {action_noise.device}"
+        )
+
+
+def start_shapes(deter: Tensor, stoch: Tensor, noise: Tensor, A: int, w: GRURSSMWeights, kind: GRURSSMKind) -> Shapes:
+    """The shapes of all that imagining reads but the actions."""
+    if deter.dim() != 2 or stoch.dim() != 2 + bool(kind.classes) or noise.dim() != 3 or len(noise) == 0:
+        latent, shapes = "[N, S, C]" if kind.classes else "[N, S]", [list(x.shape) for x in (deter, stoch, noise)]
+        raise ValueError(f"expected deter [N, D], stoch {latent} and noise [H, N, S] with H >= 1, got {shapes}")
+    H, (N, D), S = len(noise), deter.shape, stoch.shape[1]
+    return {
+        "stoch": (stoch, (N, S, kind.classes) if kind.classes else (N, S)), "noise": (noise, (H, N, S)),
+        **weight_shapes(D, S, A, w, kind), **layer_shapes("prior", w.prior, w.prior_stats, D, S, w, kind),
+    }  # fmt: skip
+
+
+# The operator fastwm::gru_rssm_dream takes deter, stoch, noise, action_noise, w_action, b_input, b_layer, the weights
+# of gru_rssm_observe, given actions or none, the actor's parameters in one array, its layers and heads, and cell,
+# activation, unimix, eps, save, bf16.
+_ACTOR = 22
+
+
+def _fake(deter: Tensor, stoch: Tensor, noise: Tensor, action_noise: Tensor, w_action: Tensor, *rest: Any) -> Any:
+    (N, D), H, (U, A), new = deter.shape, len(noise), w_action.shape, deter.new_empty
+    stats = stoch.shape if stoch.dim() == 3 else (N, 2 * stoch.shape[1])
+    kept, numbers = H if rest[-2] else 0, 4 if rest[-6] == _CELLS["gru"] else 3
+    chosen = H if rest[-11] is None else 0
+    outputs = new(H, N, D), new(H, *stoch.shape), new(H, *stats), new(chosen, N, A)
+    return *outputs, new(kept, N, U), new(kept, N, numbers * D), new(kept, N, U), new(kept, N, sum(rest[-9][::2]))
+
+
+def _fake_backward(*inputs: Any) -> Any:
+    return torch.empty_like(inputs[-9])  # the actor's parameters
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *ctx.options, _, ctx.bf16 = inputs[_ACTOR + 1 :]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[4:])
+    ctx.save_for_backward(*inputs[: _ACTOR + 1], *output)
+
+
+def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    inputs, output = saved[: _ACTOR + 1], saved[_ACTOR + 1 :]
+    (deter, stoch, noise, action_noise, w_action, _, _, w_stoch, scale_input, shift_input, w_x, _, w_h, _, scale_gates,
+     shift_gates, w_layer, scale_layer, shift_layer, w_stats, _, _, actor) = inputs  # fmt: skip
+    deters, stochs, stats, _, *kept = output
+    g = (torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads[:4], output[:4]))
+    d_actor = _backward(
+        library, *g, deter, stoch, noise, action_noise, deters, stochs, stats, *kept, w_action, w_stoch, scale_input,
+        shift_input, w_x, w_h, scale_gates, shift_gates, w_layer, scale_layer, shift_layer, w_stats, actor,
+        *ctx.options, ctx.bf16,
+    )  # fmt: skip
+    return *(None,) * _ACTOR, d_actor, *(None,) * (len(ctx.options) + 2)
+
+
+_backward = Operator("gru_rssm_dream_backward", fake=_fake_backward, vmap=_no_vmap("gru_rssm_dream"))
+_forward = Operator(
+    "gru_rssm_dream",
+    fake=_fake,
+    vmap=_no_vmap("gru_rssm_dream"),
+    backward=_derivative,
+    setup_context=_setup_context,
+)
