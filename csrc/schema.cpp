@@ -77,4 +77,9 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
         "Tensor b_priors, Tensor n_priors, Tensor w_logits, Tensor b_logits, Tensor w_actor, Tensor b_actor, "
         "Tensor n_actor, Tensor w_actors, Tensor b_actors, Tensor n_actors, Tensor w_out, Tensor b_out, float unimix, "
         "float policy_unimix, float eps, bool bf16) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("mlp(Tensor x, Tensor z, Tensor w, Tensor b, Tensor norm, Tensor ws, Tensor bs, Tensor norms, Tensor w_out, "
+        "Tensor b_out, float eps, bool save, bool bf16) -> (Tensor, Tensor)");
+  m.def("mlp_backward(Tensor grad, Tensor pre, Tensor x, Tensor z, Tensor w, Tensor b, Tensor norm, Tensor ws, "
+        "Tensor bs, Tensor norms, Tensor w_out, Tensor b_out, float eps, bool inputs, bool bf16) "
+        "-> (Tensor, Tensor, Tensor)");
 }

@@ -18,11 +18,11 @@ struct DenseArgs {
                         w.scalar_type() == like.scalar_type() && b.scalar_type() == like.scalar_type() &&
                         n.scalar_type() == like.scalar_type() && b.device() == like.device() &&
                         n.device() == like.device(),
-                    "fastwm: rssm_imagine: wrong shape, dtype or device of ", name);
+                    "fastwm: wrong shape, dtype or device of ", name);
     const int64_t count = one ? 1 : w.size(0), N = w.size(w.dim() - 2);
     STD_TORCH_CHECK(b.numel() == count * N && n.numel() == count * N && b.dim() == w.dim() - 1 &&
                         n.dim() == w.dim() - 1,
-                    "fastwm: rssm_imagine: wrong shape of the bias or norm of ", name);
+                    "fastwm: wrong shape of the bias or norm of ", name);
     layers = {{w.const_data_ptr(), one ? 0 : w.stride(0), w.stride(w.dim() - 1), w.stride(w.dim() - 2)},
               bias.const_data_ptr(),
               norm.const_data_ptr(),

@@ -15,7 +15,7 @@ inline Tensor dense_shaped(const Tensor& x, std::initializer_list<int64_t> shape
               x.device() == like.device();
   int64_t d = 0;
   for (int64_t size : shape) same = same && x.size(d++) == size;
-  STD_TORCH_CHECK(same, "fastwm: rssm_observe: wrong shape, dtype or device of ", name);
+  STD_TORCH_CHECK(same, "fastwm: wrong shape, dtype or device of ", name);
   return dense(x);
 }
 
@@ -30,7 +30,7 @@ inline Weight weight_of(const Tensor& w, std::initializer_list<int64_t> shape, c
               w.device() == like.device();
   int64_t d = 0;
   for (int64_t size : shape) same = same && w.size(d++) == size;
-  STD_TORCH_CHECK(same, "fastwm: rssm_observe: wrong shape, dtype or device of ", name);
+  STD_TORCH_CHECK(same, "fastwm: wrong shape, dtype or device of ", name);
   if (w.dim() == 3) return {w.const_data_ptr(), w.stride(0), w.stride(1), w.stride(2)};
   return {w.const_data_ptr(), 0, w.stride(1), w.stride(0)};  // Linear holds [out, in]
 }

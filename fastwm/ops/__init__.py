@@ -20,9 +20,10 @@ from fastwm.ops.cells import (
 from fastwm.ops.lambda_return import lambda_return
 from fastwm.ops.laprop import laprop_step_
 from fastwm.ops.mdn import mdn_nll, mdn_sample
+from fastwm.ops.mlp import MLPWeights, mlp
 from fastwm.ops.norm_act import layer_norm_elu, layer_norm_silu, rms_norm, rms_norm_silu
 from fastwm.ops.philox import philox_bits, philox_normal, philox_uniform
-from fastwm.ops.rssm_imagine import ActionHead, MLPWeights, rssm_imagine
+from fastwm.ops.rssm_imagine import ActionHead, rssm_imagine
 from fastwm.ops.rssm_observe import DenseWeights, LinearWeights, RSSMWeights, rssm_observe
 from fastwm.ops.symlog import symexp, symlog
 from fastwm.ops.two_hot import two_hot_loss, two_hot_mean
@@ -52,6 +53,7 @@ __all__ = [
     "lstm_step",
     "mdn_nll",
     "mdn_sample",
+    "mlp",
     "philox_bits",
     "philox_normal",
     "philox_uniform",

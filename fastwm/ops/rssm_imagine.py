@@ -5,11 +5,13 @@ from torch import Tensor
 
 from fastwm import ref
 from fastwm.ops._backend import Operator, select
+from fastwm.ops.mlp import stacked
 from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
-from fastwm.ref.rssm_imagine import ActionHead, MLPWeights
+from fastwm.ref.mlp import MLPWeights
+from fastwm.ref.rssm_imagine import ActionHead
 from fastwm.ref.rssm_observe import RSSMWeights
 
-__all__ = ["ActionHead", "MLPWeights", "rssm_imagine"]
+__all__ = ["ActionHead", "rssm_imagine"]
 
 
 def rssm_imagine(
@@ -53,18 +55,9 @@ def rssm_imagine(
         spec = torch.tensor([tuple(head) for head in heads])
         return _forward(
             library, deter, stoch, uniform.to(dtype), noise.to(dtype), spec, *w.embed_deter, *w.embed_stoch,
-            *w.embed_action, own, embeds, w.hidden.bias, w.hidden.norm, *w.gates, *_layers(prior), *prior.out,
-            *_layers(actor), *actor.out, unimix, policy_unimix, eps, bf16_products(deter),
+            *w.embed_action, own, embeds, w.hidden.bias, w.hidden.norm, *w.gates, *stacked(prior), *prior.out,
+            *stacked(actor), *actor.out, unimix, policy_unimix, eps, bf16_products(deter),
         )  # fmt: skip
-
-
-def _layers(mlp: MLPWeights) -> tuple[Tensor, ...]:
-    """The first layer's three tensors, and those of all others, stacked [count, ...]."""
-    first, *rest = mlp.layers
-    if not rest:
-        units = len(first.weight)
-        return *first, first.weight.new_empty(0, units, units), *(first.bias.new_empty(0, units) for _ in range(2))
-    return *first, *(torch.stack(part) for part in zip(*rest))
 
 
 def _check(

@@ -2,16 +2,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights, _dense, _gru, _sample
-
-
-class MLPWeights(NamedTuple):
-    """Dense layers and a linear one behind them."""
-
-    layers: tuple[DenseWeights, ...]
-    out: LinearWeights
+from fastwm.ref.mlp import MLPWeights, mlp
+from fastwm.ref.rssm_observe import RSSMWeights, _gru, _sample
 
 
 class ActionHead(NamedTuple):
@@ -32,21 +25,15 @@ def rssm_imagine(
     with torch.no_grad():
         states, actions = [], []
         for step in range(len(noise)):
-            out = _mlp(torch.cat([deter, stoch.flatten(1)], -1), actor, eps)
+            out = mlp(deter, actor, stoch.flatten(1), eps)
             actions.append(_sample_action(out.to(deter.dtype), noise[step], heads, policy_unimix))
             if step < len(uniform):
                 deter = _gru(deter, stoch.flatten(1), actions[-1], w, eps)
-                logits = _mlp(deter, prior, eps).unflatten(-1, stoch.shape[1:])
+                logits = mlp(deter, prior, eps=eps).unflatten(-1, stoch.shape[1:])
                 stoch, _ = _sample(logits, uniform[step], unimix)
                 states.append((deter, stoch, logits))
         deters, stochs, all_logits = map(torch.stack, zip(*states))
         return deters, stochs, all_logits, torch.stack(actions)
-
-
-def _mlp(x: Tensor, w: MLPWeights, eps: float) -> Tensor:
-    for layer in w.layers:
-        x = _dense(x, layer, eps)
-    return F.linear(x, *w.out)
 
 
 def _sample_action(out: Tensor, noise: Tensor, heads: tuple[ActionHead, ...], unimix: float) -> Tensor:
