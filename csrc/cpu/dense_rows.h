@@ -18,13 +18,20 @@ void linear(int64_t rows, const O* x, int64_t ldx, const Packed<O>& w, int64_t b
   }
 }
 
-// The places where a row is not zero; returns how many there are.
+// The places where a row is not zero; returns how many there are. In groups: the comparisons of one are vectors.
 template <typename T>
 int64_t nonzeros(int64_t width, const T* x, int32_t* at) {
+  constexpr int64_t kGroup = 64;
   int64_t count = 0;
-  for (int64_t i = 0; i < width; ++i) {
-    at[count] = static_cast<int32_t>(i);
-    count += x[i] != 0;
+  for (int64_t first = 0; first < width; first += kGroup) {
+    const int64_t size = width - first < kGroup ? width - first : kGroup;
+    uint8_t there[kGroup];
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) there[i] = x[first + i] != 0;
+    for (int64_t i = 0; i < size; ++i) {
+      at[count] = static_cast<int32_t>(first + i);
+      count += there[i];
+    }
   }
   return count;
 }

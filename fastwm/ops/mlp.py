@@ -106,7 +106,7 @@ def _derivative(library: str, ctx: Any, grad: Tensor | None, _: Tensor | None) -
     if grad is None:
         return (None,) * 13
     pre, x, z, *weights = ctx.saved_tensors
-    w, b, _, ws, bs, _, w_out, b_out = weights
+    _, b, _, ws, bs, _, w_out, b_out = weights
     inputs = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
     d_x, d_z, d_weights = _backward(library, grad, pre, x, z, *weights, ctx.eps, inputs, ctx.bf16)
     U, D = len(b), x.shape[1]
