@@ -285,7 +285,7 @@ class DreamerV3(Agent):
         losses["dyn"], losses["rep"] = self.rssm.kl(post_logits, prior_logits, self.config.free_nats)
         recon = self.decoder(state.deter, state.stoch.flatten(-2))
         for key, dist in recon.items():
-            target = rows[key].float() / 255 if is_image(self.obs_space[key]) else rows[key]
+            target = rows[key] / 255 if is_image(self.obs_space[key]) else rows[key]
             loss = dist.loss(target)
             losses[f"rec/{key}"] = loss.flatten(2).sum(-1) if loss.ndim > 2 else loss
         losses["reward"] = self.reward(*state.parts).loss(rows["reward"])

@@ -14,7 +14,7 @@ from fastwm.nn.distributions import (
 from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.functional import symexp_bins
 from fastwm.nn.heads import Actor, BernoulliHead, Policy, TwoHotHead
-from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU
+from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU, UpsampleConv2d
 from fastwm.nn.mdn import MDNHead, Mixture
 from fastwm.nn.normalize import PercentileNormalizer
 from fastwm.nn.rssm import RSSM, BlockGRU, State
@@ -50,6 +50,7 @@ __all__ = [
     "SymlogSquaredError",
     "TwoHot",
     "TwoHotHead",
+    "UpsampleConv2d",
     "sigmoid2_std",
     "softplus_std",
     "symexp_bins",
