@@ -81,8 +81,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rssm_imagine(
   const Tensor b_gates = dense_shaped(b_gates_, {3 * n.D}, deter0, "b_gates");
   const Tensor b_logits = dense_shaped(b_logits_, {n.Z()}, deter0, "b_logits");
   const Tensor b_out = dense_shaped(b_out_, {outputs}, deter0, "b_out");
-  Tensor deters = empty_shaped(deter0, {n.T, n.B, n.D});
-  Tensor stochs = empty_shaped(deter0, {n.T, n.B, n.S, n.C}), logits = empty_shaped(deter0, {n.T, n.B, n.S, n.C});
+  Tensor deters = empty_shaped(deter0, {n.T + 1, n.B, n.D});
+  Tensor stochs = empty_shaped(deter0, {n.T + 1, n.B, n.S, n.C}), logits = empty_shaped(deter0, {n.T, n.B, n.S, n.C});
   Tensor actions = empty_shaped(deter0, {n.T + 1, n.B, width});
   const RssmImagine p{dtype_of(deter0),
                       bf16_products,

@@ -331,8 +331,7 @@ class DreamerV3(Agent):
                 *start, uniform, torch.cat(draws, -1), rssm.observe_weights(), rssm.prior_weights(),
                 self.actor.params, tuple(self.actor.specs.values()), c.unimix, c.policy_unimix, RMSNorm.eps,
             )  # fmt: skip
-        state = State(torch.cat([start.deter[None], deter]), torch.cat([start.stoch[None], stoch]))
-        return state, decode(self.act_space, encoded), prior_logits
+        return State(deter, stoch), decode(self.act_space, encoded), prior_logits
 
     def values(self, state: State) -> tuple[TwoHot, TwoHot]:
         """(fast, slow) critic."""

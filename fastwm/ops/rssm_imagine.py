@@ -34,8 +34,8 @@ def rssm_imagine(
         unimix, policy_unimix, eps: share of the uniform in the prior and in the policy; epsilon of the norms.
 
     Returns:
-        States 1..H: deter `[H, N, D]`, one-hot stoch `[H, N, S, C]`, the prior's logits before mixing
-        `[H, N, S, C]`; and the actions 0..H `[H + 1, N, A]`, encoded: one-hot for categoricals, the sample
+        States 0..H, the given ones first: deter `[H + 1, N, D]`, stoch `[H + 1, N, S, C]`; the prior's logits
+        before mixing of states 1..H `[H, N, S, C]`; and the actions 0..H `[H + 1, N, A]`, encoded: one-hot for categoricals, the sample
         (unclipped; the model sees `a / max(1, |a|)`) for reals. Under autocast: see `rssm_observe`.
 
     Raises:
@@ -97,7 +97,7 @@ def _check(
 def _fake(deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor, heads: Tensor, *rest: Any) -> Any:
     H, N, new = len(uniform), len(deter), deter.new_empty
     width = rest[6].shape[1]  # w_action
-    return new(H, *deter.shape), new(H, *stoch.shape), new(H, *stoch.shape), new(H + 1, N, width)
+    return new(H + 1, *deter.shape), new(H + 1, *stoch.shape), new(H, *stoch.shape), new(H + 1, N, width)
 
 
 _forward = Operator("rssm_imagine", fake=_fake, vmap=_no_vmap("rssm_imagine"))

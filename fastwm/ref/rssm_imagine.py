@@ -23,7 +23,7 @@ def rssm_imagine(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The imagined rollout: see `fastwm.ops.rssm_imagine`."""
     with torch.no_grad():
-        states, actions = [], []
+        states, actions, all_logits = [(deter, stoch)], [], []
         for step in range(len(noise)):
             out = mlp(deter, actor, stoch.flatten(1), eps)
             actions.append(_sample_action(out.to(deter.dtype), noise[step], heads, policy_unimix))
@@ -31,9 +31,10 @@ def rssm_imagine(
                 deter = _gru(deter, stoch.flatten(1), actions[-1], w, eps)
                 logits = mlp(deter, prior, eps=eps).unflatten(-1, stoch.shape[1:])
                 stoch, _ = _sample(logits, uniform[step], unimix)
-                states.append((deter, stoch, logits))
-        deters, stochs, all_logits = map(torch.stack, zip(*states))
-        return deters, stochs, all_logits, torch.stack(actions)
+                states.append((deter, stoch))
+                all_logits.append(logits)
+        deters, stochs = map(torch.stack, zip(*states))
+        return deters, stochs, torch.stack(all_logits), torch.stack(actions)
 
 
 def _sample_action(out: Tensor, noise: Tensor, heads: tuple[ActionHead, ...], unimix: float) -> Tensor:
