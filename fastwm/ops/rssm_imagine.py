@@ -35,8 +35,9 @@ def rssm_imagine(
 
     Returns:
         States 0..H, the given ones first: deter `[H + 1, N, D]`, stoch `[H + 1, N, S, C]`; the prior's logits
-        before mixing of states 1..H `[H, N, S, C]`; and the actions 0..H `[H + 1, N, A]`, encoded: one-hot for categoricals, the sample
-        (unclipped; the model sees `a / max(1, |a|)`) for reals. Under autocast: see `rssm_observe`.
+        before mixing of states 1..H `[H, N, S, C]`; and the actions 0..H `[H + 1, N, A]`, encoded: one-hot for
+        categoricals, the sample (unclipped; the model sees `a / max(1, |a|)`) for reals. Under autocast: see
+        `rssm_observe`.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or H = 0.
