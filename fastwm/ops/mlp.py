@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, select
+from fastwm.ops._backend import Operator
 from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
 from fastwm.ref.mlp import MLPWeights
 
@@ -36,8 +36,8 @@ def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-
     Source: Hafner et al., "Mastering diverse control tasks through world models" (2025) and its official code
     """
     _check(x, w, onehot)
-    library = select(x) if x.dtype in _KERNEL_DTYPES else None
-    if library is None or library not in _forward.ops:
+    library = _forward.library(x) if x.dtype in _KERNEL_DTYPES else None
+    if library is None:
         return ref.mlp(x, w, onehot, eps)
     rows = x.reshape(-1, x.shape[-1])
     latents = x.new_empty(len(rows), 0) if onehot is None else onehot.reshape(len(rows), onehot.shape[-1])
