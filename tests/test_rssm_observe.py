@@ -83,7 +83,7 @@ def threads(count: int) -> Iterator[None]:
 # Against the reference
 
 
-def moved(rssm: RSSM, args: list[Tensor], device: str) -> tuple[RSSM, list[Tensor]]:
+def moved(rssm: BlockRSSM, args: list[Tensor], device: str) -> tuple[BlockRSSM, list[Tensor]]:
     return rssm.to(device), [x.detach().to(device).requires_grad_(x.requires_grad) for x in args]
 
 

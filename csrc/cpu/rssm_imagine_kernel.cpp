@@ -1,6 +1,6 @@
 #include <initializer_list>
 
-#include "rssm_plan.h"
+#include "dense_rows.h"
 #include "fastwm/rssm_imagine.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -90,6 +90,8 @@ class Imagine {
 
   void run() {
     convert(rows_ * n_.D, at(p_.deter0, 0, n_.D), s_.h);
+    copy_rows(1, rows_ * n_.D, at(p_.deter0, 0, n_.D), 0, at(p_.deters, 0, n_.D), 0);
+    copy_rows(1, rows_ * n_.Z(), at(p_.stoch0, 0, n_.Z()), 0, at(p_.stochs, 0, n_.Z()), 0);
     for (int64_t t = 0; t < n_.T; ++t) {
       p_.actions ? act(t) : scale(at(p_.given, t, p_.A()));
       embed(t);
@@ -106,15 +108,6 @@ class Imagine {
     return ptr<T>(array) + (t * n_.B + row0_) * width;
   }
 
-  // out = bias + x W
-  void linear(const O* x, int64_t ldx, const Packed<O>& w, int64_t block, const T* bias, T* out, int64_t ldo) const {
-    for (int64_t panel = 0; panel < w.panels(); ++panel) {
-      const int64_t n = panel * kPanelOf<O>;
-      copy_rows(rows_, w.width(panel), bias + n, 0, out + n, ldo);
-      multiply(rows_, x, ldx, w, block * w.panels() + panel, out + n, ldo);
-    }
-  }
-
   void norm(int64_t width, const T* pre, const T* scale, O* act, int64_t lda) const {
     for (int64_t r = 0; r < rows_; ++r) rms_silu(width, pre + r * width, scale, eps_, act + r * lda);
   }
@@ -122,7 +115,7 @@ class Imagine {
   // Layers 2.. of an MLP, from s_.act to s_.act.
   void rest(const DenseLayers& layers, const Packed<O>& w) const {
     for (int64_t i = 0; i < layers.count; ++i) {
-      linear(s_.act, layers.N, w, i, ptr<T>(layers.bias) + i * layers.N, s_.pre, layers.N);
+      linear(rows_, s_.act, layers.N, w, i, ptr<T>(layers.bias) + i * layers.N, s_.pre, layers.N);
       norm(layers.N, s_.pre, ptr<T>(layers.norm) + i * layers.N, s_.act, layers.N);
     }
   }
@@ -143,11 +136,11 @@ class Imagine {
 
   void act(int64_t t) const {
     const int64_t V = p_.actor.N, outputs = w_.out.N;
-    linear(s_.h, n_.D, w_.actor, 0, ptr<T>(p_.actor.bias), s_.pre, V);
+    linear(rows_, s_.h, n_.D, w_.actor, 0, ptr<T>(p_.actor.bias), s_.pre, V);
     add_stoch(t, w_.actor_stoch, V, s_.pre);
     norm(V, s_.pre, ptr<T>(p_.actor.norm), s_.act, V);
     rest(p_.actor_rest, w_.actor_rest);
-    linear(s_.act, V, w_.out, 0, ptr<T>(p_.b_out), s_.pre, outputs);
+    linear(rows_, s_.act, V, w_.out, 0, ptr<T>(p_.b_out), s_.pre, outputs);
     int64_t draws = 0;
     for (int64_t i = 0; i < p_.n_heads; ++i) draws += p_.head(i).count;
     T* actions = at(p_.actions, t, p_.A());
@@ -182,12 +175,12 @@ class Imagine {
 
   void embed(int64_t t) const {
     const int64_t U = n_.U;
-    linear(s_.h, n_.D, w_.deter, 0, ptr<T>(p_.deter.bias), s_.pre, U);
+    linear(rows_, s_.h, n_.D, w_.deter, 0, ptr<T>(p_.deter.bias), s_.pre, U);
     norm(U, s_.pre, ptr<T>(p_.deter.norm), s_.x, 3 * U);
     copy_rows(rows_, U, ptr<T>(p_.stoch.bias), 0, s_.pre, U);
     add_stoch(t, w_.stoch, U, s_.pre);
     norm(U, s_.pre, ptr<T>(p_.stoch.norm), s_.x + U, 3 * U);
-    linear(s_.scaled, p_.A(), w_.action, 0, ptr<T>(p_.action.bias), s_.pre, U);
+    linear(rows_, s_.scaled, p_.A(), w_.action, 0, ptr<T>(p_.action.bias), s_.pre, U);
     norm(U, s_.pre, ptr<T>(p_.action.norm), s_.x + 2 * U, 3 * U);
   }
 
@@ -201,8 +194,8 @@ class Imagine {
     }
     norm(D, s_.pre, ptr<T>(p_.n_hidden), s_.act, D);
     const Packed<O>& shape = w_.gates[0];
-    const T* prev = t > 0 ? at(p_.deters, t - 1, D) : at(p_.deter0, 0, D);
-    T* deter = at(p_.deters, t, D);
+    const T* prev = at(p_.deters, t, D);
+    T* deter = at(p_.deters, t + 1, D);
     for (int64_t task = 0; task < shape.tasks(); ++task) {
       const int64_t g = task / shape.panels(), panel = task % shape.panels(), j = panel * kPanelOf<O>, d = g * J + j;
       for (int i = 0; i < 3; ++i) {
@@ -220,13 +213,13 @@ class Imagine {
 
   void prior(int64_t t) const {
     const int64_t Z = n_.Z(), V = p_.prior.N;
-    linear(s_.h, n_.D, w_.prior, 0, ptr<T>(p_.prior.bias), s_.pre, V);
+    linear(rows_, s_.h, n_.D, w_.prior, 0, ptr<T>(p_.prior.bias), s_.pre, V);
     norm(V, s_.pre, ptr<T>(p_.prior.norm), s_.act, V);
     rest(p_.prior_rest, w_.prior_rest);
-    linear(s_.act, V, w_.logits, 0, ptr<T>(p_.b_logits), at(p_.all_logits, t, Z), Z);
+    linear(rows_, s_.act, V, w_.logits, 0, ptr<T>(p_.b_logits), at(p_.all_logits, t, Z), Z);
     for (int64_t r = 0; r < rows_; ++r)
       sample_row(n_.S, n_.C, at(p_.all_logits, t, Z) + r * Z, static_cast<T>(p_.unimix),
-                 at(p_.uniform, t, n_.S) + r * n_.S, at(p_.stochs, t, Z) + r * Z, s_.index + r * n_.S);
+                 at(p_.uniform, t, n_.S) + r * n_.S, at(p_.stochs, t + 1, Z) + r * Z, s_.index + r * n_.S);
   }
 
   const RssmImagine& p_;

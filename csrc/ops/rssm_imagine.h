@@ -18,11 +18,11 @@ struct DenseArgs {
                         w.scalar_type() == like.scalar_type() && b.scalar_type() == like.scalar_type() &&
                         n.scalar_type() == like.scalar_type() && b.device() == like.device() &&
                         n.device() == like.device(),
-                    "fastwm: rssm_imagine: wrong shape, dtype or device of ", name);
+                    "fastwm: wrong shape, dtype or device of ", name);
     const int64_t count = one ? 1 : w.size(0), N = w.size(w.dim() - 2);
     STD_TORCH_CHECK(b.numel() == count * N && n.numel() == count * N && b.dim() == w.dim() - 1 &&
                         n.dim() == w.dim() - 1,
-                    "fastwm: rssm_imagine: wrong shape of the bias or norm of ", name);
+                    "fastwm: wrong shape of the bias or norm of ", name);
     layers = {{w.const_data_ptr(), one ? 0 : w.stride(0), w.stride(w.dim() - 1), w.stride(w.dim() - 2)},
               bias.const_data_ptr(),
               norm.const_data_ptr(),
@@ -87,8 +87,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rssm_imagine(
   const Tensor b_gates = dense_shaped(b_gates_, {3 * n.D}, deter0, "b_gates");
   const Tensor b_logits = dense_shaped(b_logits_, {n.Z()}, deter0, "b_logits");
   const Tensor b_out = dense_shaped(b_out_, {outputs}, deter0, "b_out");
-  Tensor deters = empty_shaped(deter0, {n.T, n.B, n.D});
-  Tensor stochs = empty_shaped(deter0, {n.T, n.B, n.S, n.C}), logits = empty_shaped(deter0, {n.T, n.B, n.S, n.C});
+  Tensor deters = empty_shaped(deter0, {n.T + 1, n.B, n.D});
+  Tensor stochs = empty_shaped(deter0, {n.T + 1, n.B, n.S, n.C}), logits = empty_shaped(deter0, {n.T, n.B, n.S, n.C});
   Tensor actions = empty_shaped(deter0, {sampled, n.B, width});
   const RssmImagine p{dtype_of(deter0),
                       bf16_products,

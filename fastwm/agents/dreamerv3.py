@@ -209,7 +209,7 @@ class DreamerV3(Agent):
         with self.autocast():
             past = State(state["deter"], state["stoch"])
             post, _ = self.rssm.observe_step(past, state["action"], self.encoder(obs), is_first, uniform)
-            action = self.actor(post.feat).sample(action_noise)
+            action = self.actor(*post.parts).sample(action_noise)
         state = {"deter": post.deter, "stoch": post.stoch, "action": encode(self.act_space, action)}
         return (action["action"] if self.single_action else action), state
 
@@ -255,7 +255,7 @@ class DreamerV3(Agent):
             world = self.world_model(batch, noise.post)
         dream = self.dream(world.state, noise)
         with self.autocast():
-            value, slow_value = self.values(world.state.feat)
+            value, slow_value = self.values(world.state)
         last, term, reward = (batch[key][1:].float() for key in ("is_last", "is_terminal", "reward"))
         boot = dream.returns[0].view_as(reward)
         # R_t = r' + live' ((1 - lam') boot' + lam' R'), where ' is the next row: an end of either kind cuts the chain.
@@ -285,12 +285,12 @@ class DreamerV3(Agent):
         losses["dyn"], losses["rep"] = self.rssm.kl(post_logits, prior_logits, self.config.free_nats)
         recon = self.decoder(state.deter, state.stoch.flatten(-2))
         for key, dist in recon.items():
-            target = rows[key].float() / 255 if is_image(self.obs_space[key]) else rows[key]
+            target = rows[key] / 255 if is_image(self.obs_space[key]) else rows[key]
             loss = dist.loss(target)
             losses[f"rec/{key}"] = loss.flatten(2).sum(-1) if loss.ndim > 2 else loss
-        losses["reward"] = self.reward(state.feat).loss(rows["reward"])
+        losses["reward"] = self.reward(*state.parts).loss(rows["reward"])
         # The soft target puts the discount into the continuation probability.
-        losses["cont"] = self.cont(state.feat).loss((1 - rows["is_terminal"].float()) * self.config.discount)
+        losses["cont"] = self.cont(*state.parts).loss((1 - rows["is_terminal"].float()) * self.config.discount)
         return World(tokens, state, post_logits, prior_logits, recon, losses)
 
     def dream(self, posterior: State, noise: Noise) -> Dream:
@@ -299,9 +299,9 @@ class DreamerV3(Agent):
         state, action, prior_logits = self.rollout(posterior.detach().flatten(), noise)
         with self.autocast():
             with torch.no_grad():
-                reward, cont = self.reward(state.feat).mean, self.cont(state.feat).prob
-            policy = self.actor(state.feat)
-            value, slow_value = self.values(state.feat)
+                reward, cont = self.reward(*state.parts).mean, self.cont(*state.parts).prob
+            policy = self.actor(*state.parts)
+            value, slow_value = self.values(state)
         baseline = value.mean.detach()
         returns = ops.lambda_return(reward[1:], cont[1:], baseline[1:], c.lam)  # [H, N]
         scale = self.return_norm.update(returns)
@@ -331,14 +331,13 @@ class DreamerV3(Agent):
                 *start, uniform, torch.cat(draws, -1), rssm.observe_weights(), rssm.prior_weights(),
                 self.actor.params, tuple(self.actor.specs.values()), c.unimix, c.policy_unimix, RMSNorm.eps,
             )  # fmt: skip
-        state = State(torch.cat([start.deter[None], deter]), torch.cat([start.stoch[None], stoch]))
-        return state, decode(self.act_space, encoded), prior_logits
+        return State(deter, stoch), decode(self.act_space, encoded), prior_logits
 
-    def values(self, feat: Tensor) -> tuple[TwoHot, TwoHot]:
+    def values(self, state: State) -> tuple[TwoHot, TwoHot]:
         """(fast, slow) critic."""
         with torch.no_grad():
-            slow = self.slow_critic(feat)
-        return self.critic(feat), slow
+            slow = self.slow_critic(*state.parts)
+        return self.critic(*state.parts), slow
 
     def value_loss(self, value: TwoHot, slow_value: TwoHot, returns: Tensor) -> Tensor:
         """Cross-entropy to the returns [K, ...], and to the slow critic's mean; `value` has one row more, left out."""

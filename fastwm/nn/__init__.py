@@ -16,7 +16,7 @@ from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.functional import symexp_bins
 from fastwm.nn.gru_rssm import GRURSSM, Latent
 from fastwm.nn.heads import Actor, BernoulliHead, Policy, TwoHotHead
-from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU
+from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU, UpsampleConv2d
 from fastwm.nn.mdn import MDNHead, Mixture
 from fastwm.nn.normalize import PercentileNormalizer
 from fastwm.nn.recurrent import GRU, LSTM, LayerNormGRU
@@ -59,6 +59,7 @@ __all__ = [
     "SymlogSquaredError",
     "TwoHot",
     "TwoHotHead",
+    "UpsampleConv2d",
     "sigmoid2_std",
     "softplus_std",
     "symexp_bins",

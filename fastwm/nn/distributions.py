@@ -131,7 +131,7 @@ class SquaredError:
         return self.mean
 
     def loss(self, target: Tensor) -> Tensor:
-        error = (self.mean - target.detach().float()).square()
+        error = F.mse_loss(self.mean, target.detach().float(), reduction="none")
         return error.flatten(error.ndim - self.dims).sum(-1) if self.dims else error
 
 

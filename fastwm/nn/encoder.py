@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastwm.nn.distributions import Categorical, SquaredError, SymlogSquaredError
-from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNormSiLU
+from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNormSiLU, UpsampleConv2d
 from fastwm.nn.spaces import SpaceDict, classes, encode, is_image, shape, total_width
 from fastwm.ops import symlog
 
@@ -35,11 +35,11 @@ def grid_size(images: SpaceDict, stages: int) -> tuple[int, int]:
 
 
 class ConvNorm(nn.Module):
-    """Convolution, then RMSNorm over channels and SiLU; `pool` halves the image in between."""
+    """Convolution, then RMSNorm over channels and SiLU; the convolution halves the image (`pool`) or doubles it."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, pool: bool):
         super().__init__()
-        self.conv = Conv2d(inputs, outputs, kernel)
+        self.conv = (Conv2d if pool else UpsampleConv2d)(inputs, outputs, kernel)
         self.norm = RMSNormSiLU(outputs)
         self.pool = pool
 
@@ -77,7 +77,7 @@ class Encoder(nn.Module):
         if self.images:
             image = torch.cat([obs[key] for key in sorted(self.images)], -1)  # [..., H, W, C]
             batch = image.shape[:-3]
-            x = image.flatten(0, -4).movedim(-1, 1).float() / 255 - 0.5  # [N, C, H, W]
+            x = (image.flatten(0, -4).movedim(-1, 1) / 255).sub_(0.5)  # [N, C, H, W]
             x = self.cnn(x)
             tokens.append(x.movedim(1, -1).reshape(*batch, -1))
         return torch.cat(tokens, -1)
@@ -110,7 +110,7 @@ class Decoder(nn.Module):
             self.from_stoch = Linear(2 * units, size)
             self.norm = RMSNormSiLU(channels[0])
             self.cnn = nn.Sequential(*(ConvNorm(i, o, kernel, pool=False) for i, o in pairwise(channels)))
-            self.out = Conv2d(channels[-1], sum(shape(leaf)[2] for leaf in self.images.values()), kernel)
+            self.out = UpsampleConv2d(channels[-1], sum(shape(leaf)[2] for leaf in self.images.values()), kernel)
 
     def forward(self, deter: Tensor, stoch: Tensor) -> "dict[str, SquaredError | Categorical]":
         """`deter` [..., D], `stoch` [..., S*C] -> a distribution with `.loss(target)` for every observation key."""
@@ -137,9 +137,6 @@ class Decoder(nn.Module):
         x0 = self.from_deter(deter).reshape(-1, self.blocks, height, width, self.norm.weight.numel() // self.blocks)
         x0 = x0.movedim(1, 3).flatten(3)  # [N, h, w, C]
         x1 = self.from_stoch(self.stoch_hidden(stoch)).reshape(x0.shape)
-        x = self.norm(x0 + x1).movedim(-1, 1)
-        for stage in self.cnn:
-            x = stage(F.interpolate(x, scale_factor=2))
-        x = self.out(F.interpolate(x, scale_factor=2)).movedim(1, -1)
+        x = self.out(self.cnn(self.norm(x0 + x1).movedim(-1, 1))).movedim(1, -1)
         full_height, full_width = shape(next(iter(self.images.values())))[:2]
         return torch.sigmoid(x[:, :full_height, :full_width].float())

@@ -9,8 +9,13 @@ from torch import Tensor, nn
 from fastwm import ops
 from fastwm.nn.distributions import Bernoulli, BoundedNormal, Categorical, TwoHot
 from fastwm.nn.functional import symexp_bins
-from fastwm.nn.layers import MLP, Linear
+from fastwm.nn.layers import MLP, Linear, RMSNorm
 from fastwm.nn.spaces import SpaceDict, classes, shape, total_width
+
+
+def mlp(layers: MLP, out: ops.LinearWeights, x: Tensor, onehot: Tensor | None = None) -> Tensor:
+    """All layers and the output of `[x, onehot]`; `onehot` [..., Z] may be left out, or be a part of x."""
+    return ops.mlp(x, ops.MLPWeights(layers.params, out), onehot, RMSNorm.eps)
 
 
 class TwoHotHead(nn.Module):
@@ -24,8 +29,8 @@ class TwoHotHead(nn.Module):
         self.out = Linear(units, bins, outscale=0.0)
         self.register_buffer("bins", symexp_bins(bins), persistent=False)
 
-    def forward(self, feat: Tensor) -> TwoHot:
-        return TwoHot(self.out(self.mlp(feat)), self.bins)
+    def forward(self, x: Tensor, onehot: Tensor | None = None) -> TwoHot:
+        return TwoHot(mlp(self.mlp, self.out.params, x, onehot), self.bins)
 
 
 class BernoulliHead(nn.Module):
@@ -36,8 +41,8 @@ class BernoulliHead(nn.Module):
         self.mlp = MLP(inputs, units, layers)
         self.out = Linear(units, 1)
 
-    def forward(self, feat: Tensor) -> Bernoulli:
-        return Bernoulli(self.out(self.mlp(feat))[..., 0])
+    def forward(self, x: Tensor, onehot: Tensor | None = None) -> Bernoulli:
+        return Bernoulli(mlp(self.mlp, self.out.params, x, onehot)[..., 0])
 
 
 Action = dict[str, Tensor]
@@ -71,11 +76,9 @@ class CategoricalAction(nn.Module):
             self.logits.weight.masked_fill(invalid[:, None], 0), self.logits.bias.masked_fill(invalid, -1e9)
         )
 
-    def forward(self, x: Tensor) -> Categorical:
-        logits = self.logits(x).reshape(*x.shape[:-1], *self.shape, self.classes).float()
-        if self.invalid is not None:
-            logits = logits.masked_fill(self.invalid, -1e9)
-        return Categorical(logits, self.unimix)
+    def forward(self, outputs: Tensor) -> Categorical:
+        """The distribution that `params` put out, [..., size * classes]."""
+        return Categorical(outputs.reshape(*outputs.shape[:-1], *self.shape, self.classes), self.unimix)
 
 
 class NormalAction(nn.Module):
@@ -96,9 +99,10 @@ class NormalAction(nn.Module):
         """Both layers as one: means, then deviations."""
         return ops.LinearWeights(*(torch.cat(pair) for pair in zip(self.mean.params, self.std.params)))
 
-    def forward(self, x: Tensor) -> BoundedNormal:
-        full = (*x.shape[:-1], *self.shape)
-        return BoundedNormal(self.mean(x).reshape(full), self.std(x).reshape(full))
+    def forward(self, outputs: Tensor) -> BoundedNormal:
+        """The distribution that `params` put out, [..., 2 * size]."""
+        mean, std = outputs.unflatten(-1, (2, *self.shape)).unbind(outputs.ndim - 1)
+        return BoundedNormal(mean, std)
 
 
 class Policy:
@@ -151,6 +155,7 @@ class Actor(nn.Module):
         outputs = zip(*(head.params for head in self.outputs))
         return ops.MLPWeights(self.mlp.params, ops.LinearWeights(*(torch.cat(part) for part in outputs)))
 
-    def forward(self, feat: Tensor) -> Policy:
-        x = self.mlp(feat)
-        return Policy({key: head(x) for key, head in zip(self.keys, self.heads)}, x.ndim - 1)
+    def forward(self, x: Tensor, onehot: Tensor | None = None) -> Policy:
+        outputs = mlp(self.mlp, self.params.out, x, onehot)
+        parts = outputs.split([spec.size * (spec.classes or 2) for spec in self.specs.values()], -1)
+        return Policy({key: head(part) for key, head, part in zip(self.keys, self.heads, parts)}, x.ndim - 1)

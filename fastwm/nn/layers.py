@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastwm import ops
 
@@ -73,6 +74,32 @@ class Conv2d(nn.Conv2d):
         truncated_normal_(self.weight, self.weight[0].numel())
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+
+class UpsampleConv2d(Conv2d):
+    """Nearest upsampling by two and then the convolution, as a convolution of the coarse image.
+
+    The taps that read the same coarse pixel are summed first, for each of the four positions a fine pixel can have
+    in it: 9 products instead of 25 where the kernel has width 5, and no fine image but the result.
+    """
+
+    folding: Tensor
+
+    def __init__(self, inputs: int, outputs: int, kernel: int):
+        super().__init__(inputs, outputs, kernel)
+        reach = kernel // 2
+        self.register_buffer("folding", torch.zeros(2, 2 * ((reach + 1) // 2) + 1, kernel), persistent=False)
+        for position in range(2):
+            for tap in range(kernel):
+                self.folding[position, (position + tap - reach) // 2 + (reach + 1) // 2, tap] = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W] -> [N, C', 2H, 2W]`."""
+        with torch.autocast(x.device.type, enabled=False):
+            weight = torch.einsum("pax,qby,oixy->pqoiab", self.folding, self.folding, self.weight).flatten(0, 2)
+        bias = None if self.bias is None else self.bias.repeat(4)
+        y = F.conv2d(x, weight, bias, padding="same").movedim(1, -1).unflatten(-1, (2, 2, -1))  # [N, H, W, 2, 2, C']
+        return y.transpose(2, 3).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
 
 
 class RMSNorm(nn.Module):

@@ -24,6 +24,11 @@ class State(NamedTuple):
         """[deter, stoch] [..., D + S*C], what the heads read."""
         return torch.cat([self.deter, self.stoch.flatten(-2)], -1)
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """`feat` before it is put together: dense and one-hot, as the heads take it at less cost."""
+        return self.deter, self.stoch.flatten(-2)
+
     def flatten(self) -> "State":
         """Merge time and batch: [T, B, ...] -> [T*B, ...]."""
         return State(self.deter.flatten(0, 1), self.stoch.flatten(0, 1))
@@ -64,7 +69,7 @@ class BlockRSSM(nn.Module):
 
     def prior_logits(self, deter: Tensor) -> Tensor:
         """Logits [..., S, C] before mixing."""
-        return self.prior(deter).unflatten(-1, (self.stoch, self.classes))
+        return ops.mlp(deter, self.prior_weights(), eps=RMSNorm.eps).unflatten(-1, (self.stoch, self.classes))
 
     def next_deter(self, state: State, action: Tensor) -> Tensor:
         """`h' = core(h, z, a / max(1, |a|))` [B, D]; `action` [B, A]."""

@@ -31,9 +31,10 @@ from fastwm.ops.lambda_return import lambda_return
 from fastwm.ops.laprop import laprop_step_
 from fastwm.ops.mdn import mdn_nll, mdn_sample
 from fastwm.ops.mdn_rnn_rollout import MDNRNNWeights, Rollouts, mdn_rnn_rollout
+from fastwm.ops.mlp import MLPWeights, mlp
 from fastwm.ops.norm_act import layer_norm_elu, layer_norm_silu, rms_norm, rms_norm_silu
 from fastwm.ops.philox import philox_bits, philox_normal, philox_uniform
-from fastwm.ops.rssm_imagine import ActionHead, MLPWeights, rssm_imagine, rssm_open_loop
+from fastwm.ops.rssm_imagine import ActionHead, rssm_imagine, rssm_open_loop
 from fastwm.ops.rssm_observe import DenseWeights, LinearWeights, RSSMWeights, rssm_observe
 from fastwm.ops.scans import gru_scan, layernorm_gru_scan, lstm_scan, planet_gru_scan
 from fastwm.ops.symlog import symexp, symlog
@@ -79,6 +80,7 @@ __all__ = [
     "mdn_nll",
     "mdn_rnn_rollout",
     "mdn_sample",
+    "mlp",
     "philox_bits",
     "philox_normal",
     "philox_uniform",

@@ -6,11 +6,13 @@ from torch import Tensor
 
 from fastwm import ref
 from fastwm.ops._backend import Operator
+from fastwm.ops.mlp import stacked
 from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
-from fastwm.ref.rssm_imagine import ActionHead, MLPWeights
+from fastwm.ref.mlp import MLPWeights
+from fastwm.ref.rssm_imagine import ActionHead
 from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights
 
-__all__ = ["ActionHead", "MLPWeights", "rssm_imagine", "rssm_open_loop"]
+__all__ = ["ActionHead", "rssm_imagine", "rssm_open_loop"]
 
 
 def rssm_imagine(
@@ -33,9 +35,10 @@ def rssm_imagine(
         unimix, policy_unimix, eps: share of the uniform in the prior and in the policy; epsilon of the norms.
 
     Returns:
-        States 1..H: deter `[H, N, D]`, one-hot stoch `[H, N, S, C]`, the prior's logits before mixing
-        `[H, N, S, C]`; and the actions 0..H `[H + 1, N, A]`, encoded: one-hot for categoricals, the sample
-        (unclipped; the model sees `a / max(1, |a|)`) for reals. Under autocast: see `rssm_observe`.
+        States 0..H, the given ones first: deter `[H + 1, N, D]`, stoch `[H + 1, N, S, C]`; the prior's logits
+        before mixing of states 1..H `[H, N, S, C]`; and the actions 0..H `[H + 1, N, A]`, encoded: one-hot for
+        categoricals, the sample (unclipped; the model sees `a / max(1, |a|)`) for reals. Under autocast: see
+        `rssm_observe`.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or H = 0.
@@ -80,7 +83,8 @@ def rssm_open_loop(
     if library is None or differentiated:
         return ref.rssm_open_loop(deter, stoch, uniform, action, w, prior, unimix, eps)
     draws = uniform, uniform.new_empty(0, len(deter), 0)
-    return _imagine(library, deter, stoch, draws, action, w, prior, nobody, (), unimix, 0.0, eps)[:3]
+    deters, stochs, logits, _ = _imagine(library, deter, stoch, draws, action, w, prior, nobody, (), unimix, 0.0, eps)
+    return deters[1:], stochs[1:], logits
 
 
 def _imagine(
@@ -94,8 +98,8 @@ def _imagine(
         spec = torch.tensor([tuple(head) for head in heads], dtype=torch.int64).reshape(-1, 2)
         return _forward(
             library, deter, stoch, *(x.to(dtype) for x in draws), spec, *w.embed_deter, *w.embed_stoch,
-            *w.embed_action, own, embeds, w.hidden.bias, w.hidden.norm, *w.gates, *_layers(prior), *prior.out,
-            *_layers(actor), *actor.out, None if action is None else action.to(dtype), unimix, policy_unimix, eps,
+            *w.embed_action, own, embeds, w.hidden.bias, w.hidden.norm, *w.gates, *stacked(prior), *prior.out,
+            *stacked(actor), *actor.out, None if action is None else action.to(dtype), unimix, policy_unimix, eps,
             bf16_products(deter),
         )  # fmt: skip
 
@@ -103,15 +107,6 @@ def _imagine(
 def _no_layer(like: Tensor, inputs: int) -> DenseWeights:
     """Where actions are given, the actor has no units."""
     return DenseWeights(like.new_empty(0, inputs), like.new_empty(0), like.new_empty(0))
-
-
-def _layers(mlp: MLPWeights) -> tuple[Tensor, ...]:
-    """The first layer's three tensors, and those of all others, stacked [count, ...]."""
-    first, *rest = mlp.layers
-    if not rest:
-        units = len(first.weight)
-        return *first, first.weight.new_empty(0, units, units), *(first.bias.new_empty(0, units) for _ in range(2))
-    return *first, *(torch.stack(part) for part in zip(*rest))
 
 
 def _check(
@@ -154,7 +149,7 @@ def _check(
 def _fake(deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor, heads: Tensor, *rest: Any) -> Any:
     H, N, new = len(uniform), len(deter), deter.new_empty
     width = rest[6].shape[1]  # w_action
-    return new(H, *deter.shape), new(H, *stoch.shape), new(H, *stoch.shape), new(len(noise), N, width)
+    return new(H + 1, *deter.shape), new(H + 1, *stoch.shape), new(H, *stoch.shape), new(len(noise), N, width)
 
 
 _forward = Operator("rssm_imagine", fake=_fake, vmap=_no_vmap("rssm_imagine"))

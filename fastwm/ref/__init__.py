@@ -15,6 +15,7 @@ from fastwm.ref.lambda_return import lambda_return
 from fastwm.ref.laprop import laprop_step_
 from fastwm.ref.mdn import mdn_nll, mdn_sample
 from fastwm.ref.mdn_rnn_rollout import mdn_rnn_rollout
+from fastwm.ref.mlp import mlp
 from fastwm.ref.norm_act import layer_norm_elu, layer_norm_silu, norm_act, rms_norm, rms_norm_silu
 from fastwm.ref.philox import philox_bits, philox_normal, philox_uniform
 from fastwm.ref.rssm_imagine import rssm_imagine, rssm_open_loop
@@ -44,6 +45,7 @@ __all__ = [
     "mdn_nll",
     "mdn_rnn_rollout",
     "mdn_sample",
+    "mlp",
     "norm_act",
     "philox_bits",
     "philox_normal",

@@ -2,17 +2,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fastwm.ref.block_gru_scan import DenseWeights, LinearWeights, _dense
+from fastwm.ref.mlp import MLPWeights, mlp
 from fastwm.ref.rssm_observe import RSSMWeights, _gru, _sample
-
-
-class MLPWeights(NamedTuple):
-    """Dense layers and a linear one behind them."""
-
-    layers: tuple[DenseWeights, ...]
-    out: LinearWeights
 
 
 class ActionHead(NamedTuple):
@@ -31,15 +23,16 @@ def rssm_imagine(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The imagined rollout: see `fastwm.ops.rssm_imagine`."""
     with torch.no_grad():
-        states, actions = [], []
+        states, actions, all_logits = [(deter, stoch)], [], []
         for step in range(len(noise)):
-            out = _mlp(torch.cat([deter, stoch.flatten(1)], -1), actor, eps)
+            out = mlp(deter, actor, stoch.flatten(1), eps)
             actions.append(_sample_action(out.to(deter.dtype), noise[step], heads, policy_unimix))
             if step < len(uniform):
-                states.append(_step(deter, stoch, uniform[step], actions[-1], w, prior, unimix, eps))
-                deter, stoch, _ = states[-1]
-        deters, stochs, all_logits = map(torch.stack, zip(*states))
-        return deters, stochs, all_logits, torch.stack(actions)
+                deter, stoch, logits = _step(deter, stoch, uniform[step], actions[-1], w, prior, unimix, eps)
+                states.append((deter, stoch))
+                all_logits.append(logits)
+        deters, stochs = map(torch.stack, zip(*states))
+        return deters, stochs, torch.stack(all_logits), torch.stack(actions)
 
 
 def rssm_open_loop(
@@ -61,14 +54,8 @@ def _step(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The prior's next state, and its logits."""
     deter = _gru(deter, stoch.flatten(1), action, w, eps)
-    logits = _mlp(deter, prior, eps).unflatten(-1, stoch.shape[1:])
+    logits = mlp(deter, prior, eps=eps).unflatten(-1, stoch.shape[1:])
     return deter, _sample(logits, uniform, unimix)[0], logits
-
-
-def _mlp(x: Tensor, w: MLPWeights, eps: float) -> Tensor:
-    for layer in w.layers:
-        x = _dense(x, layer, eps)
-    return F.linear(x, *w.out)
 
 
 def _sample_action(out: Tensor, noise: Tensor, heads: tuple[ActionHead, ...], unimix: float) -> Tensor:

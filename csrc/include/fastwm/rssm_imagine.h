@@ -42,7 +42,8 @@ struct RssmImagine {
   const void *deter0, *stoch0;       // [N, D] [N, Z]
   const void* uniform;               // [H, N, S]
   const void* noise;                 // [H + 1, N, sum of counts]: uniform for categoricals, normal for reals
-  void *deters, *stochs, *all_logits;  // [H, N, D] [H, N, Z] [H, N, Z]
+  void *deters, *stochs;             // [H + 1, N, D] [H + 1, N, Z]: the start states and what follows
+  void* all_logits;                  // [H, N, Z]
   void* actions;                     // [H + 1, N, A], encoded; null where they are given
   const void* given;                 // [H, N, A]
 

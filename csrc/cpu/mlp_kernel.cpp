@@ -1,0 +1,273 @@
+#include <initializer_list>
+#include <type_traits>
+
+#include "dense_rows.h"
+#include "fastwm/mlp.h"
+
+namespace fastwm::FASTWM_ISA {
+namespace {
+
+constexpr int64_t kTile = 64;  // rows that pass through all layers while they are in cache
+
+// T is what sums and norms are in, O what products multiply.
+template <typename T, typename O>
+constexpr bool kSame = std::is_same_v<T, O>;
+
+// Rows as factors of a product: themselves, or converted into scratch.
+template <typename T, typename O>
+const O* factors(int64_t count, const T* x, O* scratch) {
+  if constexpr (kSame<T, O>) return x;
+  else return convert(count, x, scratch), scratch;
+}
+
+// The biases of layer i, and its norm.
+template <typename T>
+const T* of_layer(const MlpLayers& n, int64_t i, const void* first, const void* rest) {
+  return i == 0 ? ptr<T>(first) : ptr<T>(rest) + (i - 1) * n.U();
+}
+
+template <typename T, typename O>
+class Forward {
+ public:
+  explicit Forward(const Mlp& p)
+      : p_(p),
+        n_(p.n),
+        first_{1, n_.D, n_.U()},
+        rest_{n_.rest.count, n_.U(), n_.U()},
+        out_{1, n_.U(), n_.O},
+        arena_(Arena::bytes<O>(first_.size()) + Arena::bytes<O>(rest_.size()) + Arena::bytes<O>(out_.size()) +
+               Arena::bytes<T>(n_.Z * n_.U())) {
+    for (Packed<O>* w : {&first_, &rest_, &out_}) w->data = arena_.template take<O>(w->size());
+    const Packing<O> items[] = {{&first_, n_.first.w}, {&rest_, n_.rest.w}, {&out_, n_.out}};
+    pack_all(items, 3, max_threads());
+    sparse_ = arena_.template take<T>(n_.Z * n_.U());
+    pack_rows(n_.first.w, n_.D, n_.Z, n_.U(), sparse_);
+  }
+
+  void run() const {
+    const int64_t tiles = (p_.rows + kTile - 1) / kTile;
+#pragma omp parallel for schedule(static) if (p_.rows * n_.weights() > kColumnWork)
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t row = tile * kTile;
+      run(row, p_.rows - row < kTile ? p_.rows - row : kTile);
+    }
+  }
+
+ private:
+  void run(int64_t row, int64_t rows) const {
+    const int64_t U = n_.U(), D = n_.D, Z = n_.Z;
+    const AmxTiles tiles(use_amx<O>(), rows);
+    Arena arena(Arena::bytes<O>(kSame<T, O> ? 0 : rows * D) + Arena::bytes<O>(rows * U) + Arena::bytes<T>(rows * U) +
+                Arena::bytes<int32_t>(Z + 1));
+    O* x = arena.take<O>(kSame<T, O> ? 0 : rows * D);
+    O* act = arena.take<O>(rows * U);
+    T* scratch = arena.take<T>(rows * U);
+    int32_t* at = arena.take<int32_t>(Z + 1);
+    for (int64_t i = 0; i < n_.count(); ++i) {
+      T* pre = p_.pre ? ptr<T>(p_.pre) + (i * p_.rows + row) * U : scratch;
+      if (i == 0) {
+        linear(rows, factors(rows * D, ptr<T>(p_.x) + row * D, x), D, first_, 0, ptr<T>(n_.first.bias), pre, U);
+        for (int64_t r = 0; r < rows; ++r) {
+          const T* z = ptr<T>(p_.z) + (row + r) * Z;
+          add_gathered(nonzeros(Z, z, at), at, z, sparse_, U, pre + r * U);
+        }
+      } else {
+        linear(rows, act, U, rest_, i - 1, ptr<T>(n_.rest.bias) + (i - 1) * U, pre, U);
+      }
+      const T* norm = of_layer<T>(n_, i, n_.first.norm, n_.rest.norm);
+      for (int64_t r = 0; r < rows; ++r) rms_silu(U, pre + r * U, norm, static_cast<T>(n_.eps), act + r * U);
+    }
+    linear(rows, act, U, out_, 0, ptr<T>(n_.b_out), ptr<T>(p_.y) + row * n_.O, n_.O);
+  }
+
+  const Mlp& p_;
+  const MlpLayers& n_;
+  Packed<O> first_, rest_, out_;
+  Arena arena_;
+  T* sparse_;  // [Z, U], rows to be gathered
+};
+
+// Rows over which a weight's gradient is one product. AMX reads and writes the sums through the cache at each.
+template <typename O>
+constexpr int64_t kChunk = sizeof(O) == 2 ? 512 : 256;
+
+template <typename T>
+struct Grads {
+  T *w_x, *w_z, *ws, *w_out, *bs, *b_out, *norms;
+
+  Grads(const MlpLayers& n, T* all) {
+    const auto take = [&all](int64_t size) { return (all += size) - size; };
+    w_x = take(n.U() * n.D), w_z = take(n.U() * n.Z), ws = take(n.rest.count * n.U() * n.U());
+    w_out = take(n.O * n.U()), bs = take(n.count() * n.U()), b_out = take(n.O), norms = take(n.count() * n.U());
+  }
+};
+
+// Chunk by chunk, threads share the rows on the way down, then the columns of the weights' gradients: each sum has
+// one owner and one order, whatever the number of threads.
+template <typename T, typename O>
+class Backward {
+  static constexpr int64_t kRows = kChunk<O>, kTiles = kRows / kTile;
+
+ public:
+  explicit Backward(const MlpBackward& p)
+      : p_(p),
+        n_(p.n),
+        U_(p.n.U()),
+        grads_(p.n, ptr<T>(p.d_weights)),
+        out_{1, n_.O, U_},
+        rest_{n_.rest.count, U_, U_},
+        x_{1, U_, p.d_x ? n_.D : 0},
+        z_{1, U_, p.d_x ? n_.Z : 0},
+        arena_(bytes()) {
+    Packed<O>* all[] = {&out_, &rest_, &x_, &z_};
+    for (Packed<O>* w : all) w->data = arena_.template take<O>(w->size());
+    const Weight first = n_.first.w.transposed();
+    const Weight part{ptr<T>(first.data) + n_.D * first.sn, 0, first.sk, first.sn};
+    const Packing<O> items[] = {{&out_, n_.out.transposed()}, {&rest_, n_.rest.w.transposed()}, {&x_, first}, {&z_, part}};
+    pack_all(items, 4, max_threads());
+    d_pre_ = arena_.template take<T>(n_.count() * kRows * U_);
+    act_ = arena_.template take<T>(n_.count() * kRows * U_);
+    norms_ = arena_.template take<T>(kTiles * n_.count() * U_);
+    sparse_ = arena_.template take<T>(n_.Z * U_);
+    std::memset(sparse_, 0, n_.Z * U_ * sizeof(T));
+    std::memset(p.d_weights, 0, n_.weights() * sizeof(T));
+  }
+
+  void run() {
+#pragma omp parallel if (p_.rows * n_.weights() > kColumnWork)
+    {
+#ifdef _OPENMP
+      run(Team{thread_number(), omp_get_num_threads(), &barrier_});
+#else
+      run(Team{0, 1, &barrier_});
+#endif
+    }
+  }
+
+ private:
+  int64_t bytes() const {
+    int64_t sum = 2 * Arena::bytes<T>(n_.count() * kRows * U_) + Arena::bytes<T>(kTiles * n_.count() * U_) +
+                  Arena::bytes<T>(n_.Z * U_);
+    for (const Packed<O>* w : {&out_, &rest_, &x_, &z_}) sum += Arena::bytes<O>(w->size());
+    return sum;
+  }
+
+  void run(Team team) {
+    const int64_t needed = scratch(kRows);
+    Arena arena(Arena::bytes<O>(kTile * n_.O) + Arena::bytes<O>(kTile * U_) + Arena::bytes<T>(kTile * U_) +
+                Arena::bytes<int32_t>(n_.Z + 1) + Arena::bytes<O>(needed));
+    O* o_grad = arena.take<O>(kTile * n_.O);
+    O* o_pre = arena.take<O>(kTile * U_);
+    T* d_act = arena.take<T>(kTile * U_);
+    int32_t* at = arena.take<int32_t>(n_.Z + 1);
+    O* panel = arena.take<O>(needed);
+    for (int64_t row = 0; row < p_.rows; row += kRows) {
+      const int64_t rows = p_.rows - row < kRows ? p_.rows - row : kRows;
+      const Range tiles = team.range((rows + kTile - 1) / kTile);
+      for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
+        const int64_t slot = tile * kTile;
+        down(row + slot, slot, rows - slot < kTile ? rows - slot : kTile, o_grad, o_pre, d_act);
+      }
+      team.wait();
+      weights(team, row, rows, at, panel);
+      team.wait();
+    }
+    const Range units = team.range(U_);
+    for (int64_t u = units.first; u < units.last; ++u)
+      for (int64_t z = 0; z < n_.Z; ++z) grads_.w_z[u * n_.Z + z] = sparse_[z * U_ + u];
+  }
+
+  T* chunk(T* array, int64_t layer) const { return array + layer * kRows * U_; }
+
+  // From the gradient of the output to those of all layers, for one tile: rows `row`.., at `slot` of the chunk.
+  void down(int64_t row, int64_t slot, int64_t rows, O* o_grad, O* o_pre, T* d_act) const {
+    const AmxTiles tiles(use_amx<O>(), rows);
+    const T* no_bias = nullptr;
+    T* norms = norms_ + slot / kTile * n_.count() * U_;
+    std::memset(norms, 0, n_.count() * U_ * sizeof(T));
+    linear(rows, factors(rows * n_.O, ptr<T>(p_.grad) + row * n_.O, o_grad), n_.O, out_, 0, no_bias, d_act, U_);
+    for (int64_t i = n_.count() - 1; i >= 0; --i) {
+      const T* scale = of_layer<T>(n_, i, n_.first.norm, n_.rest.norm);
+      T* d_pre = chunk(d_pre_, i) + slot * U_;
+      for (int64_t r = 0; r < rows; ++r)
+        rms_silu_backward(U_, ptr<T>(p_.pre) + (i * p_.rows + row + r) * U_, scale, static_cast<T>(n_.eps),
+                          d_act + r * U_, d_pre + r * U_, chunk(act_, i) + (slot + r) * U_, norms + i * U_);
+      const O* d = factors(rows * U_, static_cast<const T*>(d_pre), o_pre);
+      if (i > 0) {
+        linear(rows, d, U_, rest_, i - 1, no_bias, d_act, U_);
+      } else if (p_.d_x) {
+        linear(rows, d, U_, x_, 0, no_bias, ptr<T>(p_.d_x) + row * n_.D, n_.D);
+        linear(rows, d, U_, z_, 0, no_bias, ptr<T>(p_.d_z) + row * n_.Z, n_.Z);
+      }
+    }
+  }
+
+  GradProduct<T> product(int64_t i, int64_t row) const {  // of layer i; the last is the output
+    const int64_t last = n_.count();
+    if (i == 0) return {1, U_, n_.D, d_pre_, U_, 0, ptr<T>(p_.x) + row * n_.D, n_.D, grads_.w_x};
+    if (i == last) return {1, n_.O, U_, ptr<T>(p_.grad) + row * n_.O, n_.O, 0, chunk(act_, i - 1), U_, grads_.w_out};
+    return {1, U_, U_, chunk(d_pre_, i), U_, 0, chunk(act_, i - 1), U_, grads_.ws + (i - 1) * U_ * U_};
+  }
+
+  int64_t scratch(int64_t rows) const {
+    const int64_t widest = n_.O > U_ ? n_.O : U_;
+    return GradFactors<T, O>::scratch(widest, rows);
+  }
+
+  void weights(Team team, int64_t row, int64_t rows, int32_t* at, O* panel) const {
+    const AmxTiles tiles(use_amx<O>(), rows);
+    for (int64_t i = 0; i <= n_.count(); ++i) {
+      const GradProduct<T> p = product(i, row);
+      GradFactors<T, O>::add(p, team.range(GradFactors<T, O>::tasks(p)), rows, panel);
+    }
+    const Range units = team.range(U_), outputs = team.range(n_.O);
+    for (int64_t i = 0; i < n_.count(); ++i) {
+      add_columns(rows, units, chunk(d_pre_, i), U_, grads_.bs + i * U_);
+      add_columns((rows + kTile - 1) / kTile, units, norms_ + i * U_, n_.count() * U_, grads_.norms + i * U_);
+    }
+    add_columns(rows, outputs, ptr<T>(p_.grad) + row * n_.O, n_.O, grads_.b_out);
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* z = ptr<T>(p_.z) + (row + r) * n_.Z;
+      const int64_t count = nonzeros(n_.Z, z, at);
+      for (int64_t i = 0; i < count; ++i)
+        add_scaled(units.last - units.first, z[at[i]], d_pre_ + r * U_ + units.first,
+                   sparse_ + at[i] * U_ + units.first);
+    }
+  }
+
+  static void add_columns(int64_t rows, Range columns, const T* x, int64_t stride, T* sum) {
+    for (int64_t r = 0; r < rows; ++r) {
+#pragma omp simd
+      for (int64_t i = columns.first; i < columns.last; ++i) sum[i] += x[r * stride + i];
+    }
+  }
+
+  const MlpBackward& p_;
+  const MlpLayers& n_;
+  const int64_t U_;
+  const Grads<T> grads_;
+  Packed<O> out_, rest_, x_, z_;
+  Arena arena_;
+  Barrier barrier_;
+  T *d_pre_, *act_;  // [count, kRows, U], of the chunk
+  T* norms_;         // [kTiles, count, U]: each tile's share of the norms' gradients
+  T* sparse_;        // [Z, U], the gradient of the first layer's rows for z
+};
+
+}  // namespace
+
+void mlp_kernel(const Mlp& p) {
+#if FASTWM_BF16
+  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return Forward<float, bf16>(p).run();
+#endif
+  p.dtype == Dtype::f64 ? Forward<double, double>(p).run() : Forward<float, float>(p).run();
+}
+
+void mlp_backward_kernel(const MlpBackward& p) {
+#if FASTWM_BF16
+  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return Backward<float, bf16>(p).run();
+#endif
+  p.dtype == Dtype::f64 ? Backward<double, double>(p).run() : Backward<float, float>(p).run();
+}
+
+}  // namespace fastwm::FASTWM_ISA

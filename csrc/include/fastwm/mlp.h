@@ -1,0 +1,46 @@
+// Parameters of an MLP over many rows: Linear -> RMSNorm -> SiLU layers of U units, then a linear layer.
+#pragma once
+
+#include "fastwm/rssm_imagine.h"
+
+namespace fastwm {
+
+struct MlpLayers {
+  DenseLayers first;  // [D + Z, U]
+  DenseLayers rest;   // [count, U, U]
+  Weight out;         // [U, O]
+  const void* b_out;
+  int64_t D, Z, O;
+  double eps;
+
+  int64_t U() const { return first.N; }
+  int64_t count() const { return 1 + rest.count; }
+  int64_t weights() const {  // elements, as MlpBackward has them
+    return U() * (D + Z) + rest.count * U() * U() + 2 * count() * U() + O * (U() + 1);
+  }
+};
+
+struct Mlp {
+  Dtype dtype;
+  bool bf16;  // products in bfloat16, where the CPU has them
+  MlpLayers n;
+  int64_t rows;
+  const void *x, *z;  // [rows, D] [rows, Z]: the input, of which z is mostly zeros
+  void* y;            // [rows, O]
+  void* pre;          // [count, rows, U]: the layers before their norms, or null where no gradient is wanted
+};
+
+// The gradients of all weights lie in one array: of the first layer's two parts [U, D] [U, Z], of the others
+// [count - 1, U, U], of the last [O, U], then of the biases [count, U] [O] and the norms [count, U].
+struct MlpBackward {
+  Dtype dtype;
+  bool bf16;
+  MlpLayers n;
+  int64_t rows;
+  const void *x, *z, *pre;
+  const void* grad;  // [rows, O]
+  void *d_x, *d_z;   // [rows, D] [rows, Z], or null
+  void* d_weights;
+};
+
+}  // namespace fastwm

@@ -1,0 +1,122 @@
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastwm import ref
+from fastwm.ops._backend import Operator
+from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
+from fastwm.ref.mlp import MLPWeights
+
+__all__ = ["MLPWeights", "mlp"]
+
+
+def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-4) -> Tensor:
+    """DreamerV3's heads in one call: Linear -> RMSNorm -> SiLU layers, then a linear one.
+
+        y_0 = [x, onehot],   y_i = silu(rms_norm(W_i y_{i-1} + b_i) * s_i),   mlp = W_out y_L + b_out
+
+    Rows pass through all layers while they are in cache; the backward reads the layers before their norms. The
+    second part of the input is for latents: what is zero in it costs nothing.
+
+    Args:
+        x: `[..., D]`, float32 or float64.
+        w: the parameters: layers of one width, the first `[U, D + Z]`, and the output `[O, U]`.
+        onehot: `[..., Z]`, any values but mostly zeros. None: Z = 0.
+        eps: epsilon of the RMS norms.
+
+    Returns:
+        `[..., O]`. Differentiable once in x, onehot and all weights; with the `ref` backend any number of times.
+        Under autocast to bfloat16 the products inside are in bfloat16 with float32 sums where the CPU has them,
+        and all else stays float32; with `ref` it is as autocast has it.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, no layer, or layers of different widths.
+
+    Source: Hafner et al., "Mastering diverse control tasks through world models" (2025) and its official code
+    """
+    _check(x, w, onehot)
+    library = _forward.library(x) if x.dtype in _KERNEL_DTYPES else None
+    if library is None:
+        return ref.mlp(x, w, onehot, eps)
+    rows = x.reshape(-1, x.shape[-1])
+    latents = x.new_empty(len(rows), 0) if onehot is None else onehot.reshape(len(rows), onehot.shape[-1])
+    inputs = (rows, latents, *stacked(w), *w.out)
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    y: Tensor = _forward(library, *inputs, eps, save, bf16_products(x))[0]
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def stacked(w: MLPWeights) -> tuple[Tensor, ...]:
+    """The first layer's three tensors, and those of all others, stacked [count, ...]."""
+    first, *rest = w.layers
+    if not rest:
+        units = len(first.weight)
+        return *first, first.weight.new_empty(0, units, units), *(first.bias.new_empty(0, units) for _ in range(2))
+    return *first, *(torch.stack(part) for part in zip(*rest))
+
+
+def _check(x: Tensor, w: MLPWeights, onehot: Tensor | None) -> None:
+    if x.dim() == 0 or not w.layers:
+        raise ValueError(f"expected x [..., D] and at least one layer, got {list(x.shape)} and {len(w.layers)} layers")
+    if onehot is not None and (onehot.shape[:-1] != x.shape[:-1] or onehot.dtype != x.dtype):
+        raise ValueError(
+            f"expected onehot [..., Z] like x {list(x.shape)} {x.dtype}, got {list(onehot.shape)} {onehot.dtype}"
+        )
+    inputs, units = x.shape[-1] + (0 if onehot is None else onehot.shape[-1]), len(w.layers[0].weight)
+    for layer in w.layers:
+        _check_shape("a layer's weight", layer.weight, (units, inputs), x)
+        _check_shape("a layer's bias", layer.bias, (units,), x)
+        _check_shape("a layer's norm", layer.norm, (units,), x)
+        inputs = units
+    _check_shape("the output's weight", w.out.weight, (len(w.out.bias), units), x)
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    if tensor.shape != shape or tensor.device != like.device or tensor.dtype != like.dtype:
+        raise ValueError(
+            f"expected {name} {list(shape)} {like.dtype} on {like.device}, "
+            f"got {list(tensor.shape)} {tensor.dtype} on {tensor.device}"
+        )
+
+
+# The operator fastwm::mlp takes x, z, then w, b, norm of the first layer, ws, bs, norms of the others, w_out, b_out,
+# and eps, save, bf16.
+
+
+def _fake(x: Tensor, z: Tensor, *rest: Any) -> Any:
+    _, b, _, ws, _, _, _, b_out, _, save, _ = rest
+    return x.new_empty(len(x), len(b_out)), x.new_empty(1 + len(ws) if save else 0, len(x), len(b))
+
+
+def _fake_backward(grad: Tensor, pre: Tensor, x: Tensor, z: Tensor, *rest: Any) -> Any:
+    *weights, _, inputs, _ = rest
+    rows, new = len(x) if inputs else 0, x.new_empty
+    return new(rows, x.shape[1]), new(rows, z.shape[1]), new(sum(w.numel() for w in weights))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.eps, _, ctx.bf16 = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *tensors)
+
+
+def _derivative(library: str, ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 13
+    pre, x, z, *weights = ctx.saved_tensors
+    _, b, _, ws, bs, _, w_out, b_out = weights
+    inputs = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    d_x, d_z, d_weights = _backward(library, grad, pre, x, z, *weights, ctx.eps, inputs, ctx.bf16)
+    U, D = len(b), x.shape[1]
+    sizes = [U * D, U * z.shape[1], ws.numel(), w_out.numel(), U, bs.numel(), len(b_out), U, bs.numel()]
+    d_wx, d_wz, d_ws, d_w_out, d_b, d_bs, d_b_out, d_norm, d_norms = d_weights.split(sizes)
+    d_w = torch.cat([d_wx.view(U, D), d_wz.view(U, -1)], 1) if z.shape[1] else d_wx.view(U, D)
+    shaped = (d_ws.view(ws.shape), d_bs.view(bs.shape), d_norms.view(bs.shape), d_w_out.view(w_out.shape), d_b_out)
+    d_inputs = (d_x, d_z) if inputs else (None, None)
+    return *d_inputs, d_w, d_b, d_norm, *shaped, None, None, None
+
+
+_backward = Operator("mlp_backward", fake=_fake_backward, vmap=_no_vmap("mlp"))
+_forward = Operator("mlp", fake=_fake, vmap=_no_vmap("mlp"), backward=_derivative, setup_context=_setup_context)

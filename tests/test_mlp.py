@@ -1,0 +1,204 @@
+"""The MLP over many rows: every backend against the reference, values and all gradients."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+import fastwm
+from fastwm import _lib
+from fastwm.ops import DenseWeights, LinearWeights, MLPWeights, mlp
+
+pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
+needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
+
+Call = tuple[Tensor, MLPWeights, Tensor | None]
+
+
+def make(
+    batch: tuple[int, ...] = (37,), D: int = 7, latents: tuple[int, int] | None = (4, 5), U: int = 19, O: int = 11,
+    layers: int = 3, dtype: torch.dtype = torch.float64,
+) -> Call:  # fmt: skip
+    """Input, weights, one-hot latents of which one is no one-hot."""
+    torch.manual_seed(0)
+    x, onehot, inputs = torch.randn(*batch, D), None, D
+    if latents:
+        S, C = latents
+        onehot = F.one_hot(torch.randint(C, (*batch, S)), C).flatten(-2).float()
+        onehot.view(-1, S * C)[:1] = torch.randn(S * C)
+        inputs += S * C
+    dense = []
+    for _ in range(layers):
+        dense.append(DenseWeights(torch.randn(U, inputs) / 3, torch.randn(U), 1 + torch.rand(U)))
+        inputs = U
+    weights = MLPWeights(tuple(dense), LinearWeights(torch.randn(O, U), torch.randn(O)))
+    return convert((x, weights, onehot), dtype)
+
+
+def convert(call: Call, dtype: torch.dtype) -> Call:
+    def to(x: Tensor) -> Tensor:
+        return x.to(dtype).requires_grad_()
+
+    x, w, onehot = call
+    layers = tuple(DenseWeights(*map(to, layer)) for layer in w.layers)
+    return to(x), MLPWeights(layers, LinearWeights(*map(to, w.out))), None if onehot is None else to(onehot)
+
+
+def tensors(call: Call) -> Iterator[Tensor]:
+    x, w, onehot = call
+    yield x
+    if onehot is not None:
+        yield onehot
+    for layer in (*w.layers, w.out):
+        yield from layer
+
+
+def run(call: Call, backend: str) -> list[Tensor]:
+    """The output and the gradients of everything."""
+    with fastwm.backend(backend):
+        y = mlp(*call)
+        weight = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape)
+        return [
+            y,
+            *torch.autograd.grad((y.float() if y.dtype == torch.bfloat16 else y).mul(weight).sum(), tensors(call)),
+        ]
+
+
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"layers": 1},
+    {"latents": None},
+    {"batch": ()},
+    {"batch": (0,)},
+    {"batch": (3, 0, 2)},
+    {"batch": (2, 3, 5), "O": 1},
+    {"batch": (1100,), "U": 64, "D": 40, "O": 255},
+    {"batch": (257,), "U": 33, "D": 1, "layers": 2},
+]
+
+
+@needs_cpu
+@pytest.mark.parametrize("sizes", SHAPES, ids=str)
+def test_values_and_gradients_equal_the_reference(sizes: dict[str, Any]) -> None:
+    call = make(**sizes)
+    ours, theirs = run(call, "cpu"), run(call, "ref")
+    assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+
+
+@needs_cpu
+def test_gradcheck() -> None:
+    call = make((3,), D=2, latents=(1, 3), U=4, O=2, layers=2)
+    x, w, onehot = call
+
+    def function(*_: Tensor) -> Tensor:
+        return mlp(x, w, onehot)
+
+    assert torch.autograd.gradcheck(function, tuple(tensors(call)))
+
+
+@pytest.mark.parametrize("isa", _lib.host.isa_levels() if _lib.host else [])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
+    assert _lib.host is not None
+    exact = run(make((300,), D=70, U=96), "ref")
+    before = _lib.host.isa()
+    _lib.host.set_isa(isa)
+    try:
+        ours = run(make((300,), D=70, U=96, dtype=dtype), "cpu")
+    finally:
+        _lib.host.set_isa(before)
+    bound = {torch.float32: 1e-5, torch.float64: 1e-13}[dtype]
+    for x, truth in zip(ours, exact):
+        assert (x - truth).norm() <= bound * truth.norm()
+
+
+@needs_cpu
+@pytest.mark.parametrize("backend", ["ref", "cpu"])
+def test_only_what_is_asked_for_gets_a_gradient(backend: str) -> None:
+    x, w, onehot = make()
+    with fastwm.backend(backend):
+        y = mlp(x.detach(), w, onehot.detach() if onehot is not None else None)
+        y.square().sum().backward()
+        assert x.grad is None and w.layers[0].weight.grad is not None
+        with torch.no_grad():
+            assert not mlp(x, w, onehot).requires_grad
+        assert_close(mlp(x, w, onehot), mlp(torch.cat([x, onehot], -1), w) if onehot is not None else y)
+
+
+@needs_cpu
+def test_threads_and_repeats_change_nothing() -> None:
+    threads, results = torch.get_num_threads(), []
+    call = make((1300,), D=40, U=48, O=33, dtype=torch.float32)
+    for count in (1, 2, 2, 3):
+        torch.set_num_threads(count)
+        results.append(run(call, "cpu"))
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@needs_cpu
+def test_any_strides() -> None:
+    x, w, onehot = make((4, 6))
+    assert onehot is not None
+    turned = (x.transpose(0, 1).contiguous().transpose(0, 1), w, onehot.transpose(0, 1).contiguous().transpose(0, 1))
+    assert_close(mlp(*turned), mlp(x, w, onehot))
+    wide = MLPWeights(
+        tuple(DenseWeights(layer.weight.T.contiguous().T, *layer[1:]) for layer in w.layers),
+        LinearWeights(w.out.weight.T.contiguous().T, w.out.bias),
+    )
+    assert_close(mlp(x, wide, onehot), mlp(x, w, onehot))
+
+
+@needs_cpu
+def test_opcheck_and_compile() -> None:
+    x, w, onehot = make()
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda a, b: mlp(a, w, b), fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x, onehot), mlp(x, w, onehot))
+    first, *rest = w.layers
+    others = [torch.stack(part) for part in zip(*rest)]
+    args = [z.detach().requires_grad_() for z in (x, onehot, *first, *others, *w.out) if z is not None]
+    torch.library.opcheck(torch.ops.fastwm.mlp.default, (*args, 1e-4, True, False))
+    y, pre = torch.ops.fastwm.mlp.default(*args, 1e-4, True, False)
+    args = [arg.detach() for arg in args]
+    backward = (torch.randn_like(y), pre.detach(), *args)
+    torch.library.opcheck(torch.ops.fastwm.mlp_backward.default, (*backward, 1e-4, True, False))
+    for i, arg in enumerate(args):
+        wrong = [*args[:i], arg[..., :-1], *args[i + 1 :]]
+        with pytest.raises(RuntimeError, match="fastwm"):
+            torch.ops.fastwm.mlp(*wrong, 1e-4, True, False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, w, z: (x[:, :3], w, z), "a layer's weight"),
+        (lambda x, w, z: (x, w, z.float()), "like x"),
+        (lambda x, w, z: (x, w, z[:5]), "like x"),
+        (lambda x, w, z: (x, w._replace(layers=()), z), "at least one layer"),
+        (lambda x, w, z: (x, w._replace(out=LinearWeights(w.out.weight[:, :2], w.out.bias)), z), "the output's weight"),
+        (lambda x, w, z: (x.to("meta"), w, z), "meta"),
+    ],
+)
+def test_wrong_arguments_are_explained(change: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mlp(*change(*make()))
+
+
+@needs_cpu
+@pytest.mark.parametrize(("rows", "U"), [(7, 19), (37, 32), (1100, 64)])
+def test_bfloat16_error_is_within_twice_pytorchs(rows: int, U: int) -> None:
+    sizes: dict[str, Any] = {"batch": (rows,), "D": 64, "U": U, "O": 45}
+    exact = run(make(**sizes), "ref")
+    call = make(**sizes, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = run(call, "cpu"), run(call, "ref")
+    for x, y, truth in zip(ours, theirs, exact):
+        assert x.dtype == torch.float32
+        assert (x.double() - truth).norm() <= 2 * (y.double() - truth).norm() + 1e-6
+        assert (x.double() - truth).norm() <= 0.05 * truth.norm()
