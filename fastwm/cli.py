@@ -48,7 +48,7 @@ def train(args: Sequence[str]) -> None:
         if known.preset and tuple(known.preset) != default.preset:
             default = cfg.with_presets(default, name, known.preset)
     else:
-        default = cfg.with_presets(default, name, known.preset or cfg.default_preset())
+        default = cfg.with_presets(default, name, known.preset or cfg.default_preset(name))
     config: Any = tyro.cli(
         cfg.TrainConfig[spec.config],  # type: ignore[name-defined]
         args=args,

@@ -101,10 +101,9 @@ class DenseActor(nn.Module):
         self.sizes = [head.size * (head.classes or 2) for head in self.heads]
         self.out = glorot_linear(self.mlp.out_dim, sum(self.sizes))
         # DreamerV2 has two layers, means and deviations, where V1 has one.
-        layers_of = [[head.size] * 2 if head.dist == "trunc_normal" else [n] for head, n in zip(self.heads, self.sizes)]
-        with torch.no_grad():
-            for weight in self.out.weight.split(sum(layers_of, [])):
-                nn.init.xavier_uniform_(weight)
+        for head, weight in zip(self.heads, self.out.weight.detach().split(self.sizes)):
+            for layer in weight.chunk(2) if head.dist == "trunc_normal" else [weight]:
+                nn.init.xavier_uniform_(layer)
         self.register_buffer("invalid", torch.cat([invalid_classes(leaf) for leaf in self.space.values()]), False)
 
     @property

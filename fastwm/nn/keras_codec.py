@@ -1,4 +1,4 @@
-"""Observation encoder and decoder of PlaNet, Dreamer V1 and DreamerV2: an MLP for vectors, four convolutions for images."""
+"""Observation encoder and decoder of PlaNet, Dreamer V1 and V2: an MLP for vectors, four convolutions for images."""
 
 from collections.abc import Mapping
 from itertools import pairwise
