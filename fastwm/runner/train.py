@@ -177,7 +177,8 @@ class Trainer:
         self.step += self.config.num_envs
         self.decisions += int((~record["is_last"]).sum())
         for value, length in self.episodes.add(record):
-            self.log.write(self.step, {"episode/return": value, "episode/length": length})
+            ended = {"episode/return": value, "episode/length": length, "seconds": round(self.seconds, 1)}
+            self.log.write(self.step, ended)
         return action, state
 
     def _check_finite(self, record: Record) -> None:
