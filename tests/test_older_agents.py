@@ -256,9 +256,13 @@ def test_t36_overshooting_by_a_double_loop() -> None:
 
 
 def test_the_official_schedules() -> None:
-    """PlaNet: 100 updates an episode, after 5; V1: 100 every 500 decisions; V2: one every 16 on Atari, every 5 on DMC."""
-    for name, preset, every, updates in (("planet", "dmc_vision", 126, 100), ("dreamer_v1", "dmc_vision", 500, 100),
-                                         ("dreamer_v2", "atari", 16, 1), ("dreamer_v2", "dmc_vision", 5, 1)):  # fmt: skip
+    """PlaNet: 100 updates an episode; V1: 100 every 500 decisions; V2: one every 16 on Atari, every 5 on DMC."""
+    for name, preset, every, updates in (
+        ("planet", "dmc_vision", 126, 100),
+        ("dreamer_v1", "dmc_vision", 500, 100),
+        ("dreamer_v2", "atari", 16, 1),
+        ("dreamer_v2", "dmc_vision", 5, 1),
+    ):
         c = with_presets(TrainConfig(agent_spec(name).config()), name, [preset])
         assert c.update_every == every
         assert every * c.train_ratio / (c.batch_size * c.batch_length) == pytest.approx(updates, rel=1e-3)

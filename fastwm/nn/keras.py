@@ -1,4 +1,4 @@
-"""Networks of PlaNet, Dreamer V1 and DreamerV2: one activation throughout, Keras' initialisation, unit-variance heads."""
+"""Networks of PlaNet, Dreamer V1 and V2: one activation throughout, Keras' initialisation, unit-variance heads."""
 
 from math import prod
 from typing import Literal
