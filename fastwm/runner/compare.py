@@ -35,7 +35,7 @@ def compare(
 ) -> dict[str, Any]:
     """Train every agent for `steps` environment steps in a folder of its own below `logdir`, or continue it there.
 
-    An agent takes the preset named, or the first one written for this environment, or its usual one. Writes
+    An agent takes the preset given, or the one named as the environment, or its usual one. Writes
     `compare.png`, `compare.md` and `compare.json` and returns what is in the last.
     """
     if len(set(agents)) < len(agents) or not agents:
@@ -85,7 +85,8 @@ def preset_for(agent: str, env: str, preset: str) -> tuple[str, ...]:
         if preset not in blocks:
             raise FastwmError(f"unknown preset {preset!r} for {agent}; there is: {', '.join(blocks)}")
         return (preset,)
-    return next(((name,) for name, block in blocks.items() if block.get("env") == env), default_preset(agent))
+    name = env.rpartition(":")[2]
+    return (name,) if name in blocks else default_preset(agent)
 
 
 def repeat_of(config: TrainConfig[Any]) -> int:
