@@ -44,7 +44,8 @@ class Replay:
     capacity: rows summed over environments. Memory is taken at the first `add`, and FastwmError raised if it
         is more than the machine has left.
     prioritize_ends: a drawn window that would cross the end of an episode is moved back to end with it, so that ends
-        are drawn more often (DreamerV2 on Atari). Windows then cross only the ends of episodes shorter than themselves.
+        are drawn more often (DreamerV2 on Atari). Windows then cross an end only where the episode is shorter than they
+        are, or its start no longer held.
     latent_keys: the only keys that `write_back` may change.
     chunk_rows: rows (of all environments) in one file of a checkpoint.
     """

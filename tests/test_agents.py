@@ -1,5 +1,6 @@
 """What every agent must do: act, learn, resume to the bit, dream, and refuse what it cannot."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastwm.errors import FastwmError
 from fastwm.replay import Replay
 from fastwm.runner import checkpoint
 from fastwm.runner.config import TrainConfig, preset_blocks, with_presets
+from fastwm.runner.train import Trainer
 from tests.agents_under_test import BOX, IMAGE, OLDER, TINY, VECTOR, make_batch, names, tiny
 
 ACTIONS = {
@@ -172,3 +174,19 @@ def test_planet_on_discrete_actions_is_one_clear_line(tmp_path: Path, capsys: py
     assert error.startswith("fastwm: error: planet plans with real actions only") and "\n" not in error
     assert train("planet", "--env", "pendulum", "--agent.elites", "7", "--logdir", str(tmp_path)) == 2
     assert "7 elites of 6 candidates" in capsys.readouterr().err
+
+
+def test_prefill_pretrain_and_bursts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random actions first, then the pretraining, then what is owed in bursts."""
+    config = TrainConfig(agent_spec("planet").config(**TINY["planet"]), env="pendulum", steps=200, num_envs=4,
+                         batch_size=2, batch_length=8, train_ratio=4, prefill=60, pretrain=7, update_every=40,
+                         replay_capacity=1000)  # fmt: skip
+    trainer = Trainer("planet", config, tmp_path)
+    updates, modes, act = [], [], trainer.agent.act
+    monkeypatch.setattr(trainer.agent, "update", lambda batch, write_back: updates.append(trainer.step) or {})
+    monkeypatch.setattr(trainer.agent, "act", lambda obs, state, mode: modes.append(mode) or act(obs, state, mode))
+    trainer.run()
+    trainer.env.close()
+    assert modes == ["random"] * 15 + ["train"] * 35
+    # 24 of the first 80 steps are owed for: 1 at once, then a quarter each.
+    assert Counter(updates) == {80: 7 + 6, 120: 10, 160: 10, 200: 10}
