@@ -1,5 +1,7 @@
 """PlaNet's decisions: the planner of one environment, each iteration one operator call, against the loop in PyTorch."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def test_planet_decision(measure: Measure, size: str, name: str) -> None:
     state = agent.world.rssm.initial(1)
 
     def run() -> Tensor:
-        with torch.no_grad(), fastwm.backend("ref" if name == "eager" else None):
+        with torch.no_grad(), fastwm.backend("ref") if name == "eager" else nullcontext():
             return agent.plan(state)
 
     c = config
