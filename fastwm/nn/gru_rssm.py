@@ -39,10 +39,9 @@ class Layer(nn.Module):
         return ops.LayerWeights(self.linear.weight, self.linear.bias, *scale)
 
 
-def glorot_(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
+def glorot_(layer: nn.Linear) -> None:
     """Keras' defaults."""
     nn.init.xavier_uniform_(layer.weight)
-    assert layer.bias is not None
     nn.init.zeros_(layer.bias)
 
 

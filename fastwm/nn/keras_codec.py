@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from fastwm.nn.distributions import Categorical, UnitNormal
 from fastwm.nn.encoder import split_space
-from fastwm.nn.gru_rssm import glorot_
 from fastwm.nn.keras import DenseMLP, glorot_linear, norm_act
 from fastwm.nn.spaces import SpaceDict, classes, encode, shape, total_width
 
@@ -23,13 +22,20 @@ class ConvStage(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, activation: str, norm: bool, transposed: bool = False):
         super().__init__()
-        self.conv = (nn.ConvTranspose2d if transposed else nn.Conv2d)(inputs, outputs, kernel, stride=2)
-        glorot_(self.conv)
+        self.conv = glorot_conv(inputs, outputs, kernel, transposed)
         self.norm = nn.LayerNorm(outputs, eps=1e-3) if norm else None
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
         return norm_act(self.conv(x).movedim(1, -1), self.norm, self.activation).movedim(-1, 1)
+
+
+def glorot_conv(inputs: int, outputs: int, kernel: int, transposed: bool) -> "nn.Conv2d | nn.ConvTranspose2d":
+    """Of stride 2 without padding, initialised as Keras does."""
+    conv = (nn.ConvTranspose2d if transposed else nn.Conv2d)(inputs, outputs, kernel, stride=2)
+    nn.init.xavier_uniform_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv
 
 
 def image_channels(images: SpaceDict) -> int:
@@ -88,8 +94,7 @@ class ConvDecoder(nn.Module):
                     for (i, o), k in zip(pairwise(widths), DECODER_KERNELS)
                 )
             )
-            self.conv_out = nn.ConvTranspose2d(depth, image_channels(self.images), DECODER_KERNELS[-1], stride=2)
-            glorot_(self.conv_out)
+            self.conv_out = glorot_conv(depth, image_channels(self.images), DECODER_KERNELS[-1], transposed=True)
         if self.vectors:
             self.mlp = DenseMLP(inputs, units, layers, activation, norm)
             widths = [prod(shape(leaf)) * (classes(leaf) or 1) for leaf in self.vectors.values()]
