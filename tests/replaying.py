@@ -103,7 +103,10 @@ class KerasFile:
                 yield within(prefix + ours, grad.numpy(), self.ours(recorded, names).numpy(), GRAD_TOLERANCE)
 
     def compare_params(self, prefix: str, lr: float) -> Iterator[Check]:
-        """After an update; where a gradient is rounding noise, Adam may turn it into a part of a step."""
+        """After an update; where a gradient is rounding noise, Adam may turn it into a part of a step.
+
+        The next update leaves from the recorded parameters, so that no such step is taken for an error of its own.
+        """
         params, recorded = dict(self.agent.named_parameters()), self.under(prefix)
         for ours, names in self.layout().items():
             theirs = self.ours(recorded, names).numpy()
@@ -111,6 +114,7 @@ class KerasFile:
             error = distance / max(np.abs(theirs).max(), 1e-30)
             worst = float(np.quantile(error, 0.99))
             yield Check(prefix + ours, worst, worst <= VALUE_TOLERANCE and bool(distance.max() <= lr))
+        self.load(prefix)
 
 
 def from_keras(array: np.ndarray) -> Tensor:

@@ -44,7 +44,7 @@ def test_trains_each_and_continues(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_wrong_use_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for args, message in (
-        (["--agents", "planet,planet"], "name every agent once"),
+        (["--agents", "dreamerv3,dreamer_v3"], "name every agent once"),
         (["--agents", "planet,dreamer_v9"], "unknown agent 'dreamer_v9'"),
         (["--preset", "none"], "unknown preset 'none' for planet"),
     ):

@@ -16,6 +16,7 @@ from fastwm.runner.log import read_lines
 from fastwm.runner.plots import plt
 from fastwm.runner.train import train
 
+ALIASES = {"dreamer_v3": "dreamerv3"}  # so that the four can be written alike
 WINDOW = 20
 POINTS = 200
 
@@ -38,6 +39,7 @@ def compare(
     An agent takes the preset given, or the one named as the environment, or its usual one. Writes
     `compare.png`, `compare.md` and `compare.json` and returns what is in the last.
     """
+    agents = [ALIASES.get(agent, agent) for agent in agents]
     if len(set(agents)) < len(agents) or not agents:
         raise FastwmError(f"name every agent once, got {', '.join(agents) or 'none'}")
     configs = {agent: agent_config(agent, env, steps, logdir / agent, preset, seed) for agent in agents}
