@@ -34,6 +34,7 @@ def glorot_conv(inputs: int, outputs: int, kernel: int, transposed: bool) -> "nn
     """Of stride 2 without padding, initialised as Keras does."""
     conv = (nn.ConvTranspose2d if transposed else nn.Conv2d)(inputs, outputs, kernel, stride=2)
     nn.init.xavier_uniform_(conv.weight)
+    assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv
 
