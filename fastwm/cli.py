@@ -1,4 +1,4 @@
-"""The command line: `fastwm train | eval | dream | bench | doctor`."""
+"""The command line: `fastwm train | eval | dream | compare | bench | doctor`."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ USAGE = """usage: fastwm COMMAND ...
   train AGENT   train an agent, or continue the run in --logdir   (fastwm train dreamerv3 --help)
   eval LOGDIR   score a trained agent on whole episodes
   dream LOGDIR  draw what its model imagines beside what happened
+  compare       train several agents on one environment and plot them together
   bench [update | FAMILY ...]  measure a whole update, or the operators
   doctor        what is installed, what works here, and what does not
 
@@ -48,7 +49,7 @@ def train(args: Sequence[str]) -> None:
         if known.preset and tuple(known.preset) != default.preset:
             default = cfg.with_presets(default, name, known.preset)
     else:
-        default = cfg.with_presets(default, name, known.preset or cfg.default_preset())
+        default = cfg.with_presets(default, name, known.preset or cfg.default_preset(name))
     config: Any = tyro.cli(
         cfg.TrainConfig[spec.config],  # type: ignore[name-defined]
         args=args,
@@ -92,6 +93,25 @@ def dream(args: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the window that is shown")
     options = parser.parse_args(args)
     print(f"wrote {run(options.logdir, options.seed)}")
+
+
+def compare(args: Sequence[str]) -> None:
+    """`fastwm compare --env E --agents A,B,... --steps N --logdir DIR`."""
+    from fastwm.runner.compare import compare as run
+
+    parser = argparse.ArgumentParser(prog="fastwm compare", description="Train several agents on one environment.")
+    parser.add_argument("--env", required=True)
+    parser.add_argument("--agents", required=True, help="names, separated by commas")
+    parser.add_argument("--steps", type=int, required=True, help="of the environment, repeated actions counted")
+    parser.add_argument("--logdir", type=Path, required=True, help="a folder an agent inside; the same again continues")
+    parser.add_argument("--preset", default="", help="of all agents; else what each has for this environment")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--episodes", type=int, default=20, help="of the evaluation after training")
+    options = parser.parse_args(args)
+    agents = [name.strip() for name in options.agents.split(",") if name.strip()]
+    run(options.env, agents, options.steps, options.logdir, options.preset, options.seed, options.episodes)
+    print((options.logdir / "compare.md").read_text())
+    print(f"wrote {options.logdir / 'compare.png'}, compare.md and compare.json")
 
 
 def bench(args: Sequence[str]) -> None:
@@ -139,7 +159,7 @@ def doctor(args: Sequence[str]) -> None:
     print(report())
 
 
-COMMANDS = {"train": train, "eval": evaluate, "dream": dream, "bench": bench, "doctor": doctor}
+COMMANDS = {"train": train, "eval": evaluate, "dream": dream, "compare": compare, "bench": bench, "doctor": doctor}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

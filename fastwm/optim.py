@@ -1,5 +1,6 @@
-"""LaProp with adaptive gradient clipping, DreamerV3's optimiser."""
+"""The agents' optimisers: LaProp of DreamerV3, and Adam as PlaNet, Dreamer V1 and DreamerV2 had it from Keras."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -80,3 +81,51 @@ class LaProp(torch.optim.Optimizer):
             group["warmup"],
         )
         group["step"] += 1
+
+
+class KerasAdam(torch.optim.Adam):
+    """Adam in TensorFlow's form, with the clipping and the weight decay of the older agents.
+
+        g <- g * clip / max(clip, |g|)                     |g| over all parameters
+        p <- (1 - decay) p                                 every parameter, whatever the learning rate
+        p <- p - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)
+
+    The epsilon is not bias-corrected: at t = 1 PyTorch's Adam would need 32 times it for the same step.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, eps: float, clip: float, decay: float = 0.0):
+        if min(lr, eps, clip, decay) < 0:
+            raise ValueError(f"KerasAdam: lr={lr}, eps={eps}, clip={clip}, decay={decay} must not be negative")
+        super().__init__(params, lr=lr, foreach=True)
+        self.param_groups[0].update(keras_eps=eps, clip=clip, decay=decay, steps=0)
+
+    @property
+    def params(self) -> list[Tensor]:
+        params: list[Tensor] = self.param_groups[0]["params"]
+        return params
+
+    def backward(self, loss: Tensor) -> Tensor:
+        """Set the gradients of the own parameters alone, the graph kept; returns their norm."""
+        grads = torch.autograd.grad(loss, self.params, retain_graph=True, materialize_grads=True)
+        for p, grad in zip(self.params, grads):
+            p.grad = grad
+        return torch.nn.utils.get_total_norm(grads)
+
+    def minimize(self, loss: Tensor) -> Tensor:
+        """One step down the loss; returns the norm of its gradient."""
+        norm = self.backward(loss)
+        self.step()
+        return norm
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Clip, decay, and move every parameter that has a gradient."""
+        group = self.param_groups[0]
+        grads = [p.grad for p in self.params if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        torch._foreach_mul_(grads, group["clip"] / norm.clamp(min=group["clip"]))
+        if group["decay"]:
+            torch._foreach_mul_(self.params, 1 - group["decay"])
+        group["steps"] += 1
+        group["eps"] = group["keras_eps"] / math.sqrt(1 - group["betas"][1] ** group["steps"])
+        super().step()

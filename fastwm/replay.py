@@ -43,6 +43,9 @@ class Replay:
 
     capacity: rows summed over environments. Memory is taken at the first `add`, and FastwmError raised if it
         is more than the machine has left.
+    prioritize_ends: a drawn window that would cross the end of an episode is moved back to end with it, so that ends
+        are drawn more often (DreamerV2 on Atari). Windows then cross an end only where the episode is shorter than they
+        are, or its start no longer held.
     latent_keys: the only keys that `write_back` may change.
     chunk_rows: rows (of all environments) in one file of a checkpoint.
     """
@@ -56,11 +59,13 @@ class Replay:
         seed: int = 0,
         latent_keys: Iterable[str] = ("deter", "stoch"),
         chunk_rows: int = 1024,
+        prioritize_ends: bool = False,
     ) -> None:
         self.rows = capacity // num_envs
         if not 1 <= length <= self.rows:
             raise ValueError(f"capacity {capacity} / {num_envs} envs holds no window of length {length}")
         self.num_envs, self.length, self.online = num_envs, length, online
+        self.prioritize_ends = prioritize_ends
         self.added = 0  # rows ever added to each stream
         self._first = 0  # no row before this one is held, whatever the ring's size
         self._latent_keys = frozenset(latent_keys)
@@ -117,6 +122,8 @@ class Replay:
         online = self._pop_online(batch)
         uniform = torch.randint(len(self), (batch - len(online),), generator=self._generator)
         uniform += self.oldest * self.num_envs
+        if self.prioritize_ends:
+            uniform = self._end_with_episode(uniform)
         starts = torch.cat([torch.tensor(online, dtype=torch.int64), uniform])
         index = starts + self.num_envs * torch.arange(self.length)[:, None]
         slots = self._slots(index).flatten()
@@ -257,6 +264,14 @@ class Replay:
             if start >= self.oldest * self.num_envs:
                 starts.append(start)
         return starts
+
+    def _end_with_episode(self, starts: Tensor) -> Tensor:
+        """Windows moved back so that the first end of an episode in them is their last row."""
+        offset = torch.arange(self.length)[:, None]
+        last = self._data["is_last"].flatten(0, 1)[self._slots(starts + self.num_envs * offset)]
+        surplus = torch.where(last.any(0), self.length - 1 - last.int().argmax(0), 0)
+        room = starts // self.num_envs - self.oldest
+        return starts - self.num_envs * torch.minimum(surplus, room)
 
     def _slots(self, ids: Tensor) -> Tensor:
         return ids // self.num_envs % self.rows * self.num_envs + ids % self.num_envs

@@ -4,12 +4,10 @@ A file holds a batch, the parameters before and after two updates, all noise, an
 `tests/golden/README.md`). Nothing is sampled here: the recorded noise goes in, everything that comes out is compared.
 """
 
-import argparse
 import ast
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +19,11 @@ from fastwm.agents.dreamerv3 import DreamerV3, DreamerV3Config, Loss, Noise
 from fastwm.agents.official import from_official, load_official, official_names
 from fastwm.nn.heads import Action
 from fastwm.nn.spaces import SpaceDict
+from tests.replaying import GRAD_TOLERANCE, VALUE_TOLERANCE, Check, main, within
 
-VALUE_TOLERANCE = 1e-4
-GRAD_TOLERANCE = 1e-3
 PARAM_SHARE = 0.99
 FLAGS = {"reward", "is_first", "is_last", "is_terminal", "consec", "stepid"}
 LOSS_NAMES = {"rew": "reward", "con": "cont", "repval": "replay_value"}
-
-
-@dataclass
-class Check:
-    """The worst deviation of one quantity, relative to its largest magnitude, and whether it is within bounds."""
-
-    name: str
-    error: float
-    ok: bool
 
 
 class Golden:
@@ -228,27 +216,5 @@ def discrete(shape: tuple[int, ...], bias: np.ndarray) -> spaces.Space:
     return spaces.MultiDiscrete(np.full(shape, count)) if shape else spaces.Discrete(count)
 
 
-def within(name: str, ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> Check:
-    if ours.shape != theirs.shape:
-        return Check(f"{name}: shape {ours.shape} instead of {theirs.shape}", float("inf"), False)
-    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
-    error = float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
-    return Check(name, error, error <= tolerance)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Replay a golden DreamerV3 file and print the worst errors.")
-    parser.add_argument("file", type=Path)
-    args = parser.parse_args()
-    if not args.file.is_file():
-        parser.error(f"{args.file} does not exist")
-    checks = Golden(args.file).replay()
-    for check in checks:
-        print(f"{'ok  ' if check.ok else 'FAIL'} {check.error:9.2e}  {check.name}")
-    failed = sum(not check.ok for check in checks)
-    print(f"{len(checks)} quantities, {failed} beyond tolerance")
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(lambda path: Golden(path).replay(), "DreamerV3"))

@@ -13,37 +13,14 @@ from fastwm.agents import DreamerV3, DreamerV3Config, Noise
 from fastwm.agents.official import load_official, official_names
 from fastwm.nn import BlockRSSM, PercentileNormalizer, State
 from fastwm.nn.layers import BlockLinear, Conv2d, Linear
-from fastwm.runner.config import TrainConfig, preset_blocks, with_presets
-
-TINY = dict(
-    deter=16, hidden=8, stoch=4, classes=4, blocks=2, units=8, depth=2, bins=21, imag_length=3, precision="fp32"
-)
-VECTOR = {"pos": spaces.Box(-np.inf, np.inf, (3,), np.float32), "height": spaces.Box(-np.inf, np.inf, (), np.float32)}
-BOX = spaces.Box(-1, 1, (2,), np.float32)
+from fastwm.runner.config import TrainConfig, with_presets
+from tests import agents_under_test
+from tests.agents_under_test import BOX, VECTOR, make_batch
 
 
 def tiny(obs: Mapping[str, spaces.Space] | None = None, act: Any = BOX, **changes: Any) -> DreamerV3:
-    torch.manual_seed(0)
-    return DreamerV3(obs or VECTOR, act, DreamerV3Config(**(TINY | changes)))
-
-
-def draw(space: spaces.Space, *batch: int) -> Tensor:
-    shape = (*batch, *(space.shape or ()))
-    if isinstance(space, spaces.Discrete):
-        return torch.randint(int(space.n), shape)
-    if isinstance(space, spaces.MultiDiscrete):
-        return (torch.rand(shape) * torch.as_tensor(space.nvec)).long()
-    return torch.randint(256, shape, dtype=torch.uint8) if space.dtype == np.uint8 else torch.randn(shape)
-
-
-def make_batch(agent: DreamerV3, steps: int = 5, batch: int = 3) -> dict[str, Tensor]:
-    """Random replay rows [1+T, B, ...] without an end in them."""
-    rows = (steps + 1, batch)
-    flags = {key: torch.zeros(rows, dtype=torch.bool) for key in ("is_first", "is_last", "is_terminal")}
-    values = {key: draw(space, *rows) for key, space in (agent.obs_space | agent.act_space).items()}
-    c = agent.config
-    latents = {"deter": torch.randn(*rows, c.deter).tanh(), "stoch": torch.randint(c.classes, (*rows, c.stoch)).byte()}
-    return values | flags | latents | {"reward": torch.randn(rows), "index": torch.arange(rows[0] * batch).view(rows)}
+    agent: DreamerV3 = agents_under_test.tiny("dreamerv3", obs, act, **changes)
+    return agent
 
 
 def noise_for(agent: DreamerV3, steps: int = 5, batch: int = 3) -> Noise:
@@ -97,11 +74,6 @@ def test_g22_parts_of_the_walker() -> None:
     assert [count(part) for part in parts] == [10_112, 364_416, 51_096, 57_663, 41_153, 50_316, 66_111]
 
 
-def test_every_preset_builds_a_config() -> None:
-    for name in preset_blocks("dreamerv3"):
-        with_presets(TrainConfig(DreamerV3Config()), "dreamerv3", [name])
-
-
 @torch.no_grad()
 def test_g17_t39_initialisation() -> None:
     """T39: std sqrt(1/fan_in) cut at two sigmas; block layers take the full input as fan-in; outscales."""
@@ -121,30 +93,6 @@ def test_g17_t39_initialisation() -> None:
 
 
 # Spaces
-
-
-ACTIONS = {
-    "continuous": BOX,
-    "discrete": spaces.Discrete(4),
-    "multidiscrete": spaces.MultiDiscrete([3, 5]),
-    "dict": {"move": BOX, "jump": spaces.Discrete(2)},
-}
-
-
-@pytest.mark.parametrize("act", ACTIONS.values(), ids=ACTIONS)
-def test_acts_and_updates_with_every_action_space(act: Any) -> None:
-    agent = tiny(act=act)
-    batch = make_batch(agent)
-    metrics = agent.update(batch)
-    assert all(torch.isfinite(value) for value in metrics.values())
-    obs = {key: value[0] for key, value in batch.items()}
-    action, state = agent.act(obs)
-    action, state = agent.act(obs, state, mode="eval")
-    assert isinstance(action, dict) == isinstance(act, dict)
-    assert state["deter"].shape == (3, 16)
-    if isinstance(act, spaces.MultiDiscrete):
-        draws = torch.stack([agent.act(obs)[0] for _ in range(50)])
-        assert (draws.amax((0, 1)) <= torch.tensor([2, 4])).all()
 
 
 @pytest.mark.parametrize("shape", [(64, 64, 3), (84, 84, 1), (50, 70, 3), (28, 28, 1)], ids=str)
@@ -387,18 +335,6 @@ def test_state_dict_holds_all_a_resume_needs() -> None:
     agent.update(batch, noise), twin.update(batch, noise)
     assert all(torch.equal(a, b) for a, b in zip(agent.parameters(), twin.parameters()))
     assert torch.equal(agent.return_norm.hi, twin.return_norm.hi)
-
-
-def test_acting_remembers_and_resets() -> None:
-    agent = tiny()
-    obs = {key: value[0] for key, value in make_batch(agent).items()}
-    noise = (torch.rand(3, 4), {"action": torch.randn(3, 2)})
-    _, state = agent.act(obs, noise=noise)
-    follow, _ = agent.act(obs, state, noise=noise)
-    fresh, _ = agent.act(obs, noise=noise)
-    assert not torch.equal(follow, fresh)
-    again, _ = agent.act(obs | {"is_first": torch.ones(3, dtype=torch.bool)}, state, noise=noise)
-    torch.testing.assert_close(again, fresh)
 
 
 def test_state_flattens_time_into_batch() -> None:

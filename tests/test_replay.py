@@ -341,3 +341,27 @@ def test_the_capacity_may_change_on_resume(tmp_path, ring):
     sample = again.sample(64)
     assert torch.equal(sample["reward"].long(), sample["index"])
     assert torch.equal(sample["deter"][..., 0].long(), sample["index"] // 2)
+
+
+def test_windows_that_end_with_their_episode() -> None:
+    """DreamerV2's `prioritize_ends`: no window crosses an end, and ends come as often as all starts that would."""
+    replay = Replay(1400, 2, 4, online=False, prioritize_ends=True)
+    for t in range(740):  # episodes of 7 and of 10 rows; the ring has turned
+        first, last = np.array([t % 7 == 0, t % 10 == 0]), np.array([t % 7 == 6, t % 10 == 9])
+        replay.add({"is_first": first, "is_last": last, "row": np.full(2, t)})
+    batch = replay.sample(4000)
+    rows, end = batch["row"], batch["is_last"]
+    crossing = end[:-1].any(0)
+    assert (rows[0, crossing] == replay.oldest).all()  # they had nowhere to go
+    assert crossing.float().mean() < 0.01 and rows.max() == 739
+    assert (rows[1:] == rows[:-1] + 1).all()
+    share = end[-1].float().mean().item()  # of the starts 0..6 of an episode, 3..6 are moved to 3; or 6..9 to 6
+    assert share == pytest.approx((4 / 7 + 4 / 10) / 2, abs=0.02)
+
+
+def test_windows_longer_than_an_episode_still_come() -> None:
+    replay = Replay(60, 1, 8, online=False, prioritize_ends=True)
+    for t in range(30):
+        replay.add({"is_first": np.array([t % 5 == 0]), "is_last": np.array([t % 5 == 4]), "row": np.full(1, t)})
+    rows = replay.sample(500)["row"]
+    assert rows.min() >= 0 and (rows[1:] == rows[:-1] + 1).all() and (rows[-1] % 5 == 4).float().mean() > 0.5

@@ -12,18 +12,16 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
 
 import fastwm
-from fastwm.agents import DreamerV3, DreamerV3Config
+from fastwm.agents import DreamerV3Config
 from fastwm.cli import main
 from fastwm.errors import FastwmError
-from fastwm.replay import Replay
 from fastwm.runner import checkpoint
 from fastwm.runner.config import TrainConfig, with_presets
 from fastwm.runner.train import Episodes, Ratio, Trainer
-from tests.test_dreamerv3 import make_batch, tiny
+from tests.agents_under_test import tiny
 
 FAST = [
     "--agent.deter", "16", "--agent.hidden", "8", "--agent.units", "8", "--agent.classes", "4", "--agent.stoch", "4",
@@ -76,49 +74,7 @@ def test_t43_a_length_counts_decisions() -> None:
     assert ended == [(3.0, 2), (5.0, 1)]
 
 
-# Exact resume
-
-
-def fixed_replay(agent: DreamerV3) -> Replay:
-    torch.manual_seed(5)
-    replay = Replay(200, 2, 6, seed=3, latent_keys=agent.latent_keys, chunk_rows=16)
-    for t in range(50):
-        row = {key: value[0] for key, value in make_batch(agent, 1, 2).items() if key != "index"}
-        row["is_first"] = torch.tensor([t % 7 == 0, t % 11 == 0])
-        replay.add(row)
-    return replay
-
-
-def learn(agent: DreamerV3, replay: Replay, updates: int) -> None:
-    for _ in range(updates):
-        agent.update(replay.sample(4), write_back=replay.write_back)
-
-
-def test_forty_updates_equal_twenty_and_a_resume(tmp_path: Path) -> None:
-    """Weights, optimiser, normaliser, replay with its latents, and all random numbers: bitwise the same."""
-    straight = tiny()
-    replay = fixed_replay(straight)
-    learn(straight, replay, 40)
-
-    agent = tiny()
-    replay = fixed_replay(agent)
-    learn(agent, replay, 20)
-    checkpoint.save(
-        tmp_path, 20, agent, {"rng": checkpoint.rng_state()}, {}, lambda p: replay.save(p, tmp_path / "replay")
-    )
-    torch.manual_seed(99)
-
-    resumed = tiny()
-    resumed.reward.out.weight.data.normal_()
-    again = Replay(200, 2, 6, seed=8, latent_keys=agent.latent_keys, chunk_rows=16)
-    path = checkpoint.checkpoints(tmp_path)[0]
-    state = checkpoint.load_agent(path, resumed)
-    again.load(path, tmp_path / "replay", state["more"])
-    checkpoint.set_rng_state(state["rng"])
-    learn(resumed, again, 20)
-    for (name, p), q in zip(straight.named_parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(p, q), name
-    assert torch.equal(straight.return_norm.hi, resumed.return_norm.hi)
+# Resume (exact: `test_agents`)
 
 
 def test_a_run_continues_and_the_command_line_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,7 +149,7 @@ def error_of(code: int, capsys: pytest.CaptureFixture[str]) -> str:
 def test_wrong_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logdir = ["--logdir", str(tmp_path / "x")]
     for args, message in (
-        (["train", "dreamerv9"], "unknown agent 'dreamerv9'; there is: dreamerv3"),
+        (["train", "dreamerv9"], "unknown agent 'dreamerv9'; there is: planet"),
         (["fly"], "unknown command 'fly'"),
         (["train"], "needs an agent"),
         (["train", "dreamerv3", *logdir], "no environment given"),
@@ -250,7 +206,7 @@ def test_other_sizes_do_not_fit_a_checkpoint(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = tiny()
+    agent = tiny("dreamerv3")
     checkpoint.save(tmp_path, 1, agent, {}, {})
 
     def full(*_: object) -> None:

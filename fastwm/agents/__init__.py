@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastwm.agents.agent import Agent
+from fastwm.agents.dreamerv1 import DreamerV1, DreamerV1Config
+from fastwm.agents.dreamerv2 import DreamerV2, DreamerV2Config
 from fastwm.agents.dreamerv3 import DreamerV3, DreamerV3Config, Noise
 from fastwm.agents.official import load_official
+from fastwm.agents.planet import PlaNet, PlaNetConfig
 from fastwm.errors import FastwmError
 
 
@@ -21,7 +24,12 @@ class AgentSpec:
     config: type[Any]
 
 
-AGENTS = {"dreamerv3": AgentSpec(DreamerV3, DreamerV3Config)}
+AGENTS = {
+    "planet": AgentSpec(PlaNet, PlaNetConfig),
+    "dreamer_v1": AgentSpec(DreamerV1, DreamerV1Config),
+    "dreamer_v2": AgentSpec(DreamerV2, DreamerV2Config),
+    "dreamerv3": AgentSpec(DreamerV3, DreamerV3Config),
+}
 
 
 def agent_spec(name: str) -> AgentSpec:
@@ -31,4 +39,19 @@ def agent_spec(name: str) -> AgentSpec:
     return AGENTS[name]
 
 
-__all__ = ["AGENTS", "Agent", "AgentSpec", "DreamerV3", "DreamerV3Config", "Noise", "agent_spec", "load_official"]
+__all__ = [
+    "AGENTS",
+    "Agent",
+    "AgentSpec",
+    "DreamerV1",
+    "DreamerV1Config",
+    "DreamerV2",
+    "DreamerV2Config",
+    "DreamerV3",
+    "DreamerV3Config",
+    "Noise",
+    "PlaNet",
+    "PlaNetConfig",
+    "agent_spec",
+    "load_official",
+]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastwm.nn.spaces import SpaceDict, is_image
+from fastwm.nn.spaces import SpaceDict, encode, is_image, random_values
 
 WriteBack = Callable[[Tensor, dict[str, Tensor]], None]
 
@@ -20,8 +20,13 @@ class Agent(nn.Module, ABC):
 
     obs_space: SpaceDict
     act_space: SpaceDict
+    config: Any
     latent_keys: tuple[str, ...] = ()
     """Names of the latents that replay keeps beside each row."""
+    online: bool = True
+    """Whether replay serves every new row once before it draws at random."""
+    prioritize_ends: bool = False
+    """Whether windows end with the episode rather than cross its end."""
 
     @abstractmethod
     def act(
@@ -29,7 +34,8 @@ class Agent(nn.Module, ABC):
     ) -> tuple[Any, dict[str, Tensor]]:
         """Actions for a batch of observations `[B, ...]`, and the state to pass with the next one.
 
-        `obs` holds the keys of `obs_space` and `is_first` [B] bool; `mode` is "train" or "eval".
+        `obs` holds the keys of `obs_space` and `is_first` [B] bool; `mode` is "train", "eval" or "random", which acts
+        uniformly and remembers it.
         """
 
     @abstractmethod
@@ -42,6 +48,19 @@ class Agent(nn.Module, ABC):
     @abstractmethod
     def open_loop(self, batch: Mapping[str, Tensor], context: int) -> dict[str, Tensor]:
         """Predicted observations [T, B, ...]: filtered for `context` rows, then from the actions alone."""
+
+    def random_action(self, batch: int) -> dict[str, Tensor]:
+        """Uniform actions [batch, ...]."""
+        return {key: random_values(space, batch, self.device) for key, space in self.act_space.items()}
+
+    def led_to(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Rows 1..T of a batch [1+T, B, ...], and the encoded action that led to each of them [T, B, A]."""
+        rows = {key: value[1:] for key, value in batch.items()}
+        return rows, encode(self.act_space, {key: batch[key][:-1] for key in self.act_space})
+
+    def scale(self, term: str) -> float:
+        """Weight of a loss term; the reconstructions `rec/<key>` share one."""
+        return float(getattr(self.config, f"{term.split('/')[0]}_scale"))
 
     def latents(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What replay stores of an acting state."""

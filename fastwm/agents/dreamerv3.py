@@ -210,6 +210,8 @@ class DreamerV3(Agent):
             past = State(state["deter"], state["stoch"])
             post, _ = self.rssm.observe_step(past, state["action"], self.encoder(obs), is_first, uniform)
             action = self.actor(*post.parts).sample(action_noise)
+        if mode == "random":
+            action = self.random_action(len(is_first))
         state = {"deter": post.deter, "stoch": post.stoch, "action": encode(self.act_space, action)}
         return (action["action"] if self.single_action else action), state
 
@@ -269,15 +271,10 @@ class DreamerV3(Agent):
         metrics = {f"loss/{key}": loss.detach().mean() for key, loss in terms.items()} | self.metrics(world, dream)
         return Loss(total, terms, world, dream, value, slow_value, returns, metrics)
 
-    def scale(self, term: str) -> float:
-        """Weight of a loss term; the reconstructions `rec/<key>` share one."""
-        return float(getattr(self.config, f"{term.split('/')[0]}_scale"))
-
     def world_model(self, batch: Mapping[str, Tensor], uniform: Tensor | None = None) -> World:
         """Filter the batch and predict all of it: reconstruction, reward, continuation and the two KL terms."""
-        rows = {key: value[1:] for key, value in batch.items()}
+        rows, prev_action = self.led_to(batch)
         start = State(batch["deter"][0].float(), stoch_onehot(batch["stoch"][0], self.config.classes))
-        prev_action = encode(self.act_space, {key: batch[key][:-1] for key in self.act_space})  # [T, B, A]
         tokens = self.encoder(rows)
         state, post_logits = self.rssm.observe(start, prev_action, tokens, rows["is_first"].bool(), uniform)
         prior_logits = self.rssm.prior_logits(state.deter)
@@ -365,9 +362,8 @@ class DreamerV3(Agent):
         Returns the decoded observations [T, B, ...] in their own units: filtered for `context` steps, then dreamt.
         """
         with self.autocast():
-            rows = {key: value[1:] for key, value in batch.items()}
+            rows, actions = self.led_to(batch)
             start = State(batch["deter"][0].float(), stoch_onehot(batch["stoch"][0], self.config.classes))
-            actions = encode(self.act_space, {key: batch[key][:-1] for key in self.act_space})
             seen = {key: value[:context] for key, value in rows.items()}
             state, _ = self.rssm.observe(start, actions[:context], self.encoder(seen), seen["is_first"].bool())
             states, _ = self.rssm.imagine(State(state.deter[-1], state.stoch[-1]), actions[context:])

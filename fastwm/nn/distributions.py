@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fastwm import ops
 from fastwm.ops import symexp, symlog
+from fastwm.ref.gru_rssm import truncated_normal
 
 
 class Categorical:
@@ -52,6 +53,9 @@ class Categorical:
         """The most likely class [...]."""
         return self.logits.argmax(-1)
 
+    def mode(self) -> Tensor:
+        return self.prediction
+
 
 class BoundedNormal:
     """Normal with `mean = tanh(raw)` and `std = (hi - lo) sigmoid(raw_std + 2) + lo`; the sample is not clipped."""
@@ -68,7 +72,7 @@ class BoundedNormal:
         return self.mean + self.std * normal
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return -0.5 * ((value - self.mean) / self.std) ** 2 - self.std.log() - 0.5 * math.log(2 * math.pi)
+        return normal_log_prob(value, self.mean, self.std)
 
     def entropy(self) -> Tensor:
         return self.std.log() + 0.5 * math.log(2 * math.pi * math.e)
@@ -118,6 +122,83 @@ def sigmoid2_std(raw: Tensor, minimum: float = 0.1) -> Tensor:
     return 2 * torch.sigmoid(raw.float() / 2) + minimum
 
 
+def normal_kl(post_stats: Tensor, prior_stats: Tensor) -> Tensor:
+    """KL(post || prior) [...] of Gaussian latents, from means and raw deviations [..., 2S]; the sum over S."""
+    (mean, raw), (prior_mean, prior_raw) = post_stats.chunk(2, -1), prior_stats.chunk(2, -1)
+    std, prior_std = softplus_std(raw), softplus_std(prior_raw)
+    ratio, distance = (std / prior_std).square(), ((mean - prior_mean) / prior_std).square()
+    return 0.5 * (ratio + distance - 1 - ratio.log()).sum(-1)
+
+
+def normal_log_prob(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return -0.5 * ((value - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
+
+
+class TanhNormal:
+    """Dreamer V1's action: tanh of a Normal with mean 5 tanh(raw / 5) and std softplus(raw + shift) + minimum."""
+
+    def __init__(self, mean: Tensor, std: Tensor, minimum: float = 1e-4, shift: float = 0.0):
+        self.mean = 5 * torch.tanh(mean / 5)
+        self.std = softplus_std(std, minimum, shift)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The density of the squashed value; +-1 count as the largest numbers below."""
+        return self._log_prob_before_tanh(torch.atanh(value.clamp(-0.99999997, 0.99999997)))
+
+    def _log_prob_before_tanh(self, x: Tensor) -> Tensor:
+        return normal_log_prob(x, self.mean, self.std) - 2 * (math.log(2) - x - F.softplus(-2 * x))
+
+    def sample(self, normal: Tensor | None = None) -> Tensor:
+        return torch.tanh(self.mean + self.std * (torch.randn_like(self.mean) if normal is None else normal))
+
+    def mode(self, samples: int = 100) -> Tensor:
+        """The most likely of 100 samples, each row's own."""
+        x = self.mean + self.std * torch.randn(samples, *self.mean.shape, device=self.mean.device)
+        event = self._log_prob_before_tanh(x)
+        best = event.flatten(2).sum(-1).argmax(0) if event.ndim > 2 else event.argmax(0)  # [B]
+        return torch.tanh(x[best, torch.arange(x.shape[1], device=x.device)])
+
+    def entropy(self, samples: int = 100) -> Tensor:
+        """The mean of -log p over 100 samples."""
+        x = self.mean + self.std * torch.randn(samples, *self.mean.shape, device=self.mean.device)
+        return -self._log_prob_before_tanh(x).mean(0)
+
+
+class TruncatedNormal:
+    """DreamerV2's action: a Normal cut at -1 and 1, its density renormalised; mean tanh(raw), see `sigmoid2_std`."""
+
+    def __init__(self, mean: Tensor, std: Tensor, minimum: float = 0.1):
+        self.mean = torch.tanh(mean)
+        self.std = sigmoid2_std(std, minimum)
+
+    @cached_property
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """-1 and 1, standardised."""
+        return (-1 - self.mean) / self.std, (1 - self.mean) / self.std
+
+    @cached_property
+    def mass(self) -> Tensor:
+        """The uncut Normal's share of [-1, 1]."""
+        low, high = self.limits
+        return torch.special.ndtr(high) - torch.special.ndtr(low)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return normal_log_prob(value, self.mean, self.std) - self.mass.log()
+
+    def entropy(self) -> Tensor:
+        low, high = self.limits
+        density_low, density_high = (torch.exp(-0.5 * x.square()) / math.sqrt(2 * math.pi) for x in (low, high))
+        moment = (low * density_low - high * density_high) / self.mass
+        return torch.log(self.std * self.mass) + 0.5 * math.log(2 * math.pi * math.e) + 0.5 * moment
+
+    def sample(self, uniform: Tensor | None = None) -> Tensor:
+        uniform = torch.rand_like(self.mean) if uniform is None else uniform
+        return truncated_normal(self.mean, self.std, uniform)
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+
 class SquaredError:
     """`(mean - target)^2` summed over the last `dims` axes, without a factor of one half."""
 
@@ -133,6 +214,14 @@ class SquaredError:
     def loss(self, target: Tensor) -> Tensor:
         error = F.mse_loss(self.mean, target.detach().float(), reduction="none")
         return error.flatten(error.ndim - self.dims).sum(-1) if self.dims else error
+
+
+class UnitNormal(SquaredError):
+    """N(mean, 1) over the last `dims` axes; the loss is the whole negative log-likelihood."""
+
+    def loss(self, target: Tensor) -> Tensor:
+        numbers = math.prod(self.mean.shape[self.mean.ndim - self.dims :])
+        return 0.5 * super().loss(target) + 0.5 * math.log(2 * math.pi) * numbers
 
 
 class SymlogSquaredError(SquaredError):

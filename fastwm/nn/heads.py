@@ -1,6 +1,8 @@
 """Networks that end in a prediction."""
 
+from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -108,12 +110,15 @@ class NormalAction(nn.Module):
 class Policy:
     """Independent distributions, one an action; log-probabilities and entropies are summed over all dimensions."""
 
-    def __init__(self, dists: "dict[str, Categorical | BoundedNormal]", batch_ndim: int):
+    def __init__(self, dists: Mapping[str, Any], batch_ndim: int):
         self.dists = dists
         self.batch_ndim = batch_ndim
 
     def sample(self, noise: Action | None = None) -> Action:
         return {key: dist.sample(noise[key] if noise else None) for key, dist in self.dists.items()}
+
+    def mode(self) -> Action:
+        return {key: dist.mode() for key, dist in self.dists.items()}
 
     def log_prob(self, action: Action) -> Tensor:
         return self._sum({key: dist.log_prob(action[key]) for key, dist in self.dists.items()})

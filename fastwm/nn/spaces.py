@@ -74,3 +74,11 @@ def decode(space: SpaceDict, encoded: Tensor) -> dict[str, Tensor]:
         else:
             values[key] = part.reshape(*batch, *shape(leaf))
     return values
+
+
+def random_values(space: spaces.Space, batch: int, device: torch.device) -> Tensor:
+    """Uniform values [batch, *shape]: classes, or reals in [-1, 1]."""
+    draw = torch.rand(batch, *shape(space), device=device)
+    if isinstance(space, spaces.MultiDiscrete):
+        return (draw * torch.as_tensor(space.nvec, device=device)).long()
+    return (draw * classes(space)).long() if classes(space) else 2 * draw - 1

@@ -40,6 +40,12 @@ class TrainConfig(Generic[AgentConfig]):
     """Trained rows of a window; one row of context comes before them."""
     train_ratio: float = 32.0
     """Replayed steps per step taken: `batch_size * batch_length` of them are one update."""
+    prefill: int = 0
+    """Steps acted at random, before anything is learnt."""
+    pretrain: int = 0
+    """Updates as soon as there is enough to learn from."""
+    update_every: int = 1
+    """Steps between bursts of the updates that are due."""
     replay_capacity: int = 5_000_000
     """Rows kept."""
     log_every: float = 10.0
@@ -133,6 +139,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def default_preset() -> tuple[str, ...]:
-    """What fits the machine when no preset is named."""
-    return ("size12m",) if torch.cuda.is_available() else ("small",)
+def default_preset(agent: str) -> tuple[str, ...]:
+    """What fits the machine when no preset is named; none is the official settings."""
+    name = "size12m" if torch.cuda.is_available() else "small"
+    return (name,) if name in preset_blocks(agent) else ()

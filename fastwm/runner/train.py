@@ -65,8 +65,11 @@ class Trainer:
             or config.num_envs < 1
             or config.batch_size < 1
             or config.batch_length < 2
+            or config.update_every < 1
         ):
-            raise FastwmError("steps, num_envs and batch_size must be at least 1, batch_length 2, threads 0")
+            raise FastwmError(
+                "steps, num_envs, batch_size and update_every must be at least 1, batch_length 2, threads 0"
+            )
         self.name, self.config, self.logdir = name, config, logdir
         self.device = resolve_device(config.device)
         torch.manual_seed(config.seed)
@@ -78,11 +81,12 @@ class Trainer:
         rows = min(config.replay_capacity, config.steps + config.num_envs * (config.batch_length + 1))
         self.replay = Replay(
             rows, config.num_envs, config.batch_length + 1, seed=config.seed,
-            latent_keys=self.agent.latent_keys,
+            latent_keys=self.agent.latent_keys, online=self.agent.online, prioritize_ends=self.agent.prioritize_ends,
         )  # fmt: skip
         self.ratio = Ratio(config.train_ratio / (config.batch_size * config.batch_length))
         self.episodes = Episodes(config.num_envs)
         self.step = self.decisions = self.updates = 0
+        self.owed = config.pretrain
         self.seconds = 0.0
         self.sums: dict[str, Any] = defaultdict(float)
         self.summed = 0
@@ -95,7 +99,7 @@ class Trainer:
         """Continue from the newest readable checkpoint, if there is one."""
         state = checkpoint.newest(self.logdir, self._load)
         if state is not None:
-            for key in ("step", "decisions", "updates", "seconds"):
+            for key in ("step", "decisions", "updates", "owed", "seconds"):
                 setattr(self, key, state[key])
             self.ratio.credit = state["credit"]
             checkpoint.set_rng_state(state["rng"])
@@ -111,7 +115,7 @@ class Trainer:
         for name, p in self.agent.named_parameters():
             if not torch.isfinite(p).all():
                 raise FastwmError(f"training diverged by step {self.step}: {name} is not finite; nothing was saved")
-        state = {key: getattr(self, key) for key in ("step", "decisions", "updates", "seconds")}
+        state = {key: getattr(self, key) for key in ("step", "decisions", "updates", "owed", "seconds")}
         state |= {"credit": self.ratio.credit, "rng": checkpoint.rng_state()}
         meta = {
             "agent": self.name,
@@ -166,14 +170,15 @@ class Trainer:
     def _remember(self, record: Record, state: Any) -> tuple[Any, Any]:
         """Choose actions for a record and put the row into replay."""
         self._check_finite(record)
-        action, state = self.agent.act(record, state)
+        action, state = self.agent.act(record, state, "random" if self.step < self.config.prefill else "train")
         actions = action if isinstance(action, dict) else {"action": action}
         row = {key: value.cpu() for key, value in (actions | self.agent.latents(state)).items()}
         self.replay.add(record | row)
         self.step += self.config.num_envs
         self.decisions += int((~record["is_last"]).sum())
         for value, length in self.episodes.add(record):
-            self.log.write(self.step, {"episode/return": value, "episode/length": length})
+            ended = {"episode/return": value, "episode/length": length, "seconds": round(self.seconds, 1)}
+            self.log.write(self.step, ended)
         return action, state
 
     def _check_finite(self, record: Record) -> None:
@@ -183,17 +188,21 @@ class Trainer:
                 raise FastwmError(f"{key!r} of environment {env} is not finite (NaN or infinite) at step {self.step}")
 
     def _learn(self) -> None:
-        """As many updates as the steps just taken owe, once replay holds a batch's worth of windows."""
+        """As many updates as the steps taken owe, once replay holds a batch's worth of windows."""
         c = self.config
-        if len(self.replay) < c.batch_size * c.batch_length:
+        if self.step < c.prefill or len(self.replay) < c.batch_size * c.batch_length:
             return
-        for _ in range(sum(self.ratio() for _ in range(c.num_envs))):
+        self.owed += sum(self.ratio() for _ in range(c.num_envs))
+        if self.step % c.update_every >= c.num_envs:
+            return
+        for _ in range(self.owed):
             batch = {key: value.to(self.device) for key, value in self.replay.sample(c.batch_size).items()}
             metrics = self.agent.update(batch, write_back=self.replay.write_back)
             for key, value in metrics.items():
                 self.sums[key] += value
             self.summed += 1
             self.updates += 1
+            self.owed -= 1
 
     def _log_training(self) -> None:
         if self.summed:

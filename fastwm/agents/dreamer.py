@@ -1,0 +1,96 @@
+"""What Dreamer V1 and DreamerV2 share: an actor that learns in dreams, and values that include a state's own reward."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from fastwm import ops
+from fastwm.agents.world import Noise, WorldAgent, WorldConfig
+from fastwm.nn.gru_rssm import Latent
+from fastwm.nn.heads import Action
+from fastwm.nn.keras import DenseActor, NormalHead
+from fastwm.optim import KerasAdam
+
+
+@dataclass(kw_only=True)
+class DreamerConfig(WorldConfig):
+    """Actor, critic and optimisers, with the numbers of Dreamer V1."""
+
+    actor_layers: int = 4
+    critic_layers: int = 3
+    imag_length: int = 15
+    lam: float = 0.95
+    model_lr: float = 6e-4
+    actor_lr: float = 8e-5
+    critic_lr: float = 8e-5
+    eps: float = 1e-7
+    """Of Adam, not bias-corrected."""
+    clip: float = 100.0
+    """Largest norm of a gradient, each optimiser's own."""
+    decay: float = 0.0
+    """Of all weights, a share a step."""
+
+
+class Dreamer(WorldAgent):
+    """World model, actor, critic and an optimiser for each."""
+
+    config: DreamerConfig
+
+    def __init__(
+        self, obs_space: "spaces.Space | Mapping[str, spaces.Space]",
+        act_space: "spaces.Space | Mapping[str, spaces.Space]", config: DreamerConfig, kind: ops.GRURSSMKind, conv: str,
+        dist: Literal["tanh_normal", "trunc_normal"], min_std: float, shift: float = 0.0,
+    ):  # fmt: skip
+        super().__init__(obs_space, act_space, config, kind, conv)
+        c, feat = config, self.world.rssm.feat_dim
+        style = (kind.activation, c.norm)
+        self.actor = DenseActor(feat, c.units, c.actor_layers, *style, self.act_space, dist, min_std, shift)
+        self.critic = NormalHead(feat, c.units, c.critic_layers, *style)
+        self.model_optimizer = self.adam(self.world, c.model_lr)
+        self.actor_optimizer = self.adam(self.actor, c.actor_lr)
+        self.critic_optimizer = self.adam(self.critic, c.critic_lr)
+
+    def adam(self, module: torch.nn.Module, lr: float) -> KerasAdam:
+        c = self.config
+        return KerasAdam(module.parameters(), lr, c.eps, c.clip, c.decay)
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"model": self.model_optimizer, "actor": self.actor_optimizer, "critic": self.critic_optimizer}
+
+    def choose(self, state: Latent, mode: str) -> Action:
+        policy = self.actor(self.world.rssm.feat(state))
+        return policy.mode() if mode == "eval" else policy.sample()
+
+    def dream(self, start: Latent, noise: Noise) -> tuple[Latent, Tensor, Tensor]:
+        """States 1..H [H, N, ...] dreamt from `start` [N, ...], the prior's statistics there, and the encoded actions
+        that led there. The gradient goes through the dynamics to the actor."""
+        horizon, count, rssm = self.config.imag_length, len(start.deter), self.world.rssm
+        latent_noise = rssm.noise(horizon, count) if noise.prior is None else noise.prior
+        action_noise = self.actor.noise(horizon, count) if noise.action is None else noise.action
+        deter, stoch, stats, action = ops.gru_rssm_dream(
+            *start, latent_noise, action_noise, rssm.weights, rssm.kind,
+            self.actor.mlp.params, self.actor.out_params, self.actor.heads,
+        )  # fmt: skip
+        return Latent(deter, stoch), stats, action
+
+
+def flatten(state: Latent) -> Latent:
+    """[T, B, ...] -> [T*B, ...], without gradient."""
+    return Latent(*(part.detach().flatten(0, 1) for part in state))
+
+
+def lambda_targets(reward: Tensor, discount: Tensor, value: Tensor, lam: float) -> Tensor:
+    """`R_k = r_k + d_k ((1 - lam) v_{k+1} + lam R_{k+1})` [K-1, N] from [K, N], with R of the last state its value.
+
+    A state's value includes the reward for arriving there.
+    """
+    return ops.lambda_return(reward[:-1], discount[:-1], value[1:], lam)
+
+
+def arrival_weights(discount: Tensor) -> Tensor:
+    """`[1, d_0, d_0 d_1, ...]` [K, N]: how much of an imagined state is real."""
+    return torch.cat([torch.ones_like(discount[:1]), discount[:-1]]).cumprod(0).detach()

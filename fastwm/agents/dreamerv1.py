@@ -1,0 +1,96 @@
+"""Dreamer V1 (Hafner et al., ICLR 2020), in the form of the official TensorFlow 2 code.
+
+New since PlaNet: no planner, but an actor and a critic learnt in dreams, the actor by the gradient of the dreamt return
+through rewards, values and dynamics. Tensors are time-major.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from fastwm.agents.agent import WriteBack
+from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, flatten, lambda_targets
+from fastwm.agents.world import ModelLoss, Noise, World
+from fastwm.nn.distributions import normal_kl
+from fastwm.nn.gru_rssm import VARIANTS, Latent
+
+
+@dataclass(kw_only=True)
+class DreamerV1Config(DreamerConfig):
+    """Every number of the agent. The defaults are the official ones of DeepMind Control."""
+
+    action_std: float = 5.0
+    """Of the policy at the start, before tanh."""
+
+
+@dataclass
+class Dream:
+    """Imagined trajectories from `N` posterior states: states 1..H and what is predicted there, [H, N, ...]."""
+
+    state: Latent
+    stats: Tensor
+    action: Tensor
+    """[H, N, A], encoded; the one that led to each state."""
+    reward: Tensor
+    discount: Tensor
+    weight: Tensor
+    value: Tensor
+    returns: Tensor  # [H-1, N]
+    actor: Tensor
+    """The actor's loss, a scalar."""
+    critic: Tensor
+    """The critic's."""
+
+
+class DreamerV1(Dreamer):
+    """The agent: see `DreamerV3` for the spaces it takes; images must be 64x64."""
+
+    config: DreamerV1Config
+
+    def __init__(
+        self, obs_space: "spaces.Space | Mapping[str, spaces.Space]",
+        act_space: "spaces.Space | Mapping[str, spaces.Space]", config: DreamerV1Config | None = None,
+    ):  # fmt: skip
+        c = config or DreamerV1Config()
+        shift = math.log(math.expm1(c.action_std))
+        super().__init__(obs_space, act_space, c, VARIANTS["dreamer_v1"], "relu", "tanh_normal", 1e-4, shift)
+
+    def divergence(self, world: World) -> Tensor:
+        """Free nats on the mean of the batch."""
+        return normal_kl(world.post_stats, world.prior_stats).mean().clamp(min=self.config.free_nats)
+
+    def update(
+        self, batch: Mapping[str, Tensor], noise: Noise | None = None, write_back: WriteBack | None = None
+    ) -> dict[str, Tensor]:
+        """One step of model, actor and critic on rows 1..T of a batch [1+T, B, ...], all from the same weights."""
+        model, dream = self.losses(*self.led_to(batch), noise or Noise())
+        norms = {"model": self.model_optimizer.backward(model.total),
+                 "actor": self.actor_optimizer.backward(dream.actor),
+                 "critic": self.critic_optimizer.backward(dream.critic)}  # fmt: skip
+        for optimizer in self.optimizers().values():
+            optimizer.step()
+        dreamt = {"dream/reward": dream.reward, "dream/return": dream.returns, "dream/value": dream.value}
+        return self.metrics(model, {"actor": dream.actor, "critic": dream.critic}, norms, dreamt)
+
+    def losses(self, rows: Mapping[str, Tensor], prev_action: Tensor, noise: Noise) -> tuple[ModelLoss, Dream]:
+        """The model's on rows [T, B, ...], the actor's and the critic's in dreams from its states."""
+        model = self.model_loss(rows, prev_action, noise=noise.post)
+        return model, self.behaviour(model.world.state, noise)
+
+    def behaviour(self, posterior: Latent, noise: Noise) -> Dream:
+        """Dream from the posterior states [T, B, ...]; with a head of the continuation the last may be an end."""
+        c = self.config
+        if c.predict_cont:
+            posterior = Latent(*(part[:-1] for part in posterior))
+        state, stats, action = self.dream(flatten(posterior), noise)
+        feat = self.world.rssm.feat(state)
+        reward, discount, value = self.world.reward(feat).mean, self.world.discount_at(feat), self.critic(feat)
+        returns = lambda_targets(reward, discount, value.mean, c.lam)
+        weight = arrival_weights(discount)[:-1]
+        actor_loss = -(weight * returns).mean()
+        critic_loss = (weight * value.loss(torch.cat([returns, returns[-1:]]))[:-1]).mean()
+        return Dream(state, stats, action, reward, discount, weight, value.mean, returns, actor_loss, critic_loss)

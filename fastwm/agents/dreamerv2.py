@@ -1,0 +1,164 @@
+"""DreamerV2 (Hafner et al., ICLR 2021), in the form of the official code of May 2022.
+
+New since Dreamer V1: categorical latents with a balanced KL, a LayerNorm in the GRU, a slow critic for the targets, a
+policy gradient where actions are discrete, and an end of episodes that is learnt. Tensors are time-major.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from fastwm import ops
+from fastwm.agents.agent import WriteBack
+from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, flatten, lambda_targets
+from fastwm.agents.world import Noise, World
+from fastwm.nn.gru_rssm import VARIANTS, Latent
+from fastwm.nn.heads import Policy
+from fastwm.nn.keras import NormalHead
+from fastwm.nn.spaces import classes, decode
+
+
+@dataclass(kw_only=True)
+class DreamerV2Config(DreamerConfig):
+    """Every number of the agent. The defaults are the official ones; `fastwm.configs` holds Atari and DMC."""
+
+    deter: int = 1024
+    hidden: int = 1024
+    stoch: int = 32
+    classes: int = 32
+    depth: int = 48
+    encoder_layers: int = 4
+    decoder_layers: int = 4
+    reward_layers: int = 4
+    cont_layers: int = 4
+    actor_layers: int = 4
+    critic_layers: int = 4
+    free_nats: float = 0.0
+    kl_balance: float = 0.8
+    """Share of the KL's loss that trains the prior."""
+    cont_scale: float = 1.0
+    explore: float = 0.0
+    actor_grad: Literal["auto", "reinforce", "dynamics", "both"] = "auto"
+    """`auto` is reinforce for discrete actions and dynamics for real ones."""
+    actor_mix: float = 0.1
+    """Share of the dynamics in `both`."""
+    actor_entropy: float = 2e-3
+    slow_every: int = 100
+    """Updates between copies of the critic to the slow one."""
+    slow_rate: float = 1.0
+    """How much of the critic is copied."""
+    model_lr: float = 1e-4
+    actor_lr: float = 8e-5
+    critic_lr: float = 2e-4
+    eps: float = 1e-5
+    decay: float = 1e-6
+    prioritize_ends: bool = False
+    """Sample the ends of episodes more often."""
+
+
+@dataclass
+class Dream:
+    """Imagined trajectories from `N` posterior states: states 0..H and what is predicted there, [H+1, N, ...]."""
+
+    state: Latent
+    prior_stats: Tensor  # [H, N, ...]
+    action: Tensor  # [H, N, A], encoded, taken in states 0..H-1
+    reward: Tensor
+    discount: Tensor
+    weight: Tensor
+    slow_value: Tensor
+    value: Tensor  # [H, N]
+    targets: Tensor  # [H, N]
+    policy: Policy  # [H, N]
+    actor: Tensor
+    """The actor's loss, a scalar."""
+    critic: Tensor
+    """The critic's."""
+
+
+class DreamerV2(Dreamer):
+    """The agent: see `DreamerV3` for the spaces it takes; images must be 64x64."""
+
+    config: DreamerV2Config
+
+    def __init__(
+        self, obs_space: "spaces.Space | Mapping[str, spaces.Space]",
+        act_space: "spaces.Space | Mapping[str, spaces.Space]", config: DreamerV2Config | None = None,
+    ):  # fmt: skip
+        c = config or DreamerV2Config()
+        kind = VARIANTS["dreamer_v2"]._replace(classes=c.classes)
+        super().__init__(obs_space, act_space, c, kind, "elu", "trunc_normal", min_std=0.1)
+        self.prioritize_ends = c.prioritize_ends
+        self.slow_critic = NormalHead(self.world.rssm.feat_dim, c.units, c.critic_layers, kind.activation, c.norm)
+        self.slow_critic.load_state_dict(self.critic.state_dict())
+        self.slow_critic.requires_grad_(False)
+        self.updates = 0
+        discrete = all(classes(space) for space in self.act_space.values())
+        self.actor_grad = c.actor_grad if c.actor_grad != "auto" else "reinforce" if discrete else "dynamics"
+
+    def divergence(self, world: World) -> Tensor:
+        c = self.config
+        return ops.balanced_categorical_kl(world.post_stats, world.prior_stats, c.kl_balance, c.free_nats)
+
+    def update(
+        self, batch: Mapping[str, Tensor], noise: Noise | None = None, write_back: WriteBack | None = None
+    ) -> dict[str, Tensor]:
+        """One step of the model on rows 1..T of a batch [1+T, B, ...], then of actor and critic in its dreams."""
+        rows, prev_action = self.led_to(batch)
+        rows["is_first"] = rows["is_first"].clone()
+        rows["is_first"][0] = True  # the window's first action is not remembered either
+        noise = noise or Noise()
+        model = self.model_loss(rows, prev_action, noise=noise.post)
+        norms = {"model": self.model_optimizer.minimize(model.total)}
+        dream = self.behaviour(model.world.state, rows["is_terminal"], noise)
+        norms["actor"] = self.actor_optimizer.backward(dream.actor)
+        norms["critic"] = self.critic_optimizer.backward(dream.critic)
+        self.actor_optimizer.step()
+        self.critic_optimizer.step()
+        self.update_slow_critic()
+        dreamt = {"dream/reward": dream.reward, "dream/return": dream.targets, "dream/value": dream.slow_value,
+                  "entropy/policy": dream.policy.entropy()}  # fmt: skip
+        return self.metrics(model, {"actor": dream.actor, "critic": dream.critic}, norms, dreamt)
+
+    def behaviour(self, posterior: Latent, is_terminal: Tensor, noise: Noise) -> Dream:
+        """Dream from every posterior state [T, B, ...], terminal ones included, and score actor and critic there."""
+        c, start = self.config, flatten(posterior)
+        with torch.set_grad_enabled(self.actor_grad != "reinforce"):
+            dreamt, prior_stats, action = self.dream(start, noise)
+            state = Latent(*(torch.cat([first[None], rest]) for first, rest in zip(start, dreamt)))
+            feat = self.world.rssm.feat(state)
+            reward, slow_value = self.world.reward(feat).mean, self.slow_critic(feat).mean
+            discount = self.world.discount_at(feat)
+            if c.predict_cont:
+                discount = torch.cat([self.world.discount_after(is_terminal).flatten()[None], discount[1:]])
+            targets = lambda_targets(reward, discount, slow_value, c.lam)
+        weight, feat = arrival_weights(discount), feat.detach()
+        policy = self.actor(feat[:-1])
+        # The action in state k is judged by the return of state k+1: both the first return and the last action go.
+        score = policy.log_prob(decode(self.act_space, action))[:-1] * (targets[1:] - slow_value[:-2]).detach()
+        mix = {"reinforce": 0.0, "dynamics": 1.0, "both": c.actor_mix}[self.actor_grad]
+        objective = mix * targets[1:] + (1 - mix) * score + c.actor_entropy * policy.entropy()[:-1]
+        actor_loss = -(weight[:-2] * objective).mean()
+        value = self.critic(feat[:-1])
+        critic_loss = (weight[:-1] * value.loss(targets)).mean()
+        return Dream(state, prior_stats, action, reward, discount, weight, slow_value, value.mean, targets, policy,
+                     actor_loss, critic_loss)  # fmt: skip
+
+    @torch.no_grad()
+    def update_slow_critic(self) -> None:
+        """Copy the critic every `slow_every` updates, wholly at the first."""
+        if self.updates % self.config.slow_every == 0:
+            rate = self.config.slow_rate if self.updates else 1.0
+            torch._foreach_lerp_(list(self.slow_critic.parameters()), list(self.critic.parameters()), rate)
+        self.updates += 1
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return super().get_extra_state() | {"updates": self.updates}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        self.updates = state["updates"]

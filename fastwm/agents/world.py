@@ -1,0 +1,251 @@
+"""What PlaNet, Dreamer V1 and DreamerV2 share: a model that filters and predicts, and acting from its state.
+
+The agents say what the divergence between posterior and prior costs, how an action is chosen, and what else is learnt.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from fastwm import ops
+from fastwm.agents.agent import Agent
+from fastwm.nn.distributions import Bernoulli, Categorical, UnitNormal
+from fastwm.nn.gru_rssm import GRURSSM, Latent
+from fastwm.nn.heads import Action
+from fastwm.nn.keras import LogitHead, NormalHead
+from fastwm.nn.keras_codec import ConvDecoder, ConvEncoder
+from fastwm.nn.spaces import SpaceDict, as_dict, classes, encode, is_image, random_values, total_width
+
+
+@dataclass(kw_only=True)
+class WorldConfig:
+    """Sizes and scales of the world model, with the numbers of Dreamer V1."""
+
+    deter: int = 200
+    hidden: int = 200
+    stoch: int = 30
+    units: int = 400
+    depth: int = 32
+    """Channels of the image networks' finest layer."""
+    norm: bool = False
+    """LayerNorm before every activation."""
+    bits: int = 8
+    """Of images; with fewer than 8 they are quantised and noise is added."""
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    reward_layers: int = 2
+    cont_layers: int = 3
+    predict_cont: bool = False
+    """Learn where episodes end; else every state is worth `discount` of the next."""
+    tanh_reward: bool = False
+    free_nats: float = 3.0
+    kl_scale: float = 1.0
+    rec_scale: float = 1.0
+    reward_scale: float = 1.0
+    cont_scale: float = 10.0
+    discount: float = 0.99
+    explore: float = 0.3
+    """Deviation of the noise added to real actions; share of discrete ones drawn at random."""
+
+
+@dataclass
+class World:
+    """The model's view of a batch, [T, B, ...]."""
+
+    tokens: Tensor
+    state: Latent
+    feat: Tensor
+    post_stats: Tensor
+    prior_stats: Tensor
+    recon: dict[str, UnitNormal | Categorical]
+    reward: UnitNormal
+    cont: Bernoulli | None
+    losses: dict[str, Tensor]
+    """Negative log-likelihoods [T, B] of the observations `rec/<key>`, `reward` and `cont`."""
+
+
+@dataclass
+class ModelLoss:
+    """`total` is the scaled sum of `terms`, scalars."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    world: World
+
+
+@dataclass
+class Noise:
+    """Every random number of one update; `None` draws from torch's generator. Uniform for one-hots and truncated
+    normals, else standard normal."""
+
+    post: Tensor | None = None
+    """[T, B, S]."""
+    prior: Tensor | None = None
+    """[H, N, S]."""
+    action: Tensor | None = None
+    """[H, N, A], of the dream's actions."""
+
+
+class WorldModel(nn.Module):
+    """Encoder, RSSM, decoder, reward head, and a head of the continuation where asked for."""
+
+    def __init__(self, obs_space: SpaceDict, action_dim: int, kind: ops.GRURSSMKind, conv: str, c: WorldConfig):
+        super().__init__()
+        self.obs_space, self.config = obs_space, c
+        style = (kind.activation, c.norm)
+        self.encoder = ConvEncoder(obs_space, c.units, c.encoder_layers, c.depth, kind.activation, conv, c.norm)
+        self.rssm = GRURSSM(kind, self.encoder.out_dim, action_dim, c.deter, c.hidden, c.stoch, c.norm)
+        feat = self.rssm.feat_dim
+        self.decoder = ConvDecoder(obs_space, feat, c.units, c.decoder_layers, c.depth, kind.activation, conv, c.norm)
+        self.reward = NormalHead(feat, c.units, c.reward_layers, *style)
+        self.cont = LogitHead(feat, c.units, c.cont_layers, *style) if c.predict_cont else None
+
+    def prepare(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Observations as the networks see and predict them: images in [-0.5, 0.5], the rest as it is."""
+        values = {}
+        for key, space in self.obs_space.items():
+            value = obs[key]
+            if is_image(space):
+                value = quantise(value, self.config.bits) if self.config.bits < 8 else value.float() / 255 - 0.5
+            values[key] = value if classes(space) else value.float()
+        return values
+
+    def forward(
+        self, rows: Mapping[str, Tensor], prev_action: Tensor, start: Latent | None = None, noise: Tensor | None = None
+    ) -> World:
+        """Filter rows [T, B, ...] and predict all of them; `prev_action` [T, B, A] led to each. No start is zeros."""
+        obs = self.prepare(rows)
+        tokens = self.encoder(obs)
+        start = self.rssm.initial(tokens.shape[1]) if start is None else start
+        state, post_stats = self.rssm.observe(start, prev_action, tokens, rows["is_first"].bool(), noise)
+        feat = self.rssm.feat(state)
+        recon, reward = self.decoder(feat), self.reward(feat)
+        losses = {f"rec/{key}": over_time(dist.loss(obs[key])) for key, dist in recon.items()}
+        losses["reward"] = reward.loss(torch.tanh(rows["reward"]) if self.config.tanh_reward else rows["reward"])
+        cont = self.cont(feat) if self.cont is not None else None
+        if cont is not None:
+            losses["cont"] = cont.loss(self.discount_after(rows["is_terminal"]))
+        prior_stats = self.rssm.prior_stats_of(state.deter)
+        return World(tokens, state, feat, post_stats, prior_stats, recon, reward, cont, losses)
+
+    def discount_after(self, is_terminal: Tensor) -> Tensor:
+        """What the future of a state counts: the discount, and nothing after a terminal one."""
+        return self.config.discount * (1 - is_terminal.float())
+
+    def discount_at(self, feat: Tensor) -> Tensor:
+        """The same of imagined states [..., F]: the head's probability, which holds the discount, or a constant."""
+        return self.cont(feat).prob if self.cont is not None else torch.full_like(feat[..., 0], self.config.discount)
+
+    def step(self, state: Latent, prev_action: Tensor, obs: Mapping[str, Tensor], is_first: Tensor) -> Latent:
+        """Filter one observation [B, ...]."""
+        tokens = self.encoder(self.prepare(obs))
+        post, _ = self.rssm.observe(state, prev_action[None], tokens[None], is_first[None])
+        return Latent(post.deter[0], post.stoch[0])
+
+    def open_loop(self, rows: Mapping[str, Tensor], prev_action: Tensor, context: int) -> dict[str, Tensor]:
+        """Predicted observations [T, B, ...] in their own units."""
+        tokens = self.encoder(self.prepare({key: rows[key][:context] for key in self.obs_space}))
+        start, is_first = self.rssm.initial(tokens.shape[1]), rows["is_first"][:context].bool()
+        seen, _ = self.rssm.observe(start, prev_action[:context], tokens, is_first)
+        dreamt, _ = self.rssm.imagine(Latent(seen.deter[-1], seen.stoch[-1]), prev_action[context:])
+        state = Latent(torch.cat([seen.deter, dreamt.deter]), torch.cat([seen.stoch, dreamt.stoch]))
+        recon = self.decoder(self.rssm.feat(state))
+        return {key: dist.prediction + 0.5 * is_image(self.obs_space[key]) for key, dist in recon.items()}
+
+
+def over_time(loss: Tensor) -> Tensor:
+    """Sum all but [T, B]."""
+    return loss.flatten(2).sum(-1) if loss.ndim > 2 else loss
+
+
+def quantise(image: Tensor, bits: int) -> Tensor:
+    """Images in 0..255 with `bits` bits, centred, with noise of one step's width."""
+    levels = 2**bits
+    coarse = torch.floor(image.float() / 2 ** (8 - bits))
+    return (coarse + torch.rand(coarse.shape, device=coarse.device)) / levels - 0.5
+
+
+class WorldAgent(Agent):
+    """An agent of that model: it acts from filtered states and learns from windows that start with no memory."""
+
+    online = False
+
+    def __init__(
+        self, obs_space: "spaces.Space | Mapping[str, spaces.Space]",
+        act_space: "spaces.Space | Mapping[str, spaces.Space]", config: WorldConfig, kind: ops.GRURSSMKind, conv: str,
+    ):  # fmt: skip
+        super().__init__()
+        self.config = config
+        self.obs_space = as_dict(obs_space, "obs")
+        self.act_space = as_dict(act_space, "action")
+        self.single_action = not isinstance(act_space, (Mapping, spaces.Dict))
+        self.world = WorldModel(self.obs_space, total_width(self.act_space), kind, conv, config)
+
+    @abstractmethod
+    def divergence(self, world: World) -> Tensor:
+        """What the distance between posterior and prior costs, a scalar."""
+
+    @abstractmethod
+    def choose(self, state: Latent, mode: str) -> Action:
+        """Actions [B, ...] at filtered states, without the noise of exploration."""
+
+    def model_loss(
+        self, rows: Mapping[str, Tensor], prev_action: Tensor, start: Latent | None = None, noise: Tensor | None = None
+    ) -> ModelLoss:
+        """Negative log-likelihood of all that is seen, and the divergence."""
+        world = self.world(rows, prev_action, start, noise)
+        terms = {"kl": self.divergence(world)} | {key: loss.mean() for key, loss in world.losses.items()}
+        return ModelLoss(torch.stack([self.scale(key) * term for key, term in terms.items()]).sum(), terms, world)
+
+    def metrics(
+        self, model: ModelLoss, losses: dict[str, Tensor], norms: dict[str, Tensor], dreamt: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Scalars worth a plot."""
+        values = {f"loss/{key}": loss for key, loss in (model.terms | losses).items()}
+        values |= {f"grad_norm/{key}": norm for key, norm in norms.items()} | dreamt
+        return {key: value.detach().mean() for key, value in values.items()}
+
+    def initial(self, batch: int) -> dict[str, Tensor]:
+        """The acting state before the first observation."""
+        deter, stoch = self.world.rssm.initial(batch)
+        return {"deter": deter, "stoch": stoch, "action": deter.new_zeros(batch, total_width(self.act_space))}
+
+    @torch.no_grad()
+    def act(
+        self, obs: Mapping[str, Any], state: dict[str, Tensor] | None = None, mode: str = "train"
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Choose actions for observations `[B, ...]`; "train" explores, "eval" does not.
+
+        What the environment gets is also what the model remembers.
+        """
+        obs = {key: torch.as_tensor(obs[key], device=self.device) for key in (*self.obs_space, "is_first")}
+        is_first = obs["is_first"].bool()
+        state = self.initial(len(is_first)) if state is None else state
+        post = self.world.step(Latent(state["deter"], state["stoch"]), state["action"], obs, is_first)
+        action = self.random_action(len(is_first)) if mode == "random" else self.choose(post, mode)
+        if mode == "train":
+            action = self.explore(action)
+        state = {"deter": post.deter, "stoch": post.stoch, "action": encode(self.act_space, action)}
+        return (action["action"] if self.single_action else action), state
+
+    def explore(self, action: Action) -> Action:
+        """Noise on real actions, clipped to [-1, 1]; a share of discrete ones drawn at random."""
+        amount, noisy = self.config.explore, {}
+        for key, value in action.items() if amount else ():
+            if classes(self.act_space[key]):
+                other = random_values(self.act_space[key], len(value), self.device)
+                switch = torch.rand(value.shape, device=self.device) < amount
+                noisy[key] = torch.where(switch, other, value)
+            else:
+                noisy[key] = (value + amount * torch.randn_like(value)).clamp(-1, 1)
+        return action | noisy
+
+    @torch.no_grad()
+    def open_loop(self, batch: Mapping[str, Tensor], context: int) -> dict[str, Tensor]:
+        """Predict the rows of a batch [1+T, B, ...] after the first `context` ones from the actions alone."""
+        return self.world.open_loop(*self.led_to(batch), context)

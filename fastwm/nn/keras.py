@@ -1,0 +1,152 @@
+"""Networks of PlaNet, Dreamer V1 and V2: one activation throughout, Keras' initialisation, unit-variance heads."""
+
+from math import prod
+from typing import Literal
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastwm import ops
+from fastwm.nn.distributions import Bernoulli, Categorical, TanhNormal, TruncatedNormal, UnitNormal
+from fastwm.nn.gru_rssm import Layer, glorot_
+from fastwm.nn.heads import Policy
+from fastwm.nn.spaces import SpaceDict, classes, shape, width
+
+
+class DenseLayer(Layer):
+    """Linear -> LayerNorm where `norm` -> activation."""
+
+    def __init__(self, inputs: int, units: int, activation: str, norm: bool = False):
+        super().__init__(inputs, units, norm)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return norm_act(self.linear(x), self.norm, self.activation)
+
+
+def norm_act(x: Tensor, norm: nn.LayerNorm | None, activation: str) -> Tensor:
+    """The activation of x [..., D], normed before where there is a norm."""
+    if norm is not None and activation == "elu":
+        return ops.layer_norm_elu(x, norm.weight, norm.bias, norm.eps)
+    y: Tensor = getattr(F, activation)(x if norm is None else norm(x))
+    return y
+
+
+class DenseMLP(nn.Sequential):
+    """`layers` of `units`; none is the identity."""
+
+    def __init__(self, inputs: int, units: int, layers: int, activation: str, norm: bool = False):
+        super().__init__(*(DenseLayer(units if i else inputs, units, activation, norm) for i in range(layers)))
+        self.out_dim = units if layers else inputs
+
+    @property
+    def params(self) -> tuple[ops.LayerWeights, ...]:
+        return tuple(layer.params for layer in self if isinstance(layer, Layer))
+
+
+def glorot_linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    glorot_(layer)
+    return layer
+
+
+class ScalarHead(nn.Module):
+    """MLP -> one number."""
+
+    def __init__(self, inputs: int, units: int, layers: int, activation: str, norm: bool = False):
+        super().__init__()
+        self.mlp = DenseMLP(inputs, units, layers, activation, norm)
+        self.out = glorot_linear(self.mlp.out_dim, 1)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        y: Tensor = self.out(self.mlp(feat))[..., 0]
+        return y
+
+
+class NormalHead(ScalarHead):
+    """MLP -> N(mean, 1)."""
+
+    def forward(self, feat: Tensor) -> UnitNormal:  # type: ignore[override]
+        return UnitNormal(super().forward(feat), 0)
+
+
+class LogitHead(ScalarHead):
+    """MLP -> Bernoulli."""
+
+    def forward(self, feat: Tensor) -> Bernoulli:  # type: ignore[override]
+        return Bernoulli(super().forward(feat))
+
+
+class DenseActor(nn.Module):
+    """MLP -> a `Policy` over a dictionary of action spaces, in the form `fastwm.ops.gru_rssm_dream` takes.
+
+    Real actions are of `dist`, with `min_std` and `shift` as `fastwm.ops.PolicyHead` has them.
+    """
+
+    invalid: Tensor
+
+    def __init__(
+        self, inputs: int, units: int, layers: int, activation: str, norm: bool, space: SpaceDict,
+        dist: Literal["tanh_normal", "trunc_normal"], min_std: float, shift: float = 0.0,
+    ):  # fmt: skip
+        super().__init__()
+        self.space = {key: space[key] for key in sorted(space)}
+        self.mlp = DenseMLP(inputs, units, layers, activation, norm)
+        self.heads = tuple(
+            ops.PolicyHead(prod(shape(leaf)), classes(leaf), "onehot" if classes(leaf) else dist, min_std, shift)
+            for leaf in self.space.values()
+        )
+        self.sizes = [head.size * (head.classes or 2) for head in self.heads]
+        self.out = glorot_linear(self.mlp.out_dim, sum(self.sizes))
+        # DreamerV2 has two layers, means and deviations, where V1 has one.
+        for head, weight in zip(self.heads, self.out.weight.detach().split(self.sizes)):
+            for layer in weight.chunk(2) if head.dist == "trunc_normal" else [weight]:
+                nn.init.xavier_uniform_(layer)
+        self.register_buffer("invalid", torch.cat([invalid_classes(leaf) for leaf in self.space.values()]), False)
+
+    @property
+    def out_params(self) -> ops.LinearWeights:
+        """The outputs of all heads; a class that an entry does not have gets a large negative bias and nothing else."""
+        if not any(isinstance(leaf, spaces.MultiDiscrete) for leaf in self.space.values()):
+            return ops.LinearWeights(self.out.weight, self.out.bias)
+        return ops.LinearWeights(
+            self.out.weight.masked_fill(self.invalid[:, None], 0), self.out.bias.masked_fill(self.invalid, -1e9)
+        )
+
+    def noise(self, *batch: int) -> Tensor:
+        """What sampling takes, [*batch, sum of sizes]: uniform, or normal for a tanh_normal."""
+        draws = [
+            (torch.randn if head.dist == "tanh_normal" else torch.rand)(
+                *batch, head.size, device=self.out.weight.device
+            )
+            for head in self.heads
+        ]
+        return torch.cat(draws, -1)
+
+    def forward(self, feat: Tensor) -> Policy:
+        outs = F.linear(self.mlp(feat), *self.out_params).split(self.sizes, -1)
+        return Policy(
+            {key: policy_dist(head, x, shape(self.space[key])) for key, head, x in zip(self.space, self.heads, outs)},
+            feat.ndim - 1,
+        )
+
+
+def invalid_classes(space: spaces.Space) -> Tensor:
+    """Which outputs stand for a class that the entry of a MultiDiscrete does not have."""
+    if isinstance(space, spaces.MultiDiscrete):
+        return (torch.arange(classes(space)) >= torch.as_tensor(space.nvec)[..., None]).flatten()
+    return torch.zeros(width(space) * (1 if classes(space) else 2), dtype=torch.bool)
+
+
+def policy_dist(
+    head: ops.PolicyHead, x: Tensor, event: tuple[int, ...]
+) -> "Categorical | TanhNormal | TruncatedNormal":
+    """The distribution of an action of shape `event`, from its head's outputs x [..., O]."""
+    if head.classes:
+        return Categorical(x.reshape(*x.shape[:-1], *event, head.classes))
+    mean, raw = (part.reshape(*x.shape[:-1], *event) for part in x.float().chunk(2, -1))
+    if head.dist == "tanh_normal":
+        return TanhNormal(mean, raw, head.min_std, head.shift)
+    return TruncatedNormal(mean, raw, head.min_std)
