@@ -1,6 +1,7 @@
 """Modules with the field's names; each is a plain `nn.Module` that can be used alone."""
 
 from fastwm.nn.cells import BlockGRUCell, GRUCell, LayerNormGRUCell, LSTMCell, PlanetGRUCell
+from fastwm.nn.conv_vae import ConvVAE, Latent
 from fastwm.nn.distributions import (
     Bernoulli,
     BoundedNormal,
@@ -16,10 +17,12 @@ from fastwm.nn.functional import symexp_bins
 from fastwm.nn.heads import Actor, BernoulliHead, Policy, TwoHotHead
 from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU
 from fastwm.nn.mdn import MDNHead, Mixture
+from fastwm.nn.mdn_rnn import MDNRNN
 from fastwm.nn.normalize import PercentileNormalizer
 from fastwm.nn.rssm import RSSM, BlockGRU, State
 
 __all__ = [
+    "MDNRNN",
     "MLP",
     "RSSM",
     "Actor",
@@ -31,11 +34,13 @@ __all__ = [
     "BoundedNormal",
     "Categorical",
     "Conv2d",
+    "ConvVAE",
     "Decoder",
     "Dense",
     "Encoder",
     "GRUCell",
     "LSTMCell",
+    "Latent",
     "LayerNormGRUCell",
     "Linear",
     "MDNHead",

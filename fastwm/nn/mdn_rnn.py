@@ -1,0 +1,160 @@
+"""M of World Models: an LSTM that predicts the next latent as a mixture of Gaussians."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastwm.nn.mdn import MDNHead, Mixture
+from fastwm.ops import MDNRNNWeights, lstm_step
+
+LSTMState = tuple[Tensor, Tensor]
+HEADS = ("done", "reward")
+
+
+class Prediction(NamedTuple):
+    """What M expects after every step, `[T, B, ...]`."""
+
+    mixture: Mixture
+    heads: dict[str, Tensor]
+    """`done` (a logit) and `reward`, [T, B], where M has them."""
+    hidden: Tensor
+
+
+class MDNRNNLoss(NamedTuple):
+    total: Tensor
+    latent: Tensor
+    """Negative log-likelihood in nats a latent dimension (in all, where joint)."""
+    heads: dict[str, Tensor]
+    per_latent: Tensor
+    """[Z], or [] where joint."""
+
+
+class MDNRNN(nn.Module):
+    """LSTM with a constant forget bias of 1 and a mixture density head; time-major `[T, B, ...]`.
+
+    The input is `[z, action]`, with `restart` also a flag that is 1 at the first step of an episode. `heads` are the
+    extra outputs, in this order: "done" (a logit) and "reward". Published sizes: 32 latents, 3 actions, 256 units
+    have 422,368 parameters (CarRacing); 64, 1, 512 with restart and done 1,678,785 (Doom). The LSTM's second bias,
+    which PyTorch's has and the original has not, stays zero and is not trained.
+
+    Source: Ha and Schmidhuber, "World Models", appendix A.2, and their code; `joint` is ctallec/world-models'
+    """
+
+    def __init__(
+        self,
+        latents: int,
+        actions: int,
+        hidden: int,
+        components: int = 5,
+        restart: bool = False,
+        heads: tuple[str, ...] = (),
+        joint: bool = False,
+        forget_bias: float = 1.0,
+    ):
+        super().__init__()
+        if not set(heads) <= set(HEADS) or len(set(heads)) < len(heads):
+            raise ValueError(f"MDNRNN: heads are any of {HEADS}, each once, not {heads!r}")
+        self.latents, self.actions, self.hidden, self.restart = latents, actions, hidden, restart
+        self.heads, self.forget_bias = heads, forget_bias
+        self.lstm = nn.LSTM(latents + actions + restart, hidden)
+        self.lstm.bias_hh_l0.requires_grad_(False).zero_()
+        kernel_limit = (6 / (latents + actions + restart + 5 * hidden)) ** 0.5
+        nn.init.uniform_(self.lstm.weight_ih_l0, -kernel_limit, kernel_limit)
+        nn.init.uniform_(self.lstm.weight_hh_l0, -kernel_limit, kernel_limit)
+        bias_limit = (3 / (4 * hidden)) ** 0.5
+        nn.init.uniform_(self.lstm.bias_ih_l0, -bias_limit, bias_limit)
+        self.head = MDNHead(hidden, latents, components, len(heads), joint)
+
+    def initial(self, batch: int) -> LSTMState:
+        """(h, c) of zeros, [B, H]."""
+        zeros = self.lstm.weight_hh_l0.new_zeros(batch, self.hidden)
+        return zeros, zeros
+
+    def forward(
+        self, z: Tensor, action: Tensor, state: LSTMState | None = None, is_first: Tensor | None = None
+    ) -> tuple[Prediction, LSTMState]:
+        """`z` [T, B, Z], `action` [T, B, A], `is_first` [T, B] bool -> what follows each step, and the last (h, c).
+
+        Where `is_first` is set the state is zeroed before the step, and no gradient passes.
+        """
+        x = torch.cat([z, action], -1)
+        if self.restart:
+            flag = x.new_zeros(x.shape[:-1]) if is_first is None else is_first.to(x.dtype)
+            x = torch.cat([x, flag[..., None]], -1)
+        hidden, state = self._scan(x, state or self.initial(x.shape[1]), is_first)
+        mixture, extra = self.head(hidden)
+        return Prediction(mixture, dict(zip(self.heads, extra.unbind(-1))), hidden), state
+
+    def step(
+        self, z: Tensor, action: Tensor, state: LSTMState, is_first: Tensor | None = None
+    ) -> tuple[Prediction, LSTMState]:
+        """One step on `[B, ...]`."""
+        first = None if is_first is None else is_first[None]
+        prediction, state = self(z[None], action[None], state, first)
+        mixture = Mixture(*(x[0] for x in prediction.mixture))
+        return Prediction(mixture, {k: x[0] for k, x in prediction.heads.items()}, prediction.hidden[0]), state
+
+    def _scan(self, x: Tensor, state: LSTMState, is_first: Tensor | None) -> tuple[Tensor, LSTMState]:
+        lstm, (h, c), outputs = self.lstm, state, []
+        for t in range(len(x)):
+            h, c = lstm_step(
+                x[t], h, c, lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0,
+                None if is_first is None else is_first[t], self.forget_bias,
+            )  # fmt: skip
+            outputs.append(h)
+        return torch.stack(outputs), (h, c)
+
+    def loss(
+        self,
+        prediction: Prediction,
+        z: Tensor,
+        targets: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+        done_weight: float = 10.0,
+        reward_weight: float = 1.0,
+    ) -> MDNRNNLoss:
+        """The loss of predictions against what came.
+
+            latent = mean over T, B and Z of the negative log-likelihood of z
+            done   = mean over T, B of (1 + (done_weight - 1) y) BCE(logit, y)
+            reward = mean over T, B of the squared error
+            total  = latent + done + reward_weight * reward
+
+        A joint mixture's likelihood is of the whole vector, and `total` is divided by `Z + len(targets)`.
+
+        Args:
+            z: `[T, B, Z]`, the latents that followed; targets: `done` and `reward` [T, B]; heads without a
+                target are left out.
+            mask: `[T, B]` bool, the steps that count for `latent` (all by default): not those whose next row
+                belongs to another episode for no reason of the model's.
+        """
+        nll = prediction.mixture.nll(z)  # [T, B, Z], or [T, B] where joint
+        if mask is None:
+            per_latent = nll.mean((0, 1))
+        else:
+            weight = mask.to(nll.dtype)
+            per_latent = (nll * (weight[..., None] if nll.dim() == 3 else weight)).sum((0, 1)) / weight.sum().clamp(1)
+        latent, heads, targets = per_latent.mean(), {}, targets or {}
+        if "done" in targets:
+            heads["done"] = done_loss(prediction.heads["done"], targets["done"], done_weight)
+        if "reward" in targets:
+            heads["reward"] = reward_weight * (prediction.heads["reward"] - targets["reward"]).square().mean()
+        total = latent + sum(heads.values())
+        if self.head.joint:
+            total = total / (self.latents + len(heads))
+        return MDNRNNLoss(total, latent, heads, per_latent)
+
+    def rollout_weights(self) -> MDNRNNWeights:
+        """What `fastwm.ops.mdn_rnn_rollout` dreams with; `forget_bias` goes beside it."""
+        lstm, linear = self.lstm, self.head.linear
+        bias = lstm.bias_ih_l0 + lstm.bias_hh_l0
+        weights = (lstm.weight_ih_l0, lstm.weight_hh_l0, bias, linear.weight, linear.bias)
+        return MDNRNNWeights(*(x.detach() for x in weights))
+
+
+def done_loss(logit: Tensor, done: Tensor, weight: float = 10.0) -> Tensor:
+    """Mean binary cross-entropy in which an end counts `weight` times; the divisor is the plain number of steps."""
+    done = done.to(logit.dtype)
+    return F.binary_cross_entropy_with_logits(logit, done, 1 + (weight - 1) * done)
