@@ -30,38 +30,44 @@ def train(args: Sequence[str]) -> None:
 
     from fastwm.agents import agent_spec
     from fastwm.runner import config as cfg
+    from fastwm.runner.stages import train_stages
     from fastwm.runner.train import train as run
 
     if not args or args[0].startswith("-"):
         raise FastwmError("train needs an agent: fastwm train dreamerv3 --env cartpole")
     name, args = args[0], args[1:]
     spec = agent_spec(name)
+    kind = cfg.StagedConfig if spec.stages else cfg.TrainConfig
     # What decides the defaults must be known before the settings themselves are read.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--logdir", default="")
     early.add_argument("--preset", nargs="*", default=[])
+    early.add_argument("--env", default="")
     known, _ = early.parse_known_args(args)
-    default = cfg.TrainConfig(spec.config())
+    default: Any = kind(spec.config())
     saved = Path(known.logdir, "config.yaml") if known.logdir else None
     if saved and saved.is_file():
         default = cfg.read_config(saved, default, name)
+        if spec.stages:
+            default.stage = ""
         if known.preset and tuple(known.preset) != default.preset:
-            default = cfg.with_presets(default, name, known.preset)
-    else:
-        default = cfg.with_presets(default, name, known.preset or cfg.default_preset())
+            default = cfg.with_presets(default, name, known.preset, known.env or default.env)
+    elif known.env or not spec.stages:
+        default = cfg.with_presets(default, name, known.preset or cfg.default_preset(bool(spec.stages)), known.env)
     config: Any = tyro.cli(
-        cfg.TrainConfig[spec.config],  # type: ignore[name-defined]
+        kind[spec.config],  # type: ignore[index]
         args=args,
         default=default,
         prog=f"fastwm train {name}",
         config=(tyro.conf.AvoidSubcommands,),
     )
     if not config.env:
-        raise FastwmError("no environment given: add --env, for example --env cartpole or --env dmc:walker_walk")
+        example = "--env takecover" if spec.stages else "--env cartpole or --env dmc:walker_walk"
+        raise FastwmError(f"no environment given: add --env, for example {example}")
     if not config.logdir:
         config.logdir = f"runs/{name}-{config.env.replace(':', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
         print(f"logdir: {config.logdir}")
-    run(name, config, Path(config.logdir))
+    (train_stages if spec.stages else run)(name, config, Path(config.logdir))
 
 
 def evaluate(args: Sequence[str]) -> None:

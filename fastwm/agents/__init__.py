@@ -3,25 +3,31 @@
 Each is an `Agent` configured by one dataclass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastwm.agents.agent import Agent
 from fastwm.agents.dreamerv3 import DreamerV3, DreamerV3Config, Noise
 from fastwm.agents.official import load_official
+from fastwm.agents.world_models import STAGES, WorldModels, WorldModelsConfig
+from fastwm.agents.world_models.stage import Stage
 from fastwm.errors import FastwmError
 
 
 @dataclass(frozen=True)
 class AgentSpec:
-    """An agent's class and the dataclass that configures it."""
+    """An agent's class, the dataclass that configures it, and its stages, where it learns in some."""
 
     agent: Callable[..., Agent]
     config: type[Any]
+    stages: Sequence[type[Stage]] = ()
 
 
-AGENTS = {"dreamerv3": AgentSpec(DreamerV3, DreamerV3Config)}
+AGENTS = {
+    "dreamerv3": AgentSpec(DreamerV3, DreamerV3Config),
+    "world_models": AgentSpec(WorldModels, WorldModelsConfig, STAGES),
+}
 
 
 def agent_spec(name: str) -> AgentSpec:
@@ -31,4 +37,15 @@ def agent_spec(name: str) -> AgentSpec:
     return AGENTS[name]
 
 
-__all__ = ["AGENTS", "Agent", "AgentSpec", "DreamerV3", "DreamerV3Config", "Noise", "agent_spec", "load_official"]
+__all__ = [
+    "AGENTS",
+    "Agent",
+    "AgentSpec",
+    "DreamerV3",
+    "DreamerV3Config",
+    "Noise",
+    "WorldModels",
+    "WorldModelsConfig",
+    "agent_spec",
+    "load_official",
+]

@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -27,6 +27,8 @@ from ..errors import FastwmError
 from .spaces import ArrayTree
 from .vec import StepResult, UnknownEnv, VecEnv
 
+Seed = int | Sequence[int]
+
 # MuJoCo finds OpenGL only if the system's EGL was loaded before envpool, which brings a rival copy.
 _egl_loaded = False
 
@@ -36,7 +38,7 @@ _DMC_SHORT = {"cup_catch": "ball_in_cup_catch"}  # the name most Dreamer code us
 class EnvPoolBackend:
     """One EnvPool instance. `repeat` steps each action that often and sums the rewards, never past an end."""
 
-    def __init__(self, env_id: str, num_envs: int, seed: int, repeat: int, options: dict[str, Any]) -> None:
+    def __init__(self, env_id: str, num_envs: int, seed: Seed, repeat: int, options: dict[str, Any]) -> None:
         envpool = import_envpool()
         check_repeat(repeat)
         if options.get("noop_max", 1) < 1:
@@ -95,7 +97,7 @@ class EnvPoolBackend:
         return obs, reward, terminated, truncated, info["env_id"]
 
 
-def make_envpool(name: str, *, num_envs: int, seed: int, size: int | None, repeat: int, **options: Any) -> VecEnv:
+def make_envpool(name: str, *, num_envs: int, seed: Seed, size: int | None, repeat: int, **options: Any) -> VecEnv:
     """Any EnvPool id. Frames are not stacked unless `stack_num` says so: a recurrent model needs one."""
     envpool = import_envpool()
     if name not in envpool.list_all_envs():
@@ -120,7 +122,7 @@ def make_dmc(
     name: str,
     *,
     num_envs: int,
-    seed: int,
+    seed: Seed,
     size: int | None,
     repeat: int,
     pixels: bool = False,
@@ -140,7 +142,7 @@ def make_atari(
     name: str,
     *,
     num_envs: int,
-    seed: int,
+    seed: Seed,
     size: int | None,
     repeat: int,
     gray: bool = True,
@@ -192,8 +194,12 @@ def task_names(family: str) -> dict[str, str]:
     return {snake(env_id): env_id for env_id, spec in sorted(registry.specs.items()) if spec[0] == family}
 
 
-def env_seeds(seed: int, num_envs: int) -> list[int]:
-    """One int32 seed for each environment, unrelated between environments and between runs."""
+def env_seeds(seed: Seed, num_envs: int) -> list[int]:
+    """One int32 seed for each environment, unrelated between environments and between runs; or those given."""
+    if not isinstance(seed, int):
+        if len(seed) != num_envs:
+            raise FastwmError(f"{num_envs} environments need as many seeds, got {len(seed)}")
+        return list(seed)
     return [int(np.random.SeedSequence((seed, i)).generate_state(1)[0] >> 1) for i in range(num_envs)]
 
 

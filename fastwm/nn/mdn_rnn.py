@@ -79,13 +79,15 @@ class MDNRNN(nn.Module):
 
         Where `is_first` is set the state is zeroed before the step, and no gradient passes.
         """
-        x = torch.cat([z, action], -1)
-        if self.restart:
-            flag = x.new_zeros(x.shape[:-1]) if is_first is None else is_first.to(x.dtype)
-            x = torch.cat([x, flag[..., None]], -1)
+        x = self._inputs(z, action, is_first)
         hidden, state = self._scan(x, state or self.initial(x.shape[1]), is_first)
         mixture, extra = self.head(hidden)
         return Prediction(mixture, dict(zip(self.heads, extra.unbind(-1))), hidden), state
+
+    def advance(self, z: Tensor, action: Tensor, state: LSTMState, is_first: Tensor | None = None) -> LSTMState:
+        """The state after one step on `[B, ...]`, without a prediction."""
+        first = None if is_first is None else is_first[None]
+        return self._scan(self._inputs(z[None], action[None], first), state, first)[1]
 
     def step(
         self, z: Tensor, action: Tensor, state: LSTMState, is_first: Tensor | None = None
@@ -95,6 +97,12 @@ class MDNRNN(nn.Module):
         prediction, state = self(z[None], action[None], state, first)
         mixture = Mixture(*(x[0] for x in prediction.mixture))
         return Prediction(mixture, {k: x[0] for k, x in prediction.heads.items()}, prediction.hidden[0]), state
+
+    def _inputs(self, z: Tensor, action: Tensor, is_first: Tensor | None) -> Tensor:
+        if not self.restart:
+            return torch.cat([z, action], -1)
+        flag = z.new_zeros(z.shape[:-1]) if is_first is None else is_first.to(z.dtype)
+        return torch.cat([z, action, flag[..., None]], -1)
 
     def _scan(self, x: Tensor, state: LSTMState, is_first: Tensor | None) -> tuple[Tensor, LSTMState]:
         lstm, (h, c), outputs = self.lstm, state, []

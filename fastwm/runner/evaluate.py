@@ -12,11 +12,11 @@ from fastwm.envs import make_env
 from fastwm.errors import FastwmError
 from fastwm.replay import Replay
 from fastwm.runner import checkpoint, plots
-from fastwm.runner.config import TrainConfig, env_options, read_config, resolve_device
+from fastwm.runner.config import RunConfig, StagedConfig, TrainConfig, env_options, read_config, resolve_device
 from fastwm.runner.train import Episodes
 
 
-def run_config(logdir: Path) -> tuple[str, TrainConfig[Any]]:
+def run_config(logdir: Path) -> tuple[str, RunConfig[Any]]:
     """The agent's name and the settings of a run."""
     path = logdir / "config.yaml"
     if not path.is_file():
@@ -25,7 +25,9 @@ def run_config(logdir: Path) -> tuple[str, TrainConfig[Any]]:
     if meta is None:
         raise FastwmError(f"{logdir} has no checkpoint yet")
     name = str(meta["agent"])
-    return name, read_config(path, TrainConfig(agent_spec(name).config()), name)
+    spec = agent_spec(name)
+    kind = StagedConfig if spec.stages else TrainConfig
+    return name, read_config(path, kind(spec.config()), name)
 
 
 def load(logdir: str | Path, device: str = "cpu") -> Any:

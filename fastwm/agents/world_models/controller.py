@@ -63,6 +63,11 @@ class Controller(nn.Module):
             layers.append((weight.unflatten(-1, (layer.in_features, layer.out_features)).mT, bias))
         return layers
 
+    def vector(self) -> Tensor:
+        """All parameters, flat [size]: the inverse of `load_vector`."""
+        parts = [p for layer in self.layers for p in (layer.bias, layer.weight.mT.flatten()) if p is not None]
+        return torch.cat(parts).detach()
+
     @torch.no_grad()
     def load_vector(self, vector: Tensor) -> None:
         """Take the parameters from a flat vector [size]."""
