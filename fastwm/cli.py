@@ -79,12 +79,17 @@ def evaluate(args: Sequence[str]) -> None:
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the environments and the policy's draws")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True,
+                        help="also score the simple policies that belong to the agent, where it has any")  # fmt: skip
     options = parser.parse_args(args)
-    result = run(options.logdir, options.episodes, options.seed, options.device)
+    result = run(options.logdir, options.episodes, options.seed, options.device, options.baselines)
     print(
         f"{result['env']}: mean return {result['mean']:.1f} +- {result['std']:.1f} over {result['episodes']} episodes "
-        f"(min {result['min']:.1f}, max {result['max']:.1f}); wrote {options.logdir / 'eval.json'}"
+        f"(standard error {result['stderr']:.1f}, min {result['min']:.1f}, max {result['max']:.1f}); "
+        f"wrote {options.logdir / 'eval.json'}"
     )
+    for name, score in result.get("baselines", {}).items():
+        print(f"  {name}: {score['mean']:.1f} +- {score['std']:.1f} (standard error {score['stderr']:.1f})")
 
 
 def dream(args: Sequence[str]) -> None:
@@ -95,9 +100,10 @@ def dream(args: Sequence[str]) -> None:
         prog="fastwm dream", description="Draw imagined beside real, from the run's replay."
     )
     parser.add_argument("logdir", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="of the window that is shown")
+    parser.add_argument("--seed", type=int, default=0, help="of the window or episode that is shown")
     options = parser.parse_args(args)
-    print(f"wrote {run(options.logdir, options.seed)}")
+    for path in run(options.logdir, options.seed):
+        print(f"wrote {path}")
 
 
 def bench(args: Sequence[str]) -> None:

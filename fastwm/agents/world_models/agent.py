@@ -1,7 +1,8 @@
 """World Models (Ha and Schmidhuber, 2018): V sees, M remembers and predicts, C acts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from gymnasium import spaces
 from torch import Tensor
 
 from fastwm.agents.agent import Agent, WriteBack, has_bfloat16
+from fastwm.agents.world_models.baselines import baselines
 from fastwm.agents.world_models.config import WorldModelsConfig
 from fastwm.agents.world_models.controller import Controller
-from fastwm.agents.world_models.task import task_of
+from fastwm.agents.world_models.task import Policy, Record, Task, task_of
 from fastwm.errors import FastwmError
 from fastwm.nn.conv_vae import ConvVAE, Latent
 from fastwm.nn.mdn_rnn import MDNRNN
@@ -89,6 +91,11 @@ class WorldModels(Agent):
         h, c = self.rnn.advance(z, action, (h, c), is_first)
         return action, {"h": h, "c": c}
 
+    def baselines(self, num_envs: int, seed: int) -> Mapping[str, Callable[[Record], Tensor]]:
+        """The blind policies of `baselines.py`."""
+        policies = baselines(self.task, num_envs, seed)
+        return {name: partial(_act, self.task, policy) for name, policy in policies.items()}
+
     def update(self, batch: Mapping[str, Tensor], *, write_back: WriteBack | None = None) -> dict[str, Tensor]:
         raise FastwmError("world_models learns in stages (fastwm train world_models), not by single updates")
 
@@ -121,3 +128,7 @@ class WorldModels(Agent):
     def autocast(self) -> AbstractContextManager[Any]:
         enabled = self.config.precision == "bf16" and has_bfloat16(self.device)
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+
+def _act(task: Task, policy: Policy, record: Record) -> Tensor:
+    return task.env_action(policy(record))

@@ -7,6 +7,7 @@ import torch
 
 from fastwm.agents.world_models.collect import Frames, open_chunks
 from fastwm.agents.world_models.stage import Learner, Stage, Stopped, check_finite
+from fastwm.nn.conv_vae import VAELoss
 
 PROBE = 500  # frames whose latents are looked at
 
@@ -64,7 +65,7 @@ class TrainV(Stage):
         loss.total.backward()
         self.learner.optimizer.step()
         self.step += 1
-        self.loss = loss
+        self.loss = VAELoss(*(x.detach() for x in loss))
 
     @torch.no_grad()
     def tell(self, x: torch.Tensor, start: float, first: int) -> None:
