@@ -36,7 +36,8 @@ class Target(NamedTuple):
 
     @property
     def library(self) -> str:
-        return "fastwm_triton" if self.backend == "triton" else "fastwm"
+        emulated = "fastwm_emulated" if self == ("cuda", "cpu") else "fastwm"
+        return "fastwm_triton" if self.backend == "triton" else emulated
 
 
 REF = [pytest.param(Target("ref", "cpu"), id="ref")]
@@ -45,6 +46,7 @@ NATIVE = [
     pytest.param(Target("cuda", "cuda"), id="cuda", marks=pytest.mark.gpu),
     pytest.param(Target("triton", "cuda"), id="triton-gpu", marks=pytest.mark.gpu),
     *([pytest.param(Target("triton", "cpu"), id="triton")] if INTERPRETED else []),
+    *([pytest.param(Target("cuda", "cpu"), id="emulated")] if _lib.has_emulator else []),
 ]
 
 

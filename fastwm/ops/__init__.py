@@ -17,6 +17,15 @@ from fastwm.ops.cells import (
     planet_gru_reset,
     planet_gru_update,
 )
+from fastwm.ops.gru_rssm import (
+    GRURSSMKind,
+    GRURSSMWeights,
+    LayerWeights,
+    PolicyHead,
+    gru_rssm_dream,
+    gru_rssm_imagine,
+    gru_rssm_observe,
+)
 from fastwm.ops.lambda_return import lambda_return
 from fastwm.ops.laprop import laprop_step_
 from fastwm.ops.mdn import mdn_nll, mdn_sample
@@ -32,9 +41,13 @@ __all__ = [
     "ActionHead",
     "CategoricalSample",
     "DenseWeights",
+    "GRURSSMKind",
+    "GRURSSMWeights",
+    "LayerWeights",
     "LinearWeights",
     "MDNRNNWeights",
     "MLPWeights",
+    "PolicyHead",
     "RSSMWeights",
     "Rollouts",
     "backend",
@@ -44,6 +57,9 @@ __all__ = [
     "categorical_entropy",
     "categorical_kl",
     "gru_gates",
+    "gru_rssm_dream",
+    "gru_rssm_imagine",
+    "gru_rssm_observe",
     "gru_step",
     "lambda_return",
     "laprop_step_",

@@ -25,11 +25,12 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # backend -> (device, dtype) -> operator library; what is not listed is plain PyTorch
 _SERVES = {
     "cpu": _serves(_lib.has_cpu, "fastwm", "cpu"),
-    "cuda": _serves(_lib.has_cuda, "fastwm", "cuda"),
+    "cuda": _serves(_lib.has_cuda, "fastwm", "cuda") | _serves(_lib.has_emulator, "fastwm_emulated", "cpu"),
     "triton": _serves(_lib.has_triton, "fastwm_triton", "cuda", *(["cpu"] if _INTERPRETED else [])),
     "ref": {},
 }
 _FASTEST = _serves(_lib.has_triton, "fastwm_triton", "cuda") | _SERVES["cuda"] | _SERVES["cpu"]
+_LIBRARIES = ("fastwm", "fastwm_triton", "fastwm_emulated")
 
 
 def _known(name: str | None) -> str | None:
@@ -101,7 +102,7 @@ def check_alike(**tensors: Tensor) -> None:
 
 
 class Operator:
-    """One operator of both libraries, `fastwm::name` (C++) and `fastwm_triton::name`, called by library.
+    """One operator of every library, `fastwm::name` (C++), `fastwm_triton::name`, called by library.
 
     Args:
         name: as in csrc/schema.cpp; a library that lacks it is passed over.
@@ -124,10 +125,11 @@ class Operator:
         backward: Callable[..., Any] | None = None,
         setup_context: Callable[..., None] | None = None,
     ) -> None:
+        self.name = name
         self.ops: dict[str, Any] = {}
         self.eager: dict[str, type[torch.autograd.Function]] = {}
         self.functional: dict[str, type[torch.autograd.Function]] = {}
-        for library in ("fastwm", "fastwm_triton"):
+        for library in _LIBRARIES:
             if not hasattr(getattr(torch.ops, library), name):
                 continue
             op = self.ops[library] = getattr(getattr(torch.ops, library), name).default
@@ -137,6 +139,14 @@ class Operator:
             torch.library.register_autograd(f"{library}::{name}", formula, setup_context=setup_context)
             self.eager[library] = _eager_function(op, formula, setup_context)
             self.functional[library] = _functional_function(op, formula, setup_context)
+
+    def library(self, x: Tensor) -> str | None:
+        """`select(x)`, where that library has a kernel of this operator for x's device; else None."""
+        library = select(x)
+        if library not in self.ops:
+            return None
+        key = x.device.type.upper()
+        return library if torch._C._dispatch_has_kernel_for_dispatch_key(f"{library}::{self.name}", key) else None
 
     def __call__(self, library: str, *args: Any) -> Any:
         op = self.ops[library]

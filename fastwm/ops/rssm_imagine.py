@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, select
+from fastwm.ops._backend import Operator
 from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
 from fastwm.ref.rssm_imagine import ActionHead, MLPWeights
 from fastwm.ref.rssm_observe import RSSMWeights
@@ -42,8 +42,8 @@ def rssm_imagine(
     Source: Hafner et al., "Mastering diverse control tasks through world models" (2025) and its official code
     """
     _check(deter, stoch, uniform, noise, w, prior, actor, heads)
-    library = select(deter) if deter.dtype in _KERNEL_DTYPES else None
-    if library is None or library not in _forward.ops:
+    library = _forward.library(deter) if deter.dtype in _KERNEL_DTYPES else None
+    if library is None:
         return ref.rssm_imagine(
             deter, stoch, uniform, noise, w, prior, actor, heads, unimix, policy_unimix, eps
         )  # fmt: skip

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, select
+from fastwm.ops._backend import Operator
 from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights
 
 __all__ = ["DenseWeights", "LinearWeights", "RSSMWeights", "rssm_observe"]
@@ -47,8 +47,8 @@ def rssm_observe(
     Source: Hafner et al., "Mastering diverse control tasks through world models" (2025) and its official code
     """
     _check(tokens, action, is_first, deter, stoch, uniform, w)
-    library = select(deter) if deter.dtype in _KERNEL_DTYPES else None
-    if library is None or library not in _forward.ops:
+    library = _forward.library(deter) if deter.dtype in _KERNEL_DTYPES else None
+    if library is None:
         return ref.rssm_observe(tokens, action, is_first, deter, stoch, uniform, w, unimix, eps)
     bf16 = bf16_products(deter)
     if torch.is_autocast_enabled(deter.device.type):

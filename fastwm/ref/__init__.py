@@ -9,6 +9,7 @@ from fastwm.ref.cells import (
     planet_gru_reset,
     planet_gru_update,
 )
+from fastwm.ref.gru_rssm import gru_rssm_dream, gru_rssm_imagine, gru_rssm_observe
 from fastwm.ref.lambda_return import lambda_return
 from fastwm.ref.laprop import laprop_step_
 from fastwm.ref.mdn import mdn_nll, mdn_sample
@@ -25,6 +26,9 @@ __all__ = [
     "categorical_entropy",
     "categorical_kl",
     "gru_gates",
+    "gru_rssm_dream",
+    "gru_rssm_imagine",
+    "gru_rssm_observe",
     "lambda_return",
     "laprop_step_",
     "layer_norm_elu",

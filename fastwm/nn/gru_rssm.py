@@ -1,0 +1,140 @@
+"""The recurrent state-space model of PlaNet, Dreamer V1 and DreamerV2: one dense layer, a GRU, one latent."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastwm import ops
+from fastwm.nn.cells import GRUCell, LayerNormGRUCell, PlanetGRUCell
+
+VARIANTS = {
+    "planet": ops.GRURSSMKind("planet_gru", "relu"),
+    "dreamer_v1": ops.GRURSSMKind("gru", "elu"),
+    "dreamer_v2": ops.GRURSSMKind("layernorm_gru", "elu", classes=32),
+}
+"""PlaNet (2019), Dreamer V1 (2020) and DreamerV2 (2021)."""
+
+
+class Latent(NamedTuple):
+    """`deter` [..., D] and `stoch`: one-hot [..., S, C], or [..., S] where Gaussian."""
+
+    deter: Tensor
+    stoch: Tensor
+
+
+class Layer(nn.Module):
+    """Linear -> LayerNorm where `norm` -> activation, with Keras' initialisation: Glorot uniform, zero bias."""
+
+    def __init__(self, inputs: int, units: int, norm: bool = False, eps: float = 1e-3):
+        super().__init__()
+        self.linear = nn.Linear(inputs, units)
+        self.norm = nn.LayerNorm(units, eps=eps) if norm else None
+        glorot_(self.linear)
+
+    @property
+    def params(self) -> ops.LayerWeights:
+        scale = (self.norm.weight, self.norm.bias) if self.norm is not None else ()
+        return ops.LayerWeights(self.linear.weight, self.linear.bias, *scale)
+
+
+def glorot_(layer: nn.Linear) -> None:
+    """Keras' defaults."""
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
+class GRURSSM(nn.Module):
+    """`h_t = GRU(dense([z_{t-1}, a_t]), h_{t-1})`, posterior `q(z | h_t, tokens_t)`, prior `p(z | h_t)`.
+
+    `variant` is a name of `VARIANTS` or a `fastwm.ops.GRURSSMKind`. Time-major throughout; actions are those that led
+    to each step.
+    """
+
+    def __init__(
+        self, variant: "str | ops.GRURSSMKind", tokens: int, action: int, deter: int, hidden: int, stoch: int,
+        norm: bool = False,
+    ):  # fmt: skip
+        super().__init__()
+        self.kind = kind = VARIANTS[variant] if isinstance(variant, str) else variant
+        self.deter, self.stoch = deter, stoch
+        flat, stats = stoch * (kind.classes or 1), stoch * (kind.classes or 2)
+        self.input = Layer(flat + action, hidden, norm, kind.eps)
+        self.cell: GRUCell | PlanetGRUCell | LayerNormGRUCell
+        if kind.cell == "gru":
+            self.cell = GRUCell(hidden, deter)
+            for weight, init in (
+                (self.cell.weight_ih, nn.init.xavier_uniform_),
+                (self.cell.weight_hh, nn.init.orthogonal_),
+            ):
+                init(weight)
+            nn.init.zeros_(self.cell.bias_ih)
+            nn.init.zeros_(self.cell.bias_hh)
+        elif kind.cell == "planet_gru":
+            self.cell = PlanetGRUCell(hidden, deter)
+        else:
+            self.cell = LayerNormGRUCell(hidden, deter, order=kind.order, eps=kind.eps)
+            glorot_(self.cell.linear)
+        self.post = Layer(deter + tokens, hidden, norm, kind.eps)
+        self.post_stats = nn.Linear(hidden, stats)
+        self.prior = Layer(deter, hidden, norm, kind.eps)
+        self.prior_stats = nn.Linear(hidden, stats)
+        glorot_(self.post_stats)
+        glorot_(self.prior_stats)
+
+    @property
+    def feat_dim(self) -> int:
+        return self.deter + self.stoch * (self.kind.classes or 1)
+
+    @property
+    def weights(self) -> ops.GRURSSMWeights:
+        """The parameters as the operators take them."""
+        params = dict(self.cell.named_parameters())
+        names = {
+            "gru": ("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
+            "planet_gru": ("weight_ru", "bias_ru", "weight_c", "bias_c"),
+            "layernorm_gru": ("linear.weight", "linear.bias", "layer_norm.weight", "layer_norm.bias"),
+        }[self.kind.cell]
+        stats = [ops.LinearWeights(layer.weight, layer.bias) for layer in (self.post_stats, self.prior_stats)]
+        return ops.GRURSSMWeights(
+            self.input.params, tuple(params.get(name) for name in names), self.post.params, stats[0],
+            self.prior.params, stats[1],
+        )  # fmt: skip
+
+    def initial(self, batch: int) -> Latent:
+        """Zeros [batch, ...]."""
+        new, shape = self.post_stats.weight.new_zeros, (self.stoch, self.kind.classes)
+        return Latent(new(batch, self.deter), new(batch, *shape[: 2 if self.kind.classes else 1]))
+
+    def feat(self, state: Latent) -> Tensor:
+        """[stoch, deter] [..., F], what the heads read."""
+        stoch = state.stoch.flatten(-2) if self.kind.classes else state.stoch
+        return torch.cat([stoch, state.deter], -1)
+
+    def noise(self, *shape: int) -> Tensor:
+        """What the latent's sample takes, [*shape, S]: uniform for categoricals, normal for Gaussians."""
+        draw = torch.rand if self.kind.classes else torch.randn
+        return draw(*shape, self.stoch, device=self.post_stats.weight.device)
+
+    def observe(
+        self, state: Latent, action: Tensor, tokens: Tensor, is_first: Tensor, noise: Tensor | None = None
+    ) -> tuple[Latent, Tensor]:
+        """Filter a sequence: posterior states [T, B, ...] and statistics; see `fastwm.ops.gru_rssm_observe`."""
+        noise = self.noise(*is_first.shape) if noise is None else noise
+        deter, stoch, stats = ops.gru_rssm_observe(tokens, action, is_first, *state, noise, self.weights, self.kind)
+        return Latent(deter, stoch), stats
+
+    def imagine(self, state: Latent, action: Tensor, noise: Tensor | None = None) -> tuple[Latent, Tensor]:
+        """The prior with given actions [H, N, A]; see `fastwm.ops.gru_rssm_imagine`."""
+        noise = self.noise(*action.shape[:2]) if noise is None else noise
+        deter, stoch, stats = ops.gru_rssm_imagine(*state, noise, action, self.weights, self.kind)
+        return Latent(deter, stoch), stats
+
+    def prior_stats_of(self, deter: Tensor) -> Tensor:
+        """The prior's statistics at `deter` [..., D], as `observe` returns the posterior's."""
+        x = self.prior.linear(deter)
+        x = self.prior.norm(x) if self.prior.norm is not None else x
+        x = getattr(F, self.kind.activation)(x)
+        stats: Tensor = self.prior_stats(x).float()
+        return stats.unflatten(-1, (self.stoch, self.kind.classes)) if self.kind.classes else stats
