@@ -47,6 +47,13 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
   m.def("lstm_gates_backward(Tensor grad_h, Tensor grad_c, Tensor input, Tensor hidden, Tensor c, "
         "float forget_bias, bool ijfo) -> (Tensor, Tensor)");
 
+  m.def("cell_scan(Tensor input, Tensor h, Tensor? c, Tensor weight, Tensor? scale, Tensor? bias, Tensor? is_first, "
+        "int cell, float eps, float gate_bias, bool ijfo, bool save, bool bf16) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("cell_scan_backward(Tensor? g_output, Tensor? g_h, Tensor? g_c, Tensor output, Tensor cells, Tensor saved, "
+        "Tensor h, Tensor? c, Tensor weight, Tensor? scale, Tensor? bias, Tensor? is_first, int cell, float eps, "
+        "float gate_bias, bool ijfo, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+
   m.def("rssm_observe(Tensor hidden_in, Tensor post_in, Tensor is_first, Tensor deter, Tensor stoch, Tensor uniform, "
         "Tensor w_deter, Tensor b_deter, Tensor n_deter, Tensor w_stoch, Tensor b_stoch, Tensor n_stoch, "
         "Tensor w_own, Tensor w_embeds, Tensor n_hidden, Tensor w_gates, Tensor b_gates, Tensor w_post, "

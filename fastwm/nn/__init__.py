@@ -19,9 +19,12 @@ from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, R
 from fastwm.nn.mdn import MDNHead, Mixture
 from fastwm.nn.mdn_rnn import MDNRNN
 from fastwm.nn.normalize import PercentileNormalizer
+from fastwm.nn.recurrent import GRU, LSTM, LayerNormGRU
 from fastwm.nn.rssm import RSSM, BlockGRU, State
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "MDNRNN",
     "MLP",
     "RSSM",
@@ -41,6 +44,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "Latent",
+    "LayerNormGRU",
     "LayerNormGRUCell",
     "Linear",
     "MDNHead",

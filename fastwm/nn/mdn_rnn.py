@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastwm.nn.mdn import MDNHead, Mixture
-from fastwm.ops import MDNRNNWeights, lstm_step
+from fastwm.nn.recurrent import LSTM
+from fastwm.ops import MDNRNNWeights
 
 LSTMState = tuple[Tensor, Tensor]
 HEADS = ("done", "reward")
@@ -57,8 +58,8 @@ class MDNRNN(nn.Module):
         if not set(heads) <= set(HEADS) or len(set(heads)) < len(heads):
             raise ValueError(f"MDNRNN: heads are any of {HEADS}, each once, not {heads!r}")
         self.latents, self.actions, self.hidden, self.restart = latents, actions, hidden, restart
-        self.heads, self.forget_bias = heads, forget_bias
-        self.lstm = nn.LSTM(latents + actions + restart, hidden)
+        self.heads = heads
+        self.lstm = LSTM(latents + actions + restart, hidden, forget_bias=forget_bias)
         self.lstm.bias_hh_l0.requires_grad_(False).zero_()
         kernel_limit = (6 / (latents + actions + restart + 5 * hidden)) ** 0.5
         nn.init.uniform_(self.lstm.weight_ih_l0, -kernel_limit, kernel_limit)
@@ -105,14 +106,8 @@ class MDNRNN(nn.Module):
         return torch.cat([z, action, flag[..., None]], -1)
 
     def _scan(self, x: Tensor, state: LSTMState, is_first: Tensor | None) -> tuple[Tensor, LSTMState]:
-        lstm, (h, c), outputs = self.lstm, state, []
-        for t in range(len(x)):
-            h, c = lstm_step(
-                x[t], h, c, lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0,
-                None if is_first is None else is_first[t], self.forget_bias,
-            )  # fmt: skip
-            outputs.append(h)
-        return torch.stack(outputs), (h, c)
+        hidden, (h, c) = self.lstm(x, (state[0][None], state[1][None]), is_first)
+        return hidden, (h[0], c[0])
 
     def loss(
         self,

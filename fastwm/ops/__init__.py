@@ -34,6 +34,7 @@ from fastwm.ops.norm_act import layer_norm_elu, layer_norm_silu, rms_norm, rms_n
 from fastwm.ops.philox import philox_bits, philox_normal, philox_uniform
 from fastwm.ops.rssm_imagine import ActionHead, MLPWeights, rssm_imagine
 from fastwm.ops.rssm_observe import DenseWeights, LinearWeights, RSSMWeights, rssm_observe
+from fastwm.ops.scans import gru_scan, layernorm_gru_scan, lstm_scan, planet_gru_scan
 from fastwm.ops.symlog import symexp, symlog
 from fastwm.ops.two_hot import two_hot_loss, two_hot_mean
 
@@ -60,14 +61,17 @@ __all__ = [
     "gru_rssm_dream",
     "gru_rssm_imagine",
     "gru_rssm_observe",
+    "gru_scan",
     "gru_step",
     "lambda_return",
     "laprop_step_",
     "layer_norm_elu",
     "layer_norm_silu",
     "layernorm_gru_gates",
+    "layernorm_gru_scan",
     "layernorm_gru_step",
     "lstm_gates",
+    "lstm_scan",
     "lstm_step",
     "mdn_nll",
     "mdn_rnn_rollout",
@@ -76,6 +80,7 @@ __all__ = [
     "philox_normal",
     "philox_uniform",
     "planet_gru_reset",
+    "planet_gru_scan",
     "planet_gru_step",
     "planet_gru_update",
     "reset_carry",

@@ -18,6 +18,7 @@ from fastwm.ref.norm_act import layer_norm_elu, layer_norm_silu, norm_act, rms_n
 from fastwm.ref.philox import philox_bits, philox_normal, philox_uniform
 from fastwm.ref.rssm_imagine import rssm_imagine
 from fastwm.ref.rssm_observe import rssm_observe
+from fastwm.ref.scans import gru_scan, layernorm_gru_scan, lstm_scan, planet_gru_scan
 from fastwm.ref.symlog import symexp, symlog
 from fastwm.ref.two_hot import two_hot_loss, two_hot_mean
 
@@ -29,12 +30,15 @@ __all__ = [
     "gru_rssm_dream",
     "gru_rssm_imagine",
     "gru_rssm_observe",
+    "gru_scan",
     "lambda_return",
     "laprop_step_",
     "layer_norm_elu",
     "layer_norm_silu",
     "layernorm_gru_gates",
+    "layernorm_gru_scan",
     "lstm_gates",
+    "lstm_scan",
     "mdn_nll",
     "mdn_rnn_rollout",
     "mdn_sample",
@@ -43,6 +47,7 @@ __all__ = [
     "philox_normal",
     "philox_uniform",
     "planet_gru_reset",
+    "planet_gru_scan",
     "planet_gru_update",
     "rms_norm",
     "rms_norm_silu",

@@ -57,7 +57,7 @@ class Dream:
         with self.agent.autocast():
             return ops.mdn_rnn_rollout(
                 self.starts(flat, seed), weight.contiguous(), bias, rnn.rollout_weights(), stream, self.max_steps,
-                rnn.heads, self.temperature, self.agent.task.squash, rnn.forget_bias, **options,
+                rnn.heads, self.temperature, self.agent.task.squash, rnn.lstm.forget_bias, **options,
             )  # fmt: skip
 
     def __call__(self, vectors: Tensor, keys: Tensor, seed: int) -> Scores:

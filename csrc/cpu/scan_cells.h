@@ -1,0 +1,267 @@
+// The recurrent cells as a scan runs them: what follows a step's products with the carry, and the way back.
+//
+// A gate's sum starts from the input's part and takes in the product with h, or is kept apart from the input (a GRU's
+// candidate). Sums lie in `saved`, where what the way back reads replaces them.
+#pragma once
+
+#include "rssm_rows.h"
+#include "fastwm/cells.h"
+#include "fastwm/scans.h"
+
+namespace fastwm::FASTWM_ISA {
+namespace {
+
+// One row of a step, `width` numbers from some column on; the parts of an array lie D apart.
+template <typename T, typename O>
+struct ForwardRow {
+  int64_t width, D;
+  const T* input;     // [gates]
+  T* saved;           // [saved]
+  const T *h, *c;     // the carries that the step starts from
+  T *new_h, *new_c;
+  O* late;            // factor of a product that waits for other gates
+};
+
+template <typename T, typename O>
+struct BackwardRow {
+  int64_t width, D;
+  const T *saved, *h, *c, *new_c;
+  T *d_h, *d_c;         // of the new carries; then of the old ones, as far as it goes past the products
+  T* d_input;           // [gates]
+  O* d_sums;            // [gates], factors of products
+  const T* d_late;      // of `late`
+  T *d_scale, *d_bias;  // of the norm, summed over rows
+};
+
+// How the weight's gradient of the last gate differs from those of the others, d_input^T h.
+enum class LastGate { alike, reset_gradient, reset_carry };
+
+struct GruScan {
+  static constexpr ScanCell cell = ScanCell::gru;
+  static constexpr bool by_rows = false, late = false;
+  static constexpr LastGate last_gate = LastGate::reset_gradient;
+  static constexpr bool apart(int gate) { return gate == 2; }
+  static constexpr int place(int gate) { return gate < 2 ? gate : 3; }
+
+  // Saves r, z, n and the carry's part of n.
+  template <int stage, typename T, typename O>
+  static void forward(const ForwardRow<T, O>& x, const ScanWeights&) {
+    T *r = x.saved, *z = r + x.D, *n = z + x.D;
+    const T *h_n = n + x.D, *input = x.input + 2 * x.D;
+#pragma omp simd
+    for (int64_t i = 0; i < x.width; ++i) {
+      r[i] = gate_sigmoid(r[i]);
+      z[i] = gate_sigmoid(z[i]);
+      n[i] = gate_tanh(input[i] + r[i] * h_n[i]);
+      x.new_h[i] = n[i] + z[i] * (x.h[i] - n[i]);
+    }
+  }
+
+  template <int stage, typename T, typename O>
+  static void backward(const BackwardRow<T, O>& x, const ScanWeights&) {
+    const T *r = x.saved, *z = r + x.D, *n = z + x.D, *h_n = n + x.D;
+    T *d_r = x.d_input, *d_z = d_r + x.D, *d_n = d_z + x.D;
+#pragma omp simd
+    for (int64_t i = 0; i < x.width; ++i) {
+      const T grad = x.d_h[i];
+      d_n[i] = grad * (1 - z[i]) * (1 - n[i] * n[i]);
+      d_r[i] = d_n[i] * h_n[i] * r[i] * (1 - r[i]);
+      d_z[i] = grad * (x.h[i] - n[i]) * z[i] * (1 - z[i]);
+      narrow(d_r[i], x.d_sums[i]);
+      narrow(d_z[i], x.d_sums[x.D + i]);
+      narrow(d_n[i] * r[i], x.d_sums[2 * x.D + i]);
+      x.d_h[i] = grad * z[i];
+    }
+  }
+};
+
+struct LstmScan {
+  static constexpr ScanCell cell = ScanCell::lstm;
+  static constexpr bool by_rows = false, late = false;
+  static constexpr LastGate last_gate = LastGate::alike;
+  static constexpr bool apart(int) { return false; }
+  static constexpr int place(int gate) { return gate; }
+
+  // Saves the gates in the order of their sums.
+  template <int stage, typename T, typename O>
+  static void forward(const ForwardRow<T, O>& x, const ScanWeights& w) {
+    T *in = x.saved, *forget = in + (w.ijfo ? 2 : 1) * x.D, *cand = in + (w.ijfo ? 1 : 2) * x.D, *out = in + 3 * x.D;
+    const T bias = static_cast<T>(w.gate_bias);
+#pragma omp simd
+    for (int64_t i = 0; i < x.width; ++i) {
+      in[i] = gate_sigmoid(in[i]);
+      forget[i] = gate_sigmoid(forget[i] + bias);
+      cand[i] = gate_tanh(cand[i]);
+      out[i] = gate_sigmoid(out[i]);
+      x.new_c[i] = forget[i] * x.c[i] + in[i] * cand[i];
+      x.new_h[i] = out[i] * gate_tanh(x.new_c[i]);
+    }
+  }
+
+  template <int stage, typename T, typename O>
+  static void backward(const BackwardRow<T, O>& x, const ScanWeights& w) {
+    const int64_t f = (w.ijfo ? 2 : 1) * x.D, g = (w.ijfo ? 1 : 2) * x.D, o = 3 * x.D;
+    const T *in = x.saved, *forget = in + f, *cand = in + g, *out = in + o;
+    T *d_in = x.d_input, *d_forget = d_in + f, *d_cand = d_in + g, *d_out = d_in + o;
+#pragma omp simd
+    for (int64_t i = 0; i < x.width; ++i) {
+      const T t = gate_tanh(x.new_c[i]);
+      const T d_c = x.d_c[i] + x.d_h[i] * out[i] * (1 - t * t);
+      d_in[i] = d_c * cand[i] * in[i] * (1 - in[i]);
+      d_forget[i] = d_c * x.c[i] * forget[i] * (1 - forget[i]);
+      d_cand[i] = d_c * in[i] * (1 - cand[i] * cand[i]);
+      d_out[i] = x.d_h[i] * t * out[i] * (1 - out[i]);
+      narrow(d_in[i], x.d_sums[i]);
+      narrow(d_forget[i], x.d_sums[f + i]);
+      narrow(d_cand[i], x.d_sums[g + i]);
+      narrow(d_out[i], x.d_sums[o + i]);
+      x.d_c[i] = d_c * forget[i];
+      x.d_h[i] = 0;
+    }
+  }
+};
+
+struct LayerNormGruScan {
+  static constexpr ScanCell cell = ScanCell::layernorm_gru;
+  static constexpr bool by_rows = true, late = false;
+  static constexpr LastGate last_gate = LastGate::alike;
+  static constexpr bool apart(int) { return false; }
+  static constexpr int place(int gate) { return gate; }
+
+  template <typename T>
+  struct Stats {
+    T mean, rstd;
+  };
+
+  template <typename T>
+  static Stats<T> stats(int64_t wide, const T* x, T eps) {
+    T sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < wide; ++i) sum += x[i];
+    const T mean = sum / wide;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < wide; ++i) squares += (x[i] - mean) * (x[i] - mean);
+    return {mean, 1 / static_cast<T>(__builtin_sqrt(squares / wide + eps))};
+  }
+
+  // Saves the sums as they are.
+  template <int stage, typename T, typename O>
+  static void forward(const ForwardRow<T, O>& x, const ScanWeights& w) {
+    const int64_t D = x.D;
+    const Stats<T> s = stats(3 * D, x.saved, static_cast<T>(w.eps));
+    const T *scale = ptr<T>(w.scale), *shift = ptr<T>(w.bias);
+    Cells cell{};
+    cell.bias = w.gate_bias;
+#pragma omp simd
+    for (int64_t i = 0; i < D; ++i) {
+      T in[4], out[1];
+      for (int k = 0; k < 3; ++k) in[k] = (x.saved[k * D + i] - s.mean) * s.rstd * scale[k * D + i] + shift[k * D + i];
+      in[3] = x.h[i];
+      BlockGru::run(cell, in, out);
+      x.new_h[i] = out[0];
+    }
+  }
+
+  template <int stage, typename T, typename O>
+  static void backward(const BackwardRow<T, O>& x, const ScanWeights& w) {
+    const int64_t D = x.D;
+    const Stats<T> s = stats(3 * D, x.saved, static_cast<T>(w.eps));
+    const T *scale = ptr<T>(w.scale), *shift = ptr<T>(w.bias);
+    Cells cell{};
+    cell.bias = w.gate_bias;
+    T sum = 0, dot = 0;
+#pragma omp simd reduction(+ : sum, dot)
+    for (int64_t i = 0; i < D; ++i) {
+      T in[5], out[4], normal[3];
+      in[0] = x.d_h[i];
+      for (int k = 0; k < 3; ++k) {
+        normal[k] = (x.saved[k * D + i] - s.mean) * s.rstd;
+        in[1 + k] = normal[k] * scale[k * D + i] + shift[k * D + i];
+      }
+      in[4] = x.h[i];
+      BlockGruBackward::run(cell, in, out);
+      x.d_h[i] = out[3];
+      for (int k = 0; k < 3; ++k) {
+        const T d = out[k] * scale[k * D + i];
+        x.d_bias[k * D + i] += out[k];
+        x.d_scale[k * D + i] += out[k] * normal[k];
+        x.d_input[k * D + i] = d;
+        sum += d;
+        dot += d * normal[k];
+      }
+    }
+    sum /= 3 * D;
+    dot /= 3 * D;
+#pragma omp simd
+    for (int64_t i = 0; i < 3 * D; ++i) {
+      x.d_input[i] = s.rstd * (x.d_input[i] - sum - (x.saved[i] - s.mean) * s.rstd * dot);
+      narrow(x.d_input[i], x.d_sums[i]);
+    }
+  }
+};
+
+struct PlanetGruScan {
+  static constexpr ScanCell cell = ScanCell::planet_gru;
+  static constexpr bool by_rows = false, late = true;
+  static constexpr LastGate last_gate = LastGate::reset_carry;
+  static constexpr bool apart(int) { return false; }
+  static constexpr int place(int gate) { return gate; }
+
+  // Saves r, u, c. The candidate's product takes r h.
+  template <int stage, typename T, typename O>
+  static void forward(const ForwardRow<T, O>& x, const ScanWeights&) {
+    T *r = x.saved, *u = r + x.D, *c = u + x.D;
+#pragma omp simd
+    for (int64_t i = 0; i < x.width; ++i) {
+      if constexpr (stage == 0) {
+        r[i] = gate_sigmoid(r[i]);
+        u[i] = gate_sigmoid(u[i]);
+        narrow(r[i] * x.h[i], x.late[i]);
+      } else {
+        c[i] = gate_tanh(c[i]);
+        x.new_h[i] = c[i] + u[i] * (x.h[i] - c[i]);
+      }
+    }
+  }
+
+  template <int stage, typename T, typename O>
+  static void backward(const BackwardRow<T, O>& x, const ScanWeights&) {
+    const T *r = x.saved, *u = r + x.D, *c = u + x.D;
+    T *d_r = x.d_input, *d_u = d_r + x.D, *d_c = d_u + x.D;
+#pragma omp simd
+    for (int64_t i = 0; i < x.width; ++i) {
+      if constexpr (stage == 0) {
+        const T grad = x.d_h[i];
+        d_u[i] = grad * (x.h[i] - c[i]) * u[i] * (1 - u[i]);
+        d_c[i] = grad * (1 - u[i]) * (1 - c[i] * c[i]);
+        narrow(d_u[i], x.d_sums[x.D + i]);
+        narrow(d_c[i], x.d_sums[2 * x.D + i]);
+        x.d_h[i] = grad * u[i];
+      } else {
+        d_r[i] = x.d_late[i] * x.h[i] * r[i] * (1 - r[i]);
+        narrow(d_r[i], x.d_sums[i]);
+        x.d_h[i] += x.d_late[i] * r[i];
+      }
+    }
+  }
+};
+
+// Calls f(T{}, O{}, Cell{}): what sums and the carry are in, what products multiply, and the cell.
+template <typename Params, typename F>
+void dispatch_scan(const Params& p, F f) {
+  const auto typed = [&](auto cell) {
+#if FASTWM_BF16
+    if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return f(float{}, bf16{}, cell);
+#endif
+    p.dtype == Dtype::f64 ? f(double{}, double{}, cell) : f(float{}, float{}, cell);
+  };
+  switch (p.cell) {
+    case ScanCell::gru: return typed(GruScan{});
+    case ScanCell::lstm: return typed(LstmScan{});
+    case ScanCell::layernorm_gru: return typed(LayerNormGruScan{});
+    case ScanCell::planet_gru: return typed(PlanetGruScan{});
+  }
+}
+
+}  // namespace
+}  // namespace fastwm::FASTWM_ISA

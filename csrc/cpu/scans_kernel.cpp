@@ -1,0 +1,145 @@
+#include "rssm_plan.h"
+#include "scan_cells.h"
+
+namespace fastwm::FASTWM_ISA {
+namespace {
+
+// A team's scratch.
+template <typename T, typename O>
+struct Scratch {
+  Arena arena;
+  O *h[2], *late;  // factors of products [R, D]: the carry before even and odd steps
+  T *sums, *zeros;  // [R, saved * D] [D]
+
+  Scratch(const Scan& p, int64_t rows) : arena(size(p, rows)) {
+    for (O** factor : {&h[0], &h[1], &late}) *factor = arena.take<O>(rows * p.n.D);
+    sums = arena.take<T>(p.saved ? 0 : rows * scan_saved(p.cell) * p.n.D);
+    zeros = arena.take<T>(p.n.D);
+    zero_rows(1, p.n.D, zeros, p.n.D);
+  }
+  static int64_t size(const Scan& p, int64_t rows) {
+    return 3 * Arena::bytes<O>(rows * p.n.D) + Arena::bytes<T>(rows * scan_saved(p.cell) * p.n.D) +
+           Arena::bytes<T>(p.n.D);
+  }
+};
+
+// The sequence of some rows, as one member of a team sees it.
+template <typename T, typename O, typename Cell>
+class ScanForward {
+ public:
+  ScanForward(const Scan& p, const Packed<O>& w, int64_t first_row, int64_t rows, Team team, const Scratch<T, O>& s)
+      : p_(p), T_(p.n.T), B_(p.n.B), D_(p.n.D), w_(w), row0_(first_row), rows_(rows), team_(team), s_(s) {}
+
+  void run() {
+    const AmxTiles tiles(use_amx<O>(), rows_);
+    start();
+    team_.wait();
+    for (int64_t t = 0; t < T_; ++t) {
+      base_ = t * B_ + row0_;
+      products<0>(t);
+      team_.wait();
+      if constexpr (Cell::by_rows) {
+        const Range rows = team_.range(rows_);
+        for (int64_t r = rows.first; r < rows.last; ++r) gates<0>(t, r, 0, D_);
+        team_.wait();
+      }
+      if constexpr (Cell::late) {
+        products<1>(t);
+        team_.wait();
+      }
+    }
+  }
+
+ private:
+  static constexpr int kGates = scan_gates(Cell::cell), kSaved = scan_saved(Cell::cell);
+
+  bool first(int64_t t, int64_t r) const { return p_.is_first && p_.is_first[t * B_ + row0_ + r]; }
+  T* saved() const { return p_.saved ? ptr<T>(p_.saved) + base_ * kSaved * D_ : s_.sums; }
+
+  void start() {
+    const Range rows = team_.range(rows_);
+    for (int64_t r = rows.first; r < rows.last; ++r)
+      factor(0, r, 0, D_, ptr<T>(p_.h0) + (row0_ + r) * D_);
+  }
+
+  // What step t multiplies of h.
+  void factor(int64_t t, int64_t r, int64_t j, int64_t width, const T* h) const {
+    O* to = s_.h[t % 2] + r * D_ + j;
+    first(t, r) ? zero_rows(1, width, to, width) : convert(width, h, to);
+  }
+
+  // The sums of a stage's gates, panel by panel, and what follows them where that needs no whole row.
+  template <int stage>
+  void products(int64_t t) {
+    constexpr int split = Cell::late ? kGates - 1 : kGates;
+    constexpr int begin = stage == 0 ? 0 : split, end = stage == 0 ? split : kGates;
+    const O* h = stage == 0 ? s_.h[t % 2] : s_.late;
+    const T* input = ptr<T>(p_.input) + base_ * kGates * D_;
+    const Range tasks = team_.range(w_.panels());
+    for (int64_t task = tasks.first; task < tasks.last; ++task) {
+      const int64_t j = task * kPanelOf<O>, width = w_.width(task);
+      for (int gate = begin; gate < end; ++gate) {
+        T* sum = saved() + Cell::place(gate) * D_ + j;
+        if (!Cell::apart(gate))
+          copy_rows(rows_, width, input + gate * D_ + j, kGates * D_, sum, kSaved * D_);
+        else
+          copy_rows(rows_, width, p_.w.bias ? ptr<T>(p_.w.bias) + j : s_.zeros, 0, sum, kSaved * D_);
+        multiply(rows_, h, D_, w_, gate * w_.panels() + task, sum, kSaved * D_);
+      }
+      if constexpr (!Cell::by_rows)
+        for (int64_t r = 0; r < rows_; ++r) gates<stage>(t, r, j, width);
+    }
+  }
+
+  template <int stage>
+  void gates(int64_t t, int64_t r, int64_t j, int64_t width) const {
+    const int64_t at = (base_ + r) * D_ + j, before = at - B_ * D_, row = (row0_ + r) * D_ + j;
+    T* c = Cell::cell == ScanCell::lstm ? p_.cells ? ptr<T>(p_.cells) + at : ptr<T>(p_.c_T) + row : nullptr;
+    const T *old_h = s_.zeros, *old_c = s_.zeros;
+    if (!first(t, r)) {
+      old_h = t > 0 ? ptr<T>(p_.output) + before : ptr<T>(p_.h0) + row;
+      old_c = t > 0 ? (p_.cells ? c - B_ * D_ : c) : ptr<T>(p_.c0) + row;
+    }
+    const ForwardRow<T, O> x{width, D_, ptr<T>(p_.input) + (base_ + r) * kGates * D_ + j,
+                             saved() + r * kSaved * D_ + j, old_h, old_c, ptr<T>(p_.output) + at, c,
+                             s_.late + r * D_ + j};
+    Cell::template forward<stage>(x, p_.w);
+    if constexpr (Cell::late && stage == 0) return;
+    if (t + 1 < T_) return factor(t + 1, r, j, width, x.new_h);
+    copy_rows(1, width, x.new_h, 0, ptr<T>(p_.h_T) + row, 0);
+    if (p_.cells && c) copy_rows(1, width, x.new_c, 0, ptr<T>(p_.c_T) + row, 0);
+  }
+
+  const Scan& p_;
+  const int64_t T_, B_, D_;
+  const Packed<O>& w_;
+  const int64_t row0_, rows_;
+  const Team team_;
+  const Scratch<T, O>& s_;
+  int64_t base_ = 0;  // row row0_ of step t, counted through [T, B]
+};
+
+template <typename T, typename O, typename Cell>
+void scan(const Scan& p) {
+  const int threads = max_threads();
+  const int64_t D = p.n.D;
+  Packed<O> weight{scan_gates(Cell::cell), D, D};
+  const int64_t bytes = Arena::bytes<O>(weight.size());
+  Arena arena(bytes);
+  weight.data = arena.take<O>(weight.size());
+  const Packing<O> item{&weight, p.w.gates};
+  pack_all(&item, 1, threads);
+  for_each_team<Scratch<T, O>>(
+      p.n.B, scan_gates(Cell::cell) * D * D, bytes, threads, [&](int64_t rows) { return Scratch<T, O>(p, rows); },
+      [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
+        ScanForward<T, O, Cell>(p, weight, first, rows, team, scratch).run();
+      });
+}
+
+}  // namespace
+
+void scan_kernel(const Scan& p) {
+  dispatch_scan(p, [&](auto t, auto o, auto cell) { scan<decltype(t), decltype(o), decltype(cell)>(p); });
+}
+
+}  // namespace fastwm::FASTWM_ISA
