@@ -85,14 +85,16 @@ class TrainM(Stage):
 
     def update(self, rows: np.ndarray) -> None:
         torch.manual_seed(int(self.rng(0, self.step).integers(2**31)))  # so that a resume draws the same latents
-        self.loss, self.carried = self.loss_of(torch.from_numpy(rows), self.carried)
+        loss, self.carried = self.loss_of(torch.from_numpy(rows), self.carried)
         m, optimizer = self.config.m, self.learner.optimizer
         optimizer.param_groups[0]["lr"] = learning_rate(self.step, m.lr, m.lr_min, m.lr_decay)
         optimizer.zero_grad()
-        self.loss.total.backward()
+        loss.total.backward()
         torch.nn.utils.clip_grad_value_([p for p in self.agent.rnn.parameters() if p.requires_grad], m.clip)
         optimizer.step()
         self.step += 1
+        heads = {name: value.detach() for name, value in loss.heads.items()}
+        self.loss = MDNRNNLoss(loss.total.detach(), loss.latent.detach(), heads, loss.per_latent.detach())
 
     def loss_of(
         self, rows: Tensor, state: tuple[Tensor, Tensor] | None
@@ -128,7 +130,7 @@ class TrainM(Stage):
     def tell(self, streams: Streams, start: float, first: int) -> None:
         assert self.total is not None
         rate = (self.step - first) / max(time.monotonic() - start, 1e-9)
-        per_latent = self.loss.per_latent.detach()
+        per_latent = self.loss.per_latent
         values = {"loss": float(self.loss.total), "latent": float(self.loss.latent)}
         values |= {name: float(value) for name, value in self.loss.heads.items()}
         if per_latent.dim() and self.active.any():
@@ -144,7 +146,7 @@ class TrainM(Stage):
         )
 
     def save(self) -> None:
-        check_finite(self.name, self.step, {"loss": float(self.loss.total.detach())})
+        check_finite(self.name, self.step, {"loss": float(self.loss.total)})
         empty = torch.zeros(0)
         h, c = self.carried if self.carried else (empty, empty)
         self.run.save(self.step, self.learner, {"step": self.step, "total": self.total, "h": h, "c": c, "v": self.mark})
