@@ -95,9 +95,10 @@ class Collect(Stage):
         source = self.stream(env)
         frames = seen = dropped = 0
         start = time.monotonic()
+        counts = self.episodes
         for index in missing:
             episodes: list[Chunk] = []
-            while len(episodes) < self.episodes[index]:
+            while len(episodes) < counts[index]:
                 steps, episode = next(source)
                 frames += steps
                 if episode is not None:

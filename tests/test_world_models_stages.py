@@ -1,0 +1,425 @@
+"""World Models' stages by themselves: data, streams, fitness, evolution. Each test names its trap."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from fastwm.agents.world_models import CConfig, MConfig, WorldModels, WorldModelsConfig
+from fastwm.agents.world_models.baselines import PERIOD, baselines
+from fastwm.agents.world_models.collect import Chunk, Collect, Frames, open_chunks, write_chunk
+from fastwm.agents.world_models.encode import read_latents
+from fastwm.agents.world_models.evolve import EvolveC, Normal, cost
+from fastwm.agents.world_models.fitness import Dream, Real
+from fastwm.agents.world_models.rnn import Streams, TrainM
+from fastwm.agents.world_models.task import TASKS, HeldActions, RandomControllers, RandomWalk
+from fastwm.envs import make_env
+from fastwm.errors import FastwmError
+
+IMAGE = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+COVER, CAR = "tests.fake_tasks:cover", "tests.fake_tasks:car"
+
+
+class Run:
+    """A stage's surroundings, without a command line."""
+
+    def __init__(self, folder: Path, env: str = COVER):
+        self.folder, self.env, self.env_args, self.seed = folder, env, {}, 0
+        self.stop, self.logged = False, list[tuple[int, dict[str, float]]]()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def say(self, text: str) -> None:
+        pass
+
+    show = say
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.logged.append((step, values))
+
+    def due(self, what: str) -> bool:
+        return True
+
+    def stopping(self) -> bool:
+        return self.stop
+
+    def save(self, step: int, module: Any, state: Any) -> None:
+        pass
+
+    def restore(self, module: Any) -> None:
+        return None
+
+    def publish(self, agent: Any, count: int = 0) -> None:
+        pass
+
+
+def tiny(car: bool = False, **c: Any) -> WorldModels:
+    torch.manual_seed(0)
+    config = WorldModelsConfig(latents=4, m=MConfig(hidden=8, done=True, batch=2, length=5), c=CConfig(**c))
+    config.collect = replace(config.collect, episodes=6, chunk_episodes=2, num_envs=2)
+    if car:
+        return WorldModels(spaces.Box(0, 255, (96, 96, 3), np.uint8), spaces.Box(-1, 1, (3,)), config)
+    return WorldModels(IMAGE, spaces.Discrete(3), config)
+
+
+def collect(folder: Path, env: str = COVER, agent: WorldModels | None = None) -> Collect:
+    stage = Collect(Run(folder / "collect", env), agent or tiny(), [folder])
+    assert not stage.restore()
+    stage.work()
+    assert stage.restore()
+    return stage
+
+
+# Collect
+
+
+def test_t38_t39_only_acted_frames_are_kept(tmp_path: Path) -> None:
+    """The frame after the end and the ignored action of the reset are no data; rewards count the steps (t40)."""
+    collect(tmp_path)
+    for path in open_chunks([tmp_path / "collect"]):
+        with np.load(path / "rows.npz") as file:
+            starts = np.flatnonzero(file["is_first"])
+            assert len(starts) == 2 and starts[0] == 0
+            lengths = np.diff([*starts, len(file["is_first"])])
+            assert all(length % 7 == 0 or length == 40 for length in lengths)  # the fake's block lands every 7 steps
+            assert file["reward"].tolist() == [1] * sum(lengths)
+            ends = np.flatnonzero(file["done"])
+            assert set(ends) <= {*(starts[1:] - 1), len(file["is_first"]) - 1}
+            for start, length in zip(starts, lengths):
+                assert file["done"][start + length - 1] == (length != 40)  # a time limit is no end
+
+
+def test_frames_of_many_chunks_are_one(tmp_path: Path) -> None:
+    for index in range(3):
+        image = np.full((4, 64, 64, 3), index, np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None, None] * 10
+        flags = np.zeros(4, bool)
+        write_chunk(tmp_path, index, Chunk(image, np.zeros((4, 1), np.float32), np.zeros(4, np.float32), flags, flags))
+    frames = Frames(sorted(tmp_path.glob("chunk-*")))
+    assert len(frames) == 12
+    assert frames[np.array([0, 5, 11, 2])][:, 0, 0, 0].tolist() == [0, 11, 32, 20]
+
+
+def test_short_episodes_are_dropped(tmp_path: Path) -> None:
+    agent = tiny()
+    agent.config.collect.min_frames = 10
+    collect(tmp_path, agent=agent)
+    for path in open_chunks([tmp_path / "collect"]):
+        with np.load(path / "rows.npz") as file:
+            assert np.diff([*np.flatnonzero(file["is_first"]), len(file["is_first"])]).min() >= 10
+
+
+def test_a_missing_chunk_is_told_and_gathered_again(tmp_path: Path) -> None:
+    stage = collect(tmp_path)
+    kept = (tmp_path / "collect" / "chunk-00000" / "image.npy").stat().st_mtime_ns
+    for file in (tmp_path / "collect" / "chunk-00001").iterdir():
+        file.unlink()
+    (tmp_path / "collect" / "chunk-00001").rmdir()
+    with pytest.raises(FastwmError, match=r"chunk-00001 is missing or broken.*--stage collect"):
+        open_chunks([tmp_path / "collect"])
+    stage.work()
+    assert len(open_chunks([tmp_path / "collect"])) == 3
+    assert (tmp_path / "collect" / "chunk-00000" / "image.npy").stat().st_mtime_ns == kept
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(FastwmError, match="the disk is full; what is finished is safe"):
+        collect(tmp_path)
+    assert not list((tmp_path / "collect").glob("*chunk*"))
+
+
+def test_frames_that_cannot_fit_are_not_begun(tmp_path: Path) -> None:
+    agent = tiny()
+    agent.config.collect.episodes = agent.config.collect.chunk_episodes = 10**9
+    with pytest.raises(FastwmError, match="do not fit"):
+        Collect(Run(tmp_path / "collect"), agent, [tmp_path]).work()
+
+
+def test_a_dying_environment_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests import fake_tasks
+
+    def dies(*_: Any) -> None:
+        raise RuntimeError("engine gone")
+
+    monkeypatch.setattr(fake_tasks.Cover, "step", dies)
+    with pytest.raises(FastwmError, match="died: engine gone; the same command goes on"):
+        collect(tmp_path)
+
+
+def test_held_actions_follow_the_frame_number() -> None:
+    policy = HeldActions(1, np.random.default_rng(0))
+    first = np.array([True])
+    actions = [float(policy({"is_first": first if t == 0 else ~first})) for t in range(200)]
+    holds = np.diff(np.flatnonzero(np.diff(actions, prepend=2)))
+    assert holds.min() >= 1 and holds.max() > 5 and max(map(abs, actions)) <= 1
+
+
+def test_random_controllers_are_white_noise_around_half_gas() -> None:
+    """The statistics that the specification gives for the public code's collection."""
+    policy = RandomControllers(400, np.random.default_rng(0))
+    first = np.ones(400, bool)
+    actions = torch.stack([policy({"is_first": first if t == 0 else ~first}) for t in range(50)])
+    assert abs(float(actions[..., 0].mean(0).median())) < 0.03
+    assert abs(float(actions[..., 1].mean(0).median()) - 0.5) < 0.03
+    assert 0.08 < float(actions[..., 0].std(0).median()) < 0.3
+    assert float(actions[..., 2].min()) == 0
+
+
+def test_brownian_motion_stays_in_the_box() -> None:
+    policy = RandomWalk(TASKS["carracing"], 50, np.random.default_rng(0))
+    first = np.ones(50, bool)
+    actions = torch.stack([policy({"is_first": first if t == 0 else ~first}) for t in range(100)])
+    assert actions[..., 0].min() == -1 and actions[..., 1:].min() == 0 and actions.max() == 1
+    assert 0.05 < float(actions.diff(dim=0)[..., 0].abs().mean()) < 0.12  # sqrt(1/50) * sqrt(2/pi) = 0.11, clipped
+
+
+def test_baselines() -> None:
+    flags = {"is_first": np.array([True, True])}
+    policy = baselines(TASKS["takecover"], 2, 0)["oscillate 100"]
+    moves = [policy(flags if t == 0 else {"is_first": np.array([False, t == 150])})[:, 0].tolist() for t in range(260)]
+    assert [m[0] for m in moves] == [-1] * PERIOD + [1] * PERIOD + [-1] * 60
+    assert [m[1] for m in moves[150:]] == [-1] * PERIOD + [1] * 10
+    assert set(baselines(TASKS["carracing"], 2, 0)) == {"random", "constant gas"}
+
+
+# M's streams
+
+
+@pytest.mark.parametrize(("overlap", "trained"), [(False, 4 * 4), (True, 4 * 5 - 1)])
+def test_t31_transitions_between_chunks(overlap: bool, trained: int) -> None:
+    is_first = np.zeros(47, bool)
+    is_first[[0, 13, 30]] = True
+    streams = Streams(is_first, batch=2, length=5, overlap=overlap)
+    assert (streams.batch, streams.chunks) == (2, 4)
+    rows = streams.shuffled(np.random.default_rng(0))
+    assert rows.shape == (2, 20) and len(np.unique(rows)) == 40
+    chunks = [streams.chunk(rows, i) for i in range(4)]
+    assert sum(len(chunk) - 1 for chunk in chunks) == trained
+    if overlap:
+        assert all(np.array_equal(a[-1], b[0]) for a, b in itertools.pairwise(chunks))
+
+
+def test_streams_keep_episodes_whole() -> None:
+    is_first = np.zeros(30, bool)
+    is_first[[0, 10, 20]] = True
+    streams = Streams(is_first, batch=1, length=30, overlap=True)
+    seen = {tuple(streams.shuffled(np.random.default_rng(seed))[0]) for seed in range(20)}
+    assert len(seen) > 3
+    for rows in seen:
+        for start in range(0, 30, 10):
+            assert np.diff(rows[start : start + 10]).tolist() == [1] * 9
+
+
+def latents(rows: int = 60) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    first = np.zeros(rows, bool)
+    first[[0, 15, 40]] = True
+    done = np.zeros(rows, bool)
+    done[[14, 59]] = True  # the second episode ran into its time limit
+    return {
+        "mu": rng.standard_normal((rows, 4)).astype(np.float16), "logvar": np.full((rows, 4), -2, np.float16),
+        "action": rng.uniform(-1, 1, (rows, 1)).astype(np.float16), "reward": np.ones(rows, np.float32),
+        "is_first": first, "done": done,
+    }  # fmt: skip
+
+
+def train_m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **m: Any) -> TrainM:
+    agent = tiny()
+    agent.config.m = replace(agent.config.m, steps=3, **m)
+    monkeypatch.setattr("fastwm.agents.world_models.rnn.read_latents", lambda folders: latents())
+    stage = TrainM(Run(tmp_path / "m"), agent, [tmp_path])
+    stage.restore()
+    stage.work()
+    return stage
+
+
+def test_t27_gradients_are_clipped_element_by_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = train_m(tmp_path, monkeypatch, clip=0.002)
+    grads = torch.cat([p.grad.flatten() for p in stage.agent.rnn.parameters() if p.grad is not None])
+    bound = torch.tensor(0.002)
+    at_bound = (grads.abs() == bound).sum()
+    assert grads.abs().max() == bound and 5 < at_bound < len(grads)  # a norm would leave one at most there
+
+
+def test_time_limits_teach_no_end_and_no_next_latent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = train_m(tmp_path, monkeypatch, length=60, batch=1)
+    rows = torch.arange(60)[:, None]
+    torch.manual_seed(0)
+    before, _ = stage.loss_of(rows, None)
+    stage.data["mu"][40] = 50  # the row after the time limit
+    torch.manual_seed(0)
+    hidden_reset = stage.loss_of(rows, None)[0].per_latent[0] - before.per_latent[0]
+    stage.data["mu"][15] = 50  # the row after a death
+    torch.manual_seed(0)
+    with_death = stage.loss_of(rows, None)[0].per_latent[0] - before.per_latent[0]
+    assert with_death.abs() > 10 * hidden_reset.abs()
+
+
+# Fitness and evolution
+
+
+def dream(agent: WorldModels, **options: Any) -> Dream:
+    data = latents()
+    mu, logvar = (torch.from_numpy(data[key][data["is_first"]]) for key in ("mu", "logvar"))
+    return Dream(agent, mu, logvar, **({"temperature": 1.0, "max_steps": 20} | options))
+
+
+def test_t34_a_candidates_score_is_its_own() -> None:
+    """Neither its neighbours, nor its place, nor the size of the batch matter; equal ones score the same."""
+    fitness, torch_seed = dream(tiny(features="zch", bias=False)), 3
+    torch.manual_seed(torch_seed)
+    vectors = torch.randn(5, fitness.agent.controller.size)
+    keys = torch.arange(3).expand(5, 3).contiguous()
+    scores = fitness(vectors, keys, 7)
+    assert torch.equal(fitness(vectors[3:4], keys[3:4], 7).returns, scores.returns[3:4])
+    turned = fitness(vectors.flip(0), keys, 7)
+    assert torch.equal(turned.returns.flip(0), scores.returns)
+    twins = fitness(vectors[:1].expand(2, -1), keys[:2], 7)
+    assert torch.equal(twins.returns[0], twins.returns[1])
+    assert not torch.equal(fitness(vectors, keys, 8).returns, scores.returns)
+
+
+def test_t34_in_the_real_environment() -> None:
+    agent = tiny(car=True)
+    fitness = Real(agent, CAR, {}, max_steps=30, num_envs=3)
+    torch.manual_seed(1)
+    vectors, keys = torch.randn(3, agent.controller.size), torch.arange(2).expand(3, 2).contiguous()
+    scores = fitness(vectors, keys, 5)
+    whole = Real(agent, CAR, {}, max_steps=30, num_envs=6)(vectors, keys, 5)
+    assert torch.equal(scores.returns, whole.returns) and torch.equal(scores.lengths, whole.lengths)
+    assert torch.equal(fitness(vectors[1:2], keys[1:2], 5).returns, scores.returns[1:2])
+
+
+def test_dreams_count_the_last_step(tmp_path: Path) -> None:
+    """t35 and the reward of the final step: an end at once is a return of 1, no end one of the limit."""
+    agent = tiny(features="zch", bias=False)
+    with torch.no_grad():
+        agent.rnn.head.linear.weight.zero_()
+        agent.rnn.head.linear.bias.zero_()
+        agent.rnn.head.linear.bias[0] = 1.0
+    vectors, keys = torch.zeros(1, agent.controller.size), torch.arange(4)[None]
+    assert dream(agent)(vectors, keys, 0).returns.tolist() == [[1.0] * 4]
+    with torch.no_grad():
+        agent.rnn.head.linear.bias[0] = 0.0  # t14: strictly above zero
+    assert dream(agent)(vectors, keys, 0).returns.tolist() == [[20.0] * 4]
+
+
+def test_a_dream_that_cannot_tell_candidates_apart_is_refused() -> None:
+    agent = tiny()
+    agent.rnn.heads = ()
+    with pytest.raises(FastwmError, match="every controller scores the same"):
+        dream(agent)
+    with pytest.raises(FastwmError, match="linear controllers"):
+        dream(tiny(hidden=4))
+
+
+def test_t32_larger_weights_cost_more() -> None:
+    vectors = torch.tensor([[1.0, 1.0], [2.0, 2.0]], dtype=torch.float64)
+    costs = cost(torch.tensor([5.0, 5.0], dtype=torch.float64), vectors, 0.01)
+    assert costs.tolist() == pytest.approx([-4.99, -4.96])
+
+
+class Parabola:
+    """Best where all parameters are 0.5; noisy enough that samples beat the mean."""
+
+    def __call__(self, vectors: torch.Tensor, keys: torch.Tensor, seed: int) -> Any:
+        value = -(vectors.double() - 0.5).square().sum(1, keepdim=True).expand(-1, keys.shape[1])
+        return type("Scores", (), {"returns": value, "lengths": torch.ones_like(value)})
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_t33_evolution_keeps_the_mean(tmp_path: Path, diagonal: bool) -> None:
+    agent = tiny(features="z", bias=False, population=8, rollouts=2, generations=60, evaluate_every=10,
+                 evaluate_rollouts=4, seeds="common", diagonal=diagonal)  # fmt: skip
+    stage = EvolveC(Run(tmp_path / "c"), agent, [tmp_path])
+    stage.fitness = Parabola  # type: ignore[method-assign, assignment]
+    stage.restore()
+    stage.work()
+    mean = torch.from_numpy(stage.evolution.es.result.xfavorite).float()
+    torch.testing.assert_close(agent.controller.vector(), mean)
+    torch.testing.assert_close(mean, torch.full_like(mean, 0.5), atol=0.05, rtol=0)
+    evaluations = [values for _, values in stage.run.logged if "evaluation/mean" in values]  # type: ignore[attr-defined]
+    assert len(evaluations) == 6 and evaluations[-1]["evaluation/best"] > evaluations[0]["evaluation/best"]
+    assert abs(sum(value for key, value in evaluations[-1].items() if key.startswith("share/")) - 1) < 1e-6
+
+
+def test_seeds_of_candidates(tmp_path: Path) -> None:
+    def keys(seeds: str) -> list[list[int]]:
+        agent = tiny(population=4, rollouts=2, seeds=seeds)
+        stage = EvolveC(Run(tmp_path / "c"), agent, [tmp_path])
+        return stage.keys().tolist()
+
+    assert keys("own") == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert keys("antithetic") == [[0, 1], [2, 3], [0, 1], [2, 3]]
+    assert keys("common") == [[0, 1]] * 4
+
+
+def test_evolution_resumes_exactly(tmp_path: Path) -> None:
+    """A saved CMA-ES asks for the very same candidates."""
+    agent = tiny(features="z", bias=False, population=6, generations=3)
+    stage = EvolveC(Run(tmp_path / "c"), agent, [tmp_path])
+    stage.restore()
+    for _ in range(3):
+        stage.evolve(Parabola())
+    state = stage.evolution.get_extra_state()
+    expected = stage.evolution.es.ask()
+    stage.evolution.set_extra_state(state)
+    assert np.array_equal(stage.evolution.es.ask(), expected)
+    assert Normal(np.random.default_rng(0))(2, 3).shape == (2, 3)
+
+
+def test_the_act_of_an_agent_follows_the_order_of_the_paper() -> None:
+    """C sees M's state from before z; M takes z and the continuous action (t37); a first row starts from zeros."""
+    agent = tiny(features="zch", bias=False)
+    agent.config.sample = False
+    torch.manual_seed(2)
+    agent.controller.load_vector(torch.randn(agent.controller.size))
+    image = torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8)
+    first = np.ones(2, bool)
+    _, state = agent.act({"image": image.numpy(), "is_first": first})
+    action, state2 = agent.choose({"image": image, "is_first": ~first}, state)
+    mu = agent.encode(image).mu
+    with torch.no_grad():
+        expected = agent.controller(mu, state["h"], state["c"])
+        h, c = agent.rnn.advance(mu, expected, (state["h"], state["c"]), torch.zeros(2, dtype=torch.bool))
+    torch.testing.assert_close(action, expected)
+    torch.testing.assert_close((state2["h"], state2["c"]), (h, c))
+    again, _ = agent.choose({"image": image, "is_first": first}, state)
+    torch.testing.assert_close(again, agent.choose({"image": image, "is_first": first})[0])
+
+
+def test_imagination(tmp_path: Path) -> None:
+    """Given rows up to the context, then M's own; the frames stand side by side."""
+    agent = tiny()
+    image = torch.randint(0, 255, (6, 1, 64, 64, 3), dtype=torch.uint8)
+    batch = {"image": image, "action": torch.zeros(6, 1, 1), "is_first": torch.zeros(6, 1, dtype=torch.bool)}
+    z = torch.randn(6, 1, 4)
+    path = agent.dream(z, batch["action"], batch["is_first"], 3)
+    assert torch.equal(path[:3], z[:3]) and not torch.isclose(path[3:], z[3:]).any()
+    video = agent.imagine_video(batch, 3)["image"]
+    assert video.shape == (6, 1, 64, 192, 3) and torch.equal(video[..., :64, :], image)
+    with pytest.raises(FastwmError, match="stages"):
+        agent.update({})
+
+
+def test_real_seeds_name_an_environments_episode() -> None:
+    records = [make_env(COVER, len(seeds), seeds, size=64).reset()["image"] for seeds in ([3, 9], [9])]
+    assert np.array_equal(records[0][1], records[1][0])
+    with pytest.raises(FastwmError, match="as many seeds"):
+        make_env(COVER, 2, [1], size=64)
+
+
+def test_nothing_encoded_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FastwmError, match="nothing is encoded yet"):
+        read_latents([tmp_path])
+    (tmp_path / "done.json").write_text(json.dumps({"chunks": 1, "episodes": 1}))
+    with pytest.raises(FastwmError, match="no frames yet"):
+        open_chunks([tmp_path / "other"])
