@@ -119,8 +119,9 @@ def test_a_missing_chunk_is_told_and_gathered_again(tmp_path: Path) -> None:
     for file in (tmp_path / "collect" / "chunk-00001").iterdir():
         file.unlink()
     (tmp_path / "collect" / "chunk-00001").rmdir()
-    with pytest.raises(FastwmError, match=r"chunk-00001 is missing or broken.*--stage collect"):
+    with pytest.raises(FastwmError, match=r"chunk-00001 is missing or broken.*same command"):
         open_chunks([tmp_path / "collect"])
+    assert not stage.restore()
     stage.work()
     assert len(open_chunks([tmp_path / "collect"])) == 3
     assert (tmp_path / "collect" / "chunk-00000" / "image.npy").stat().st_mtime_ns == kept
@@ -288,14 +289,16 @@ def test_t34_a_candidates_score_is_its_own() -> None:
 
 
 def test_t34_in_the_real_environment() -> None:
+    """The same up to rounding: V's convolutions sum in an order that depends on the batch."""
     agent = tiny(car=True)
     fitness = Real(agent, CAR, {}, max_steps=30, num_envs=3)
     torch.manual_seed(1)
     vectors, keys = torch.randn(3, agent.controller.size), torch.arange(2).expand(3, 2).contiguous()
     scores = fitness(vectors, keys, 5)
     whole = Real(agent, CAR, {}, max_steps=30, num_envs=6)(vectors, keys, 5)
-    assert torch.equal(scores.returns, whole.returns) and torch.equal(scores.lengths, whole.lengths)
-    assert torch.equal(fitness(vectors[1:2], keys[1:2], 5).returns, scores.returns[1:2])
+    torch.testing.assert_close(scores, whole, atol=1e-3, rtol=0)
+    torch.testing.assert_close(fitness(vectors[1:2], keys[1:2], 5).returns, scores.returns[1:2], atol=1e-3, rtol=0)
+    assert scores.returns.std() > 1
 
 
 def test_dreams_count_the_last_step(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class StagedConfig(RunConfig[AgentConfig]):
     """Settings of a run in stages, whose own settings are the agent's."""
 
     stage: str = ""
-    """Run this stage alone, in every iteration begun; those before it must be finished."""
+    """Run this stage alone, in the first iteration where it is not finished; those before it must be."""
 
 
 def preset_blocks(agent: str) -> dict[str, dict[str, Any]]:

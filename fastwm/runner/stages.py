@@ -107,29 +107,33 @@ class StagedTrainer:
             )
             try:
                 for iteration in range(c.agent.iterations):
-                    self.iterate(iteration)
+                    if not self.iterate(iteration):
+                        break
             except Stopped:
                 self.progress.say(f"{self.stop}: saved; the same command goes on")
 
-    def iterate(self, iteration: int) -> None:
-        folders = [self.folder(i) for i in range(iteration + 1)]
+    def iterate(self, iteration: int) -> bool:
+        """All stages of an iteration, or the chosen one; whether the next iteration may come."""
+        folders, chosen = [self.folder(i) for i in range(iteration + 1)], self.config.stage
+        names = [kind.name for kind in self.spec.stages]
         for number, kind in enumerate(self.spec.stages):
-            base = (iteration * len(self.spec.stages) + number + 1) * 1_000_000
-            run = StageRun(self, folders[-1] / kind.name, base)
-            stage: Any = kind(run, self.agent, folders)
-            finished, chosen = stage.restore(), self.config.stage
-            if chosen and chosen != kind.name:
-                if not finished and number < [s.name for s in self.spec.stages].index(chosen):
-                    raise FastwmError(f"stage {kind.name} is not finished: run it first (--stage {kind.name}, or none)")
-                continue
-            if finished and not chosen == kind.name == "collect":
+            base = (iteration * len(names) + number + 1) * 1_000_000
+            stage: Any = kind(StageRun(self, folders[-1] / kind.name, base), self.agent, folders)
+            if stage.restore():
                 self.progress.say(f"stage {kind.name}{f' of iteration {iteration}' if iteration else ''}: finished")
                 continue
-            start = time.monotonic()
+            if chosen and kind.name != chosen:
+                if number < names.index(chosen):
+                    raise FastwmError(f"stage {kind.name} is not finished: run it first (--stage {kind.name}, or none)")
+                return False
             if self.stop:
                 raise Stopped
+            start = time.monotonic()
             stage.work()
             self.progress.say(f"stage {kind.name}: {time.monotonic() - start:.0f} s")
+            if chosen:
+                return False
+        return True
 
 
 def train_stages(name: str, config: StagedConfig[Any], logdir: Path) -> StagedTrainer:

@@ -56,8 +56,9 @@ class Collect(Stage):
         return [i for i in range(len(self.episodes)) if not chunk_path(self.run.folder, i).is_dir()]
 
     def restore(self) -> bool:
-        done = read_done(self.run.folder)
-        return done is not None and done["episodes"] >= self.config.collect.episodes
+        """Finished where no chunk is missing; or all are: then they were removed to save space."""
+        done, missing = read_done(self.run.folder), len(self.missing())
+        return done is not None and done["episodes"] >= self.config.collect.episodes and missing in (0, done["chunks"])
 
     def work(self) -> None:
         c, missing = self.config.collect, self.missing()
@@ -219,7 +220,9 @@ def open_chunks(folders: list[Path]) -> list[Path]:
         for index in range(done["chunks"]):
             path = chunk_path(folder, index)
             if not (path / "image.npy").is_file() or not (path / "rows.npz").is_file():
-                raise FastwmError(f"{path} is missing or broken: remove it and run --stage collect to gather it again")
+                raise FastwmError(
+                    f"{path} is missing or broken: remove what is left of it; the same command gathers it again"
+                )
     return chunk_paths(folders)
 
 

@@ -63,7 +63,7 @@ class Encode(Stage):
                 rows = {key: file[key] for key in file.files}
         except (OSError, ValueError) as error:
             raise FastwmError(
-                f"{chunk} cannot be read ({error}): remove it and run --stage collect to gather it again"
+                f"{chunk} cannot be read ({error}): remove it; the same command gathers it again"
             ) from error
         parts = [
             self.agent.encode(torch.from_numpy(image[at : at + BATCH].copy()).to(self.device))

@@ -58,7 +58,7 @@ class Task:
 
 
 TASKS = {
-    "carracing": Task("carracing", actions=3, squash="car", restart=False, mean_frames=400),
+    "carracing": Task("carracing", actions=3, squash="car", restart=False, mean_frames=1000),
     "takecover": Task("takecover", actions=1, squash="tanh", restart=True, mean_frames=308),
 }
 
