@@ -37,7 +37,7 @@ def train(args: Sequence[str]) -> None:
         raise FastwmError("train needs an agent: fastwm train dreamerv3 --env cartpole")
     name, args = args[0], args[1:]
     spec = agent_spec(name)
-    kind = cfg.StagedConfig if spec.stages else cfg.TrainConfig
+    kind: Any = cfg.StagedConfig if spec.stages else cfg.TrainConfig
     # What decides the defaults must be known before the settings themselves are read.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--logdir", default="")
@@ -55,7 +55,7 @@ def train(args: Sequence[str]) -> None:
     elif known.env or not spec.stages:
         default = cfg.with_presets(default, name, known.preset or cfg.default_preset(bool(spec.stages)), known.env)
     config: Any = tyro.cli(
-        kind[spec.config],  # type: ignore[index]
+        kind[spec.config],
         args=args,
         default=default,
         prog=f"fastwm train {name}",

@@ -59,7 +59,7 @@ class ConvVAE(nn.Module):
         )
         for name, p in self.named_parameters():
             (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(p)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode(self, frames: Tensor) -> Latent:
         """`[..., 64, 64, 3]` -> `[..., Z]` twice."""
@@ -82,9 +82,9 @@ class ConvVAE(nn.Module):
 
     def _first(self, x: Tensor) -> Tensor:
         """The first transposed convolution: of a single pixel it is a dense layer, and much faster as one."""
-        conv = self.decoder[0]
-        weight = conv.weight.permute(0, 2, 3, 1)  # [in, 5, 5, out], contiguous where the weight is channels-last
-        x = (x @ weight.reshape(self.flat, -1).to(x.dtype)).view(-1, *weight.shape[1:]) + conv.bias
+        weight, bias = (self.decoder[0].get_parameter(name) for name in ("weight", "bias"))
+        weight = weight.permute(0, 2, 3, 1)  # [in, 5, 5, out], contiguous where the weight is channels-last
+        x = (x @ weight.reshape(self.flat, -1).to(x.dtype)).view(-1, *weight.shape[1:]) + bias
         return x.permute(0, 3, 1, 2)
 
     def decode(self, z: Tensor) -> Tensor:

@@ -60,17 +60,22 @@ class MDNRNN(nn.Module):
         self.latents, self.actions, self.hidden, self.restart = latents, actions, hidden, restart
         self.heads = heads
         self.lstm = LSTM(latents + actions + restart, hidden, forget_bias=forget_bias)
-        self.lstm.bias_hh_l0.requires_grad_(False).zero_()
-        kernel_limit = (6 / (latents + actions + restart + 5 * hidden)) ** 0.5
-        nn.init.uniform_(self.lstm.weight_ih_l0, -kernel_limit, kernel_limit)
-        nn.init.uniform_(self.lstm.weight_hh_l0, -kernel_limit, kernel_limit)
-        bias_limit = (3 / (4 * hidden)) ** 0.5
-        nn.init.uniform_(self.lstm.bias_ih_l0, -bias_limit, bias_limit)
+        weight_ih, weight_hh, bias_ih, bias_hh = self.lstm_parameters()
+        bias_hh.requires_grad_(False).zero_()
+        limit = (6 / (latents + actions + restart + 5 * hidden)) ** 0.5  # Glorot's, of one kernel on [input, h]
+        nn.init.uniform_(weight_ih, -limit, limit)
+        nn.init.uniform_(weight_hh, -limit, limit)
+        limit = (3 / (4 * hidden)) ** 0.5
+        nn.init.uniform_(bias_ih, -limit, limit)
         self.head = MDNHead(hidden, latents, components, len(heads), joint)
+
+    def lstm_parameters(self) -> tuple[nn.Parameter, ...]:
+        """weight_ih, weight_hh, bias_ih, bias_hh."""
+        return tuple(self.lstm.get_parameter(f"{n}_l0") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
 
     def initial(self, batch: int) -> LSTMState:
         """(h, c) of zeros, [B, H]."""
-        zeros = self.lstm.weight_hh_l0.new_zeros(batch, self.hidden)
+        zeros = self.head.linear.weight.new_zeros(batch, self.hidden)
         return zeros, zeros
 
     def forward(
@@ -151,9 +156,8 @@ class MDNRNN(nn.Module):
 
     def rollout_weights(self) -> MDNRNNWeights:
         """What `fastwm.ops.mdn_rnn_rollout` dreams with; `forget_bias` goes beside it."""
-        lstm, linear = self.lstm, self.head.linear
-        bias = lstm.bias_ih_l0 + lstm.bias_hh_l0
-        weights = (lstm.weight_ih_l0, lstm.weight_hh_l0, bias, linear.weight, linear.bias)
+        weight_ih, weight_hh, bias_ih, bias_hh = self.lstm_parameters()
+        weights = (weight_ih, weight_hh, bias_ih + bias_hh, self.head.linear.weight, self.head.linear.bias)
         return MDNRNNWeights(*(x.detach() for x in weights))
 
 

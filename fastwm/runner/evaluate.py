@@ -13,11 +13,11 @@ from fastwm.envs import Record, VecEnv, make_env
 from fastwm.errors import FastwmError
 from fastwm.replay import Replay
 from fastwm.runner import checkpoint, plots, staged_plots
-from fastwm.runner.config import RunConfig, StagedConfig, TrainConfig, env_options, read_config, resolve_device
+from fastwm.runner.config import StagedConfig, TrainConfig, env_options, read_config, resolve_device
 from fastwm.runner.train import Episodes
 
 
-def run_config(logdir: Path) -> tuple[str, RunConfig[Any]]:
+def run_config(logdir: Path) -> tuple[str, Any]:
     """The agent's name and the settings of a run."""
     path = logdir / "config.yaml"
     if not path.is_file():
@@ -49,10 +49,12 @@ def load(logdir: str | Path, device: str = "cpu") -> Any:
     return checkpoint.newest(logdir, build)
 
 
-def evaluate(logdir: Path, episodes: int, seed: int, device: str = "auto", baselines: bool = True) -> dict[str, Any]:
+def evaluate(
+    logdir: Path, episodes: int, seed: int, device: str = "auto", baselines: bool = True, file: str = "eval.json"
+) -> dict[str, Any]:
     """Returns of whole episodes, the same number from each environment so that short ones are not favoured.
 
-    The agent's baselines, where it has any, play as many. Writes `eval.json` into the run's folder and returns what is
+    The agent's baselines, where it has any, play as many. Writes `file` into the run's folder and returns what is
     in it.
     """
     if episodes < 1:
@@ -74,7 +76,7 @@ def evaluate(logdir: Path, episodes: int, seed: int, device: str = "auto", basel
         policies = agent.baselines(num_envs, seed)
         result["baselines"] = {name: play(env, policy, episodes) for name, policy in policies.items()}
     env.close()
-    (logdir / "eval.json").write_text(json.dumps(result, indent=1))
+    (logdir / file).write_text(json.dumps(result, indent=1))
     return result
 
 

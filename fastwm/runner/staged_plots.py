@@ -43,7 +43,8 @@ def write_all(logdir: Path, agent: Any, config: RunConfig[Any], seed: int) -> li
 def episode(agent: Any, config: RunConfig[Any], seed: int) -> dict[str, Tensor]:
     """The first `LENGTH` rows of an episode that the agent plays: V's frames, M's actions, `is_first`; [T, 1, ...]."""
     env = make_env(config.env, 1, seed, **env_options(config))
-    record, state, rows = env.reset(), None, []
+    record, state = env.reset(), None
+    rows: list[tuple[Tensor, ...]] = []
     while len(rows) < LENGTH and not record["is_last"][0]:
         action, state = agent.choose(record, state)
         frames = agent.task.frames(torch.as_tensor(record["image"]).to(agent.device))

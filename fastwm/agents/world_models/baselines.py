@@ -1,17 +1,17 @@
 """Blind policies that any claim must be held against."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastwm.agents.world_models.task import Record, Task, Uniform
+from fastwm.agents.world_models.task import Policy, Record, Task, Uniform
 
 PERIOD = 100
 
 
-def baselines(task: Task, num_envs: int, seed: int) -> Mapping[str, Callable[[Record], Tensor]]:
+def baselines(task: Task, num_envs: int, seed: int) -> Mapping[str, Policy]:
     """Policies by name, of the controller's kind of action.
 
     TakeCover: each action equally likely, always left, and left and right in turns of 100 steps. CarRacing: uniform

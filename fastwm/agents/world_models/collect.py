@@ -153,7 +153,8 @@ class ControllerPolicy:
     """The agent so far, for later iterations."""
 
     def __init__(self, stage: Stage):
-        self.agent, self.state = stage.agent, None
+        self.agent = stage.agent
+        self.state: dict[str, Tensor] | None = None
 
     def __call__(self, record: Record) -> Tensor:
         action, self.state = self.agent.choose(record, self.state)
@@ -171,7 +172,7 @@ def write_chunk(folder: Path, index: int, chunk: Chunk) -> None:
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         np.save(temporary / "image.npy", chunk.image)
-        np.savez(temporary / "rows.npz", **chunk.rows)
+        np.savez(temporary / "rows.npz", **chunk.rows)  # type: ignore[arg-type]
         os.rename(temporary, final)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -39,10 +39,17 @@ class Controller(nn.Module):
 
     def forward(self, z: Tensor, h: Tensor, c: Tensor) -> Tensor:
         """`[..., Z]`, `[..., H]` twice -> the action `[..., A]` as M sees it."""
-        x = torch.cat({"z": (z,), "zh": (z, h), "zch": (z, c, h)}[self.features], -1)
-        for layer in self.layers[:-1]:
-            x = torch.tanh(layer(x))
-        return squash(self.layers[-1](x), self.squash)
+        x = self.inputs(z, h, c)
+        for i, layer in enumerate(self.layers):
+            x = layer(x if i == 0 else torch.tanh(x))
+        return squash(x, self.squash)
+
+    def inputs(self, z: Tensor, h: Tensor, c: Tensor) -> Tensor:
+        """The features side by side."""
+        return torch.cat({"z": (z,), "zh": (z, h), "zch": (z, c, h)}[self.features], -1)
+
+    def linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     @property
     def size(self) -> int:
@@ -53,8 +60,9 @@ class Controller(nn.Module):
 
         The order is the original's: a layer's biases, then its weights, feature by feature.
         """
-        layers, at = [], 0
-        for layer in self.layers:
+        layers: list[tuple[Tensor, Tensor | None]] = []
+        at = 0
+        for layer in self.linears():
             bias = None
             if layer.bias is not None:
                 bias, at = vector[..., at : at + layer.out_features], at + layer.out_features
@@ -65,7 +73,7 @@ class Controller(nn.Module):
 
     def vector(self) -> Tensor:
         """All parameters, flat [size]: the inverse of `load_vector`."""
-        parts = [p for layer in self.layers for p in (layer.bias, layer.weight.mT.flatten()) if p is not None]
+        parts = [p for layer in self.linears() for p in (layer.bias, layer.weight.mT.flatten()) if p is not None]
         return torch.cat(parts).detach()
 
     @torch.no_grad()
@@ -73,16 +81,15 @@ class Controller(nn.Module):
         """Take the parameters from a flat vector [size]."""
         if vector.shape != (self.size,):
             raise ValueError(f"expected {self.size} parameters, got {list(vector.shape)}")
-        for layer, (weight, bias) in zip(self.layers, self.split(vector)):
+        for layer, (weight, bias) in zip(self.linears(), self.split(vector)):
             layer.weight.copy_(weight)
             if bias is not None:
                 layer.bias.copy_(bias)
 
     def act_many(self, vectors: Tensor, z: Tensor, h: Tensor, c: Tensor) -> Tensor:
         """Each row by its own parameters: vectors `[B, size]` -> actions `[B, A]`."""
-        x = torch.cat({"z": (z,), "zh": (z, h), "zch": (z, c, h)}[self.features], -1)
-        layers = self.split(vectors)
-        for i, (weight, bias) in enumerate(layers):
+        x = self.inputs(z, h, c)
+        for i, (weight, bias) in enumerate(self.split(vectors)):
             x = torch.einsum("boi,bi->bo", weight, x if i == 0 else torch.tanh(x))
             x = x if bias is None else x + bias
         return squash(x, self.squash)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastwm.agents.world_models.controller import Controller
-from fastwm.agents.world_models.encode import encoded_folders, read_latents
-from fastwm.agents.world_models.fitness import STARTS, Dream, Fitness, Real
+from fastwm.agents.world_models.encode import encoded_folders
+from fastwm.agents.world_models.fitness import Dream, Fitness, Real, first_latents
 from fastwm.agents.world_models.stage import Stage, Stopped, check_same, fingerprint
 
 SECONDS = ("ask", "rollouts", "tell", "evaluate")
@@ -81,10 +81,7 @@ class EvolveC(Stage):
         c = self.config.c
         if c.fitness == "real":
             return Real(self.agent, self.run.env, self.run.env_args, c.max_steps, c.num_envs)
-        data = read_latents(encoded_folders(self))
-        first = np.flatnonzero(data["is_first"])
-        first = self.rng(1).permutation(first)[:STARTS]
-        mu, logvar = (torch.from_numpy(data[key][first]) for key in ("mu", "logvar"))
+        mu, logvar = first_latents(encoded_folders(self), self.run.seed)
         return Dream(self.agent, mu, logvar, c.temperature, c.max_steps)
 
     def work(self) -> None:

@@ -1,5 +1,6 @@
 """How good a controller is: in M's dream, or in the environment. Every episode has a number that fixes its luck."""
 
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -8,11 +9,19 @@ from torch import Tensor
 
 from fastwm import ops
 from fastwm.agents.world_models.agent import WorldModels
+from fastwm.agents.world_models.encode import read_latents
 from fastwm.envs import make_env
 from fastwm.errors import FastwmError
 from fastwm.nn.conv_vae import Latent
 
 STARTS = 1000
+
+
+def first_latents(folders: list[Path], seed: int) -> tuple[Tensor, Tensor]:
+    """mu and logvar of the first frames of encoded episodes, `STARTS` of them at most."""
+    data = read_latents(folders)
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(data["is_first"]))[:STARTS]
+    return torch.from_numpy(data["mu"][rows]), torch.from_numpy(data["logvar"][rows])
 
 
 class Scores(NamedTuple):

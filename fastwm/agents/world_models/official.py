@@ -7,10 +7,11 @@ dense layers (in, out), and the LSTM is TensorFlow's: gates i, j, f, o, with 1 a
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastwm.agents.world_models.controller import Controller
 from fastwm.errors import FastwmError
@@ -36,7 +37,7 @@ def from_tensorflow(array: np.ndarray) -> Tensor:
     return tensor.permute(3, 2, 0, 1) if tensor.dim() == 4 else tensor.mT if tensor.dim() == 2 else tensor
 
 
-def vae_layers(vae: ConvVAE) -> list[nn.Module]:
+def vae_layers(vae: ConvVAE) -> list[Any]:
     """The layers with weights, in the order of the published file."""
     return [*vae.encoder, vae.mu, vae.logvar, vae.expand, *vae.decoder]
 
@@ -59,16 +60,17 @@ def load_rnn(rnn: MDNRNN, arrays: Sequence[np.ndarray]) -> None:
     out_w, out_b, kernel, bias = arrays
     lstm = lstm_from_tensorflow(
         torch.from_numpy(np.array(kernel, np.float32)), torch.from_numpy(np.array(bias, np.float32)),
-        rnn.lstm.weight_ih_l0.shape[1],
+        rnn.lstm.input_size,
     )  # fmt: skip
-    ours = [getattr(rnn.lstm, f"{name}_l0") for name in lstm] + [rnn.head.linear.weight, rnn.head.linear.bias]
+    ours = [rnn.lstm.get_parameter(f"{name}_l0") for name in lstm] + [rnn.head.linear.weight, rnn.head.linear.bias]
     _copy("M", ours, [*lstm.values(), from_tensorflow(out_w), from_tensorflow(out_b)])
 
 
 @torch.no_grad()
 def load_controller(controller: Controller, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
     """A linear controller: `weight` (features, actions) and its bias, where it has one."""
-    ours = [controller.layers[-1].weight] + ([controller.layers[-1].bias] if bias is not None else [])
+    (linear,) = controller.linears()
+    ours = [linear.weight] + ([linear.bias] if bias is not None else [])
     _copy("C", ours, [from_tensorflow(np.asarray(a)) for a in ([weight] if bias is None else [weight, bias])])
 
 

@@ -1,8 +1,8 @@
 """The two tasks of World Models: how frames come in, how actions go out, what a random policy does."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from fastwm.errors import FastwmError
 from fastwm.nn.conv_vae import SIDE
 
 Record = Mapping[str, np.ndarray]
+Policy = Callable[[Record], Tensor]
+"""Record `[N, ...]` -> the controller's kind of action `[N, A]`."""
+
 THRESHOLD = 1 / 3
 NOOP, RIGHT, LEFT = 0, 1, 2  # EnvPool's combined actions
 CAR_ROWS = 84  # of 96; below is the bar of indicators
@@ -70,13 +73,6 @@ def task_of(act_space: spaces.Space) -> Task:
     if isinstance(act_space, spaces.Box) and act_space.shape == (3,):
         return TASKS["carracing"]
     raise FastwmError(f"world_models plays carracing and takecover; actions of {act_space} belong to neither")
-
-
-class Policy(Protocol):
-    """Chooses actions for a record `[N, ...]`."""
-
-    def __call__(self, record: Record) -> Tensor:
-        """-> the controller's kind of action `[N, A]`."""
 
 
 def random_policy(kind: str, task: Task, num_envs: int, rng: np.random.Generator) -> Policy:
