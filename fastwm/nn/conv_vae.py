@@ -82,8 +82,8 @@ class ConvVAE(nn.Module):
 
     def _first(self, x: Tensor) -> Tensor:
         """The first transposed convolution: of a single pixel it is a dense layer, and much faster as one."""
-        weight, bias = (self.decoder[0].get_parameter(name) for name in ("weight", "bias"))
-        weight = weight.permute(0, 2, 3, 1)  # [in, 5, 5, out], contiguous where the weight is channels-last
+        kernel, bias = (self.decoder[0].get_parameter(name) for name in ("weight", "bias"))
+        weight = kernel.permute(0, 2, 3, 1)  # [in, 5, 5, out], contiguous where the weight is channels-last
         x = (x @ weight.reshape(self.flat, -1).to(x.dtype)).view(-1, *weight.shape[1:]) + bias
         return x.permute(0, 3, 1, 2)
 

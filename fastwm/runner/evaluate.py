@@ -50,7 +50,12 @@ def load(logdir: str | Path, device: str = "cpu") -> Any:
 
 
 def evaluate(
-    logdir: Path, episodes: int, seed: int, device: str = "auto", baselines: bool = True, file: str = "eval.json"
+    logdir: Path,
+    episodes: int,
+    seed: int,
+    device: str = "auto",
+    baselines: bool = True,
+    file: str = "eval.json",
 ) -> dict[str, Any]:
     """Returns of whole episodes, the same number from each environment so that short ones are not favoured.
 
