@@ -126,7 +126,7 @@ def test_opcheck_and_compile() -> None:
     forward = module._forward
 
     class Capture:
-        ops = forward.ops
+        library = forward.library
 
         def __call__(self, library: str, *inputs: Any) -> Any:
             captured.extend(x.detach().clone() if isinstance(x, Tensor) else x for x in inputs)

@@ -264,7 +264,7 @@ def raw_inputs(rssm: RSSM, args: list[Tensor], requires_grad: bool = False) -> l
     forward = module._forward
 
     class Capture:
-        ops = forward.ops
+        library = forward.library
 
         def __call__(self, library: str, *inputs: Any) -> Any:
             captured.extend(inputs[:-4])

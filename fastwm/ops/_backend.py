@@ -125,14 +125,17 @@ class Operator:
         backward: Callable[..., Any] | None = None,
         setup_context: Callable[..., None] | None = None,
     ) -> None:
-        self.name = name
         self.ops: dict[str, Any] = {}
+        self.kernels: set[tuple[str | None, str]] = set()
         self.eager: dict[str, type[torch.autograd.Function]] = {}
         self.functional: dict[str, type[torch.autograd.Function]] = {}
         for library in _LIBRARIES:
             if not hasattr(getattr(torch.ops, library), name):
                 continue
             op = self.ops[library] = getattr(getattr(torch.ops, library), name).default
+            for device in ("cpu", "cuda"):
+                if torch._C._dispatch_has_kernel_for_dispatch_key(f"{library}::{name}", device.upper()):
+                    self.kernels.add((library, device))
             formula = partial(backward, library) if backward else partial(_refuse, name)
             torch.library.register_fake(f"{library}::{name}", fake)
             torch.library.register_vmap(f"{library}::{name}", partial(vmap, op))
@@ -143,10 +146,7 @@ class Operator:
     def library(self, x: Tensor) -> str | None:
         """`select(x)`, where that library has a kernel of this operator for x's device; else None."""
         library = select(x)
-        if library not in self.ops:
-            return None
-        key = x.device.type.upper()
-        return library if torch._C._dispatch_has_kernel_for_dispatch_key(f"{library}::{self.name}", key) else None
+        return library if (library, x.device.type) in self.kernels else None
 
     def __call__(self, library: str, *args: Any) -> Any:
         op = self.ops[library]

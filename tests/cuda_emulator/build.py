@@ -17,14 +17,6 @@ import native  # noqa: E402
 
 QUIET = ("unknown-pragmas", "unused-variable", "unused-function", "sign-compare")
 FLAGS = ("-O1", f"-I{HERE}", "-fno-strict-aliasing", *(f"-Wno-{warning}" for warning in QUIET))
-    "-O1",
-    f"-I{HERE}",
-    "-Wno-unknown-pragmas",
-    "-Wno-unused-variable",
-    "-Wno-unused-function",
-    "-Wno-sign-compare",
-    "-fno-strict-aliasing",
-)
 
 
 def translate(text: str) -> str:
