@@ -84,4 +84,7 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
         "Tensor b_priors, Tensor n_priors, Tensor w_logits, Tensor b_logits, Tensor w_actor, Tensor b_actor, "
         "Tensor n_actor, Tensor w_actors, Tensor b_actors, Tensor n_actors, Tensor w_out, Tensor b_out, float unimix, "
         "float policy_unimix, float eps, bool bf16) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("mdn_rnn_rollout(Tensor z, Tensor controllers, Tensor? controller_bias, Tensor w_ih, Tensor w_hh, Tensor bias, "
+        "Tensor w_out, Tensor b_out, Tensor seed_offset, int steps, int done, int reward, float temperature, bool car, "
+        "float forget_bias, bool ijfo, bool trajectories, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

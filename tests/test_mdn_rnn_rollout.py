@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import fastwm
+from fastwm import _lib
 from fastwm.ops import MDNRNNWeights, Rollouts, mdn_rnn_rollout, philox_uniform
+from tests.conftest import Target
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
+needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
 reference = sys.modules["fastwm.ref.mdn_rnn_rollout"]
 
 Golden = dict[str, Tensor]
@@ -178,6 +181,150 @@ def test_temperature() -> None:
     by_tau = {t: rollout(((*args[:3], single, args[4]), options), 1, temperature=t).z for t in (0.25, 1.0, 4.0)}
     assert_close(by_tau[0.25] * 2, by_tau[1.0])
     assert_close(by_tau[4.0] / 2, by_tau[1.0])
+
+
+TASKS = {
+    "car": ("car", {}),
+    "doom": ("doom", {}),
+    "reads z": ("car", dict(features="z", Z=1, H=3, K=1, extra=("reward",))),
+    "reads z, h": ("doom", dict(features="zh", Z=32, H=40, P=2, rollouts=70)),
+    "reward first": ("doom", dict(extra=("reward", "done"), Z=9, H=37, K=4)),
+    "no dreams": ("doom", dict(rollouts=0)),
+}
+
+
+def move(made: Any, device: str) -> Any:
+    (z, controllers, bias, w, stream), options = made
+    bias = None if bias is None else bias.to(device)
+    w = MDNRNNWeights(*(x.to(device) for x in w))
+    return (z.to(device), controllers.to(device), bias, w, stream.to(device)), options
+
+
+@pytest.mark.parametrize("order", ["ijfo", "ifgo"])
+@pytest.mark.parametrize("task", TASKS)
+def test_equals_reference(task: str, order: str, native: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole trajectories in float64, once both draw the same normal numbers: they are rounded differently."""
+    name, sizes = TASKS[task]
+    made = move(make(name, **sizes), native.device)
+    if native.backend != "triton":  # which has no kernel
+        monkeypatch.setattr(reference, "philox_normal", getattr(torch.ops, native.library).philox_normal)
+    for steps in (1, 2, 70):
+        ours = rollout(made, steps, order=order)
+        with fastwm.backend("ref"):
+            exact = rollout(made, steps, order=order)
+        assert torch.equal(ours.lengths, exact.lengths)
+        assert_close(tuple(ours), tuple(exact), atol=1e-10, rtol=1e-10)
+        short = rollout(made, steps, order=order, trajectories=False)
+        assert short.z is None and torch.equal(short.returns, ours.returns)
+    assert task in ("car", "reads z", "no dreams") or len(ours.lengths.unique()) > 2
+
+
+@pytest.mark.parametrize("isa", _lib.host.isa_levels() if _lib.host else [])
+def test_every_instruction_set(isa: str) -> None:
+    """In float32, for few steps: rounding parts two dreams once it flips a component."""
+    assert _lib.host is not None
+    before = _lib.host.isa()
+    _lib.host.set_isa(isa)
+    try:
+        made = make("doom", Z=20, H=50, rollouts=30, dtype=torch.float32)
+        for steps in (1, 4):
+            ours = rollout(made, steps)
+            with fastwm.backend("ref"):
+                exact = rollout(made, steps)
+            assert torch.equal(ours.lengths, exact.lengths)
+            assert_close(tuple(ours), tuple(exact), atol=5e-5, rtol=5e-5)
+    finally:
+        _lib.host.set_isa(before)
+
+
+def take(made: Any, rows: Tensor) -> Any:
+    """Some rows, each with its controller to itself."""
+    (z, controllers, bias, w, stream), options = made
+    candidate = rows // (len(z) // len(controllers))
+    bias = None if bias is None else bias[candidate]
+    return (z[rows], controllers[candidate], bias, w, stream[rows]), options
+
+
+@needs_cpu
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+def test_a_row_does_not_depend_on_its_neighbours(bf16: bool) -> None:
+    """Trap 15, bit by bit: alone, among 1024, in another order, by any number of threads."""
+    made = make("doom", P=64, rollouts=16, Z=6, H=35, dtype=torch.float32)
+    before = torch.get_num_threads()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        whole = rollout(made, 40)
+        assert len(whole.lengths.unique()) > 20
+        some = [torch.tensor([n]) for n in (0, 511, 1023)]
+        for rows in (*some, torch.arange(1023, -1, -1), torch.arange(3, 1024, 17)):
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                part = rollout(take(made, rows), 40)
+                torch.set_num_threads(before)
+                assert torch.equal(part.lengths, whole.lengths[rows])
+                assert torch.equal(part.returns, whole.returns[rows])
+                for got, want in zip(part[2:], whole[2:]):
+                    assert got is not None and want is not None and torch.equal(got, want[:, rows])
+
+
+@needs_cpu
+def test_repeats_are_equal() -> None:
+    made = make("doom", rollouts=40, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    first = rollout(made, 30)
+    for _ in range(100):
+        assert all(torch.equal(a, b) for a, b in zip(first, rollout(made, 30)) if a is not None and b is not None)
+    torch.set_num_threads(threads)
+
+
+@needs_cpu
+def test_bf16_products() -> None:
+    """Its error is at most twice that of plain autocast; without bfloat16 in the CPU there is none."""
+    made = make("car", Z=20, H=60, rollouts=50, dtype=torch.float32)
+    exact, plain = rollout(made, 1), make("car", Z=20, H=60, rollouts=50)
+    with fastwm.backend("ref"):
+        exact = rollout(plain, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = rollout(made, 1)
+        with fastwm.backend("ref"):
+            theirs = rollout(made, 1)
+    assert ours.z is not None and theirs.z is not None and exact.z is not None
+    assert ours.z.dtype == torch.float32
+    ours_error, their_error = ((x.z.double() - exact.z).abs().quantile(0.9) for x in (ours, theirs))
+    assert ours_error <= 2 * their_error
+
+
+@needs_cpu
+def test_any_strides() -> None:
+    made = make("car")
+    (z, controllers, bias, w, stream), options = made
+    turned = MDNRNNWeights(w[0].T.contiguous().T, w[1].T.contiguous().T, w[2], w[3].T.contiguous().T, w[4])
+    every_second = stream.repeat_interleave(2, 0)[::2]
+    odd = (z.T.contiguous().T, controllers.mT.contiguous().mT, bias, turned, every_second)
+    assert all(torch.equal(a, b) for a, b in zip(rollout(made), rollout((odd, options))) if a is not None)
+
+
+@needs_cpu
+def test_opcheck_and_compile() -> None:
+    made = make("doom", extra=("done", "reward"))
+    args, options = made
+    w = args[3]
+    numbers = (5, 0, 1, 1.15, False, 1.0, True)
+    for trajectories in (False, True):
+        torch.library.opcheck(
+            torch.ops.fastwm.mdn_rnn_rollout, (*args[:3], *w, args[4], *numbers, trajectories, False)
+        )  # fmt: skip
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda z: mdn_rnn_rollout(z, *args[1:], 5, **options), fullgraph=True, backend="aot_eager")
+    got, want = compiled(args[0]), mdn_rnn_rollout(*args, 5, **options)
+    assert torch.equal(got.lengths, want.lengths) and torch.equal(got.returns, want.returns)
+
+
+def test_float32_on_every_backend(native: Target) -> None:
+    made = move(make("doom", Z=20, H=50, rollouts=30, dtype=torch.float32), native.device)
+    ours = rollout(made, 4)
+    with fastwm.backend("ref"):
+        assert_close(tuple(ours), tuple(rollout(made, 4)), atol=5e-5, rtol=5e-5)
 
 
 def test_streams() -> None:

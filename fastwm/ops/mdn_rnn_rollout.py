@@ -4,12 +4,16 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
+from fastwm.ops._backend import Operator
 from fastwm.ops.cells import GateOrder
+from fastwm.ops.rssm_observe import _no_vmap, bf16_products
 from fastwm.ref.mdn_rnn_rollout import MDNRNNWeights, Rollouts
 
 __all__ = ["MDNRNNWeights", "Rollouts", "mdn_rnn_rollout"]
 
 Squash = Literal["tanh", "car"]
+
+_SHARED_BYTES = 98 * 1024  # that a block can have on every GPU since sm_80
 
 
 def mdn_rnn_rollout(
@@ -53,10 +57,33 @@ def mdn_rnn_rollout(
     Source: Ha and Schmidhuber, "World Models", and their code
     """
     _check(z, controllers, controller_bias, w, seed_offset, steps, extra, temperature, squash, order)
-    return ref.mdn_rnn_rollout(
-        z, controllers, controller_bias, w, seed_offset, steps, tuple(extra), temperature, squash, forget_bias, order,
-        trajectories,
-    )  # fmt: skip
+    library = _forward.library(z)
+    if z.is_cuda and _shared_bytes(w) > _SHARED_BYTES:
+        library = None
+    if library is None:
+        return ref.mdn_rnn_rollout(
+            z, controllers, controller_bias, w, seed_offset, steps, tuple(extra), temperature, squash, forget_bias,
+            order, trajectories,
+        )  # fmt: skip
+    done, reward = (extra.index(name) if name in extra else -1 for name in ("done", "reward"))
+    w = _by_column(w) if z.is_cuda else w
+    with torch.no_grad():
+        lengths, returns, *steps_of = _forward(
+            library, z, controllers, controller_bias, *w, seed_offset, steps, done, reward, float(temperature),
+            squash == "car", float(forget_bias), order == "ijfo", trajectories, bf16_products(z),
+        )  # fmt: skip
+    return Rollouts(lengths, returns, *(steps_of if trajectories else (None, None, None)))
+
+
+def _by_column(w: MDNRNNWeights) -> MDNRNNWeights:
+    """Equal weights, of which neighbouring outputs lie side by side in memory, as threads of a GPU read them."""
+    ih, hh, out = (x.mT.contiguous().mT for x in (w.weight_ih, w.weight_hh, w.out_weight))
+    return w._replace(weight_ih=ih, weight_hh=hh, out_weight=out)
+
+
+def _shared_bytes(w: MDNRNNWeights) -> int:
+    """What a block's dreams occupy: h twice, c, the LSTM's input and the outputs."""
+    return 32 * (3 * w.weight_hh.shape[1] + w.weight_ih.shape[1] + len(w.out_bias))
 
 
 def _check(
@@ -107,3 +134,15 @@ def _check(
         raise ValueError(f"squash is 'tanh', or 'car' for 3 actions, not {squash!r} for {A}")
     if order not in ("ifgo", "ijfo"):
         raise ValueError(f"order must be 'ifgo' or 'ijfo', not {order!r}")
+
+
+def _fake(z: Tensor, controllers: Tensor, *args: Any) -> Any:
+    steps, trajectories = args[7], args[-2]
+    N, T = len(z), steps if trajectories else 0
+    return (
+        z.new_empty(N, dtype=torch.int64), z.new_empty(N), z.new_empty(T, *z.shape),
+        z.new_empty(T, N, controllers.shape[1]), z.new_empty(T, N, dtype=torch.bool),
+    )  # fmt: skip
+
+
+_forward = Operator("mdn_rnn_rollout", fake=_fake, vmap=_no_vmap("mdn_rnn_rollout"))
