@@ -1,7 +1,7 @@
 // The recurrent cells as a scan runs them: what follows a step's products with the carry, and the way back.
 //
 // A gate's sum starts from the input's part and takes in the product with h, or is kept apart from the input (a GRU's
-// candidate). Sums lie in `saved`, where what the way back reads replaces them.
+// candidate).
 #pragma once
 
 #include "rssm_rows.h"
@@ -15,8 +15,10 @@ namespace {
 template <typename T, typename O>
 struct ForwardRow {
   int64_t width, D;
-  const T* input;     // [gates]
-  T* saved;           // [saved]
+  const T* input;      // [gates]
+  const T* sums;       // [gates of this stage], `part` apart
+  int64_t part;
+  T* saved;           // [saved]; of a cell that works by rows, the sums themselves
   const T *h, *c;     // the carries that the step starts from
   T *new_h, *new_c;
   O* late;            // factor of a product that waits for other gates
@@ -41,24 +43,25 @@ struct GruScan {
   static constexpr bool by_rows = false, late = false;
   static constexpr LastGate last_gate = LastGate::reset_gradient;
   static constexpr bool apart(int gate) { return gate == 2; }
-  static constexpr int place(int gate) { return gate < 2 ? gate : 3; }
 
   // Saves r, z, n and the carry's part of n.
   template <int stage, typename T, typename O>
-  static void forward(const ForwardRow<T, O>& x, const ScanWeights&) {
-    T *r = x.saved, *z = r + x.D, *n = z + x.D;
-    const T *h_n = n + x.D, *input = x.input + 2 * x.D;
+  static void forward(const ForwardRow<T, O> x, const ScanWeights&) {
+    T *saved_r = x.saved, *saved_z = saved_r + x.D, *saved_n = saved_z + x.D, *saved_h_n = saved_n + x.D;
+    const T *sum_r = x.sums, *sum_z = sum_r + x.part, *sum_n = sum_z + x.part, *input = x.input + 2 * x.D;
 #pragma omp simd
     for (int64_t i = 0; i < x.width; ++i) {
-      r[i] = gate_sigmoid(r[i]);
-      z[i] = gate_sigmoid(z[i]);
-      n[i] = gate_tanh(input[i] + r[i] * h_n[i]);
-      x.new_h[i] = n[i] + z[i] * (x.h[i] - n[i]);
+      const T r = gate_sigmoid(sum_r[i]), z = gate_sigmoid(sum_z[i]), n = gate_tanh(input[i] + r * sum_n[i]);
+      saved_r[i] = r;
+      saved_z[i] = z;
+      saved_n[i] = n;
+      saved_h_n[i] = sum_n[i];
+      x.new_h[i] = n + z * (x.h[i] - n);
     }
   }
 
   template <int stage, typename T, typename O>
-  static void backward(const BackwardRow<T, O>& x, const ScanWeights&) {
+  static void backward(const BackwardRow<T, O> x, const ScanWeights&) {
     const T *r = x.saved, *z = r + x.D, *n = z + x.D, *h_n = n + x.D;
     T *d_r = x.d_input, *d_z = d_r + x.D, *d_n = d_z + x.D;
 #pragma omp simd
@@ -80,26 +83,29 @@ struct LstmScan {
   static constexpr bool by_rows = false, late = false;
   static constexpr LastGate last_gate = LastGate::alike;
   static constexpr bool apart(int) { return false; }
-  static constexpr int place(int gate) { return gate; }
 
   // Saves the gates in the order of their sums.
   template <int stage, typename T, typename O>
-  static void forward(const ForwardRow<T, O>& x, const ScanWeights& w) {
-    T *in = x.saved, *forget = in + (w.ijfo ? 2 : 1) * x.D, *cand = in + (w.ijfo ? 1 : 2) * x.D, *out = in + 3 * x.D;
+  static void forward(const ForwardRow<T, O> x, const ScanWeights& w) {
+    const int64_t f = w.ijfo ? 2 : 1, g = w.ijfo ? 1 : 2, o = 3;
+    const T *sum_i = x.sums, *sum_f = sum_i + f * x.part, *sum_g = sum_i + g * x.part, *sum_o = sum_i + o * x.part;
+    T *saved_i = x.saved, *saved_f = saved_i + f * x.D, *saved_g = saved_i + g * x.D, *saved_o = saved_i + o * x.D;
     const T bias = static_cast<T>(w.gate_bias);
 #pragma omp simd
     for (int64_t i = 0; i < x.width; ++i) {
-      in[i] = gate_sigmoid(in[i]);
-      forget[i] = gate_sigmoid(forget[i] + bias);
-      cand[i] = gate_tanh(cand[i]);
-      out[i] = gate_sigmoid(out[i]);
-      x.new_c[i] = forget[i] * x.c[i] + in[i] * cand[i];
-      x.new_h[i] = out[i] * gate_tanh(x.new_c[i]);
+      const T in = gate_sigmoid(sum_i[i]), forget = gate_sigmoid(sum_f[i] + bias), cand = gate_tanh(sum_g[i]);
+      const T out = gate_sigmoid(sum_o[i]), c = forget * x.c[i] + in * cand;
+      saved_i[i] = in;
+      saved_f[i] = forget;
+      saved_g[i] = cand;
+      saved_o[i] = out;
+      x.new_c[i] = c;
+      x.new_h[i] = out * gate_tanh(c);
     }
   }
 
   template <int stage, typename T, typename O>
-  static void backward(const BackwardRow<T, O>& x, const ScanWeights& w) {
+  static void backward(const BackwardRow<T, O> x, const ScanWeights& w) {
     const int64_t f = (w.ijfo ? 2 : 1) * x.D, g = (w.ijfo ? 1 : 2) * x.D, o = 3 * x.D;
     const T *in = x.saved, *forget = in + f, *cand = in + g, *out = in + o;
     T *d_in = x.d_input, *d_forget = d_in + f, *d_cand = d_in + g, *d_out = d_in + o;
@@ -126,7 +132,6 @@ struct LayerNormGruScan {
   static constexpr bool by_rows = true, late = false;
   static constexpr LastGate last_gate = LastGate::alike;
   static constexpr bool apart(int) { return false; }
-  static constexpr int place(int gate) { return gate; }
 
   template <typename T>
   struct Stats {
@@ -146,16 +151,16 @@ struct LayerNormGruScan {
 
   // Saves the sums as they are.
   template <int stage, typename T, typename O>
-  static void forward(const ForwardRow<T, O>& x, const ScanWeights& w) {
+  static void forward(const ForwardRow<T, O> x, const ScanWeights& w) {
     const int64_t D = x.D;
-    const Stats<T> s = stats(3 * D, x.saved, static_cast<T>(w.eps));
+    const Stats<T> s = stats(3 * D, x.sums, static_cast<T>(w.eps));
     const T *scale = ptr<T>(w.scale), *shift = ptr<T>(w.bias);
     Cells cell{};
     cell.bias = w.gate_bias;
 #pragma omp simd
     for (int64_t i = 0; i < D; ++i) {
       T in[4], out[1];
-      for (int k = 0; k < 3; ++k) in[k] = (x.saved[k * D + i] - s.mean) * s.rstd * scale[k * D + i] + shift[k * D + i];
+      for (int k = 0; k < 3; ++k) in[k] = (x.sums[k * D + i] - s.mean) * s.rstd * scale[k * D + i] + shift[k * D + i];
       in[3] = x.h[i];
       BlockGru::run(cell, in, out);
       x.new_h[i] = out[0];
@@ -163,7 +168,7 @@ struct LayerNormGruScan {
   }
 
   template <int stage, typename T, typename O>
-  static void backward(const BackwardRow<T, O>& x, const ScanWeights& w) {
+  static void backward(const BackwardRow<T, O> x, const ScanWeights& w) {
     const int64_t D = x.D;
     const Stats<T> s = stats(3 * D, x.saved, static_cast<T>(w.eps));
     const T *scale = ptr<T>(w.scale), *shift = ptr<T>(w.bias);
@@ -205,27 +210,28 @@ struct PlanetGruScan {
   static constexpr bool by_rows = false, late = true;
   static constexpr LastGate last_gate = LastGate::reset_carry;
   static constexpr bool apart(int) { return false; }
-  static constexpr int place(int gate) { return gate; }
 
   // Saves r, u, c. The candidate's product takes r h.
   template <int stage, typename T, typename O>
-  static void forward(const ForwardRow<T, O>& x, const ScanWeights&) {
-    T *r = x.saved, *u = r + x.D, *c = u + x.D;
+  static void forward(const ForwardRow<T, O> x, const ScanWeights&) {
+    T *saved_r = x.saved, *saved_u = saved_r + x.D, *saved_c = saved_u + x.D;
 #pragma omp simd
     for (int64_t i = 0; i < x.width; ++i) {
       if constexpr (stage == 0) {
-        r[i] = gate_sigmoid(r[i]);
-        u[i] = gate_sigmoid(u[i]);
-        narrow(r[i] * x.h[i], x.late[i]);
+        const T r = gate_sigmoid(x.sums[i]);
+        saved_r[i] = r;
+        saved_u[i] = gate_sigmoid(x.sums[x.part + i]);
+        narrow(r * x.h[i], x.late[i]);
       } else {
-        c[i] = gate_tanh(c[i]);
-        x.new_h[i] = c[i] + u[i] * (x.h[i] - c[i]);
+        const T c = gate_tanh(x.sums[i]);
+        saved_c[i] = c;
+        x.new_h[i] = c + saved_u[i] * (x.h[i] - c);
       }
     }
   }
 
   template <int stage, typename T, typename O>
-  static void backward(const BackwardRow<T, O>& x, const ScanWeights&) {
+  static void backward(const BackwardRow<T, O> x, const ScanWeights&) {
     const T *r = x.saved, *u = r + x.D, *c = u + x.D;
     T *d_r = x.d_input, *d_u = d_r + x.D, *d_c = d_u + x.D;
 #pragma omp simd

@@ -8,12 +8,12 @@ namespace {
 template <typename T, typename O>
 struct Scratch {
   Arena arena;
-  O *h[2], *late;  // factors of products [R, D]: the carry before even and odd steps
-  T *sums, *zeros;  // [R, saved * D] [D]
+  O *h[2], *late;   // factors of products [R, D]: the carry before even and odd steps
+  T *unsaved, *zeros;  // [R, saved * D] in place of what is saved, where nothing is; [D]
 
   Scratch(const Scan& p, int64_t rows) : arena(size(p, rows)) {
     for (O** factor : {&h[0], &h[1], &late}) *factor = arena.take<O>(rows * p.n.D);
-    sums = arena.take<T>(p.saved ? 0 : rows * scan_saved(p.cell) * p.n.D);
+    unsaved = arena.take<T>(p.saved ? 0 : rows * scan_saved(p.cell) * p.n.D);
     zeros = arena.take<T>(p.n.D);
     zero_rows(1, p.n.D, zeros, p.n.D);
   }
@@ -40,7 +40,7 @@ class ScanForward {
       team_.wait();
       if constexpr (Cell::by_rows) {
         const Range rows = team_.range(rows_);
-        for (int64_t r = rows.first; r < rows.last; ++r) gates<0>(t, r, 0, D_);
+        for (int64_t r = rows.first; r < rows.last; ++r) gates<0>(t, r, 0, D_, saved(r), D_);
         team_.wait();
       }
       if constexpr (Cell::late) {
@@ -52,9 +52,13 @@ class ScanForward {
 
  private:
   static constexpr int kGates = scan_gates(Cell::cell), kSaved = scan_saved(Cell::cell);
+  static constexpr bool kRereads = Cell::by_rows || Cell::late;  // else one row of `unsaved` serves all
+  static constexpr int64_t kBlock = 32;  // rows whose sums are at work at a time
 
   bool first(int64_t t, int64_t r) const { return p_.is_first && p_.is_first[t * B_ + row0_ + r]; }
-  T* saved() const { return p_.saved ? ptr<T>(p_.saved) + base_ * kSaved * D_ : s_.sums; }
+  T* saved(int64_t r) const {
+    return p_.saved ? ptr<T>(p_.saved) + (base_ + r) * kSaved * D_ : s_.unsaved + (kRereads ? r * kSaved * D_ : 0);
+  }
 
   void start() {
     const Range rows = team_.range(rows_);
@@ -68,31 +72,48 @@ class ScanForward {
     first(t, r) ? zero_rows(1, width, to, width) : convert(width, h, to);
   }
 
-  // The sums of a stage's gates, panel by panel, and what follows them where that needs no whole row.
+  // The sums of a stage's gates, panel by panel, and what follows them where that needs no whole row: those sums never
+  // leave the first cache.
   template <int stage>
-  void products(int64_t t) {
+  void products(int64_t t) const {
     constexpr int split = Cell::late ? kGates - 1 : kGates;
     constexpr int begin = stage == 0 ? 0 : split, end = stage == 0 ? split : kGates;
+    constexpr int64_t panel = kPanelOf<O>;
     const O* h = stage == 0 ? s_.h[t % 2] : s_.late;
-    const T* input = ptr<T>(p_.input) + base_ * kGates * D_;
+    alignas(64) T tile[kBlock * (end - begin) * panel];
+    const int64_t part = Cell::by_rows ? D_ : panel, stride = part * (end - begin);
     const Range tasks = team_.range(w_.panels());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
-      const int64_t j = task * kPanelOf<O>, width = w_.width(task);
-      for (int gate = begin; gate < end; ++gate) {
-        T* sum = saved() + Cell::place(gate) * D_ + j;
-        if (!Cell::apart(gate))
-          copy_rows(rows_, width, input + gate * D_ + j, kGates * D_, sum, kSaved * D_);
-        else
-          copy_rows(rows_, width, p_.w.bias ? ptr<T>(p_.w.bias) + j : s_.zeros, 0, sum, kSaved * D_);
-        multiply(rows_, h, D_, w_, gate * w_.panels() + task, sum, kSaved * D_);
+      const int64_t j = task * panel, width = w_.width(task);
+      for (int64_t r = 0; r < rows_; r += kBlock) {
+        const int64_t count = rows_ - r < kBlock ? rows_ - r : kBlock;
+        T* sums = Cell::by_rows ? saved(r) + j : tile;
+        for (int gate = begin; gate < end; ++gate) {
+          T* sum = sums + (gate - begin) * part;
+          begin_sum(gate, r, count, j, width, sum, stride);
+          multiply(count, h + r * D_, D_, w_, gate * w_.panels() + task, sum, stride);
+        }
+        if constexpr (!Cell::by_rows)
+          for (int64_t i = 0; i < count; ++i) gates<stage>(t, r + i, j, width, sums + i * stride, part);
       }
-      if constexpr (!Cell::by_rows)
-        for (int64_t r = 0; r < rows_; ++r) gates<stage>(t, r, j, width);
     }
   }
 
+  void begin_sum(int gate, int64_t r, int64_t count, int64_t j, int64_t width, T* sum, int64_t stride) const {
+    const T* from = ptr<T>(p_.input) + (base_ + r) * kGates * D_ + gate * D_ + j;
+    int64_t from_stride = kGates * D_;
+    if (Cell::apart(gate)) {
+      from = p_.w.bias ? ptr<T>(p_.w.bias) + j : s_.zeros;
+      from_stride = 0;
+    }
+    if (width == kPanelOf<O>)  // a size that the compiler knows
+      copy_rows(count, kPanelOf<O>, from, from_stride, sum, stride);
+    else
+      copy_rows(count, width, from, from_stride, sum, stride);
+  }
+
   template <int stage>
-  void gates(int64_t t, int64_t r, int64_t j, int64_t width) const {
+  void gates(int64_t t, int64_t r, int64_t j, int64_t width, const T* sums, int64_t part) const {
     const int64_t at = (base_ + r) * D_ + j, before = at - B_ * D_, row = (row0_ + r) * D_ + j;
     T* c = Cell::cell == ScanCell::lstm ? p_.cells ? ptr<T>(p_.cells) + at : ptr<T>(p_.c_T) + row : nullptr;
     const T *old_h = s_.zeros, *old_c = s_.zeros;
@@ -100,9 +121,8 @@ class ScanForward {
       old_h = t > 0 ? ptr<T>(p_.output) + before : ptr<T>(p_.h0) + row;
       old_c = t > 0 ? (p_.cells ? c - B_ * D_ : c) : ptr<T>(p_.c0) + row;
     }
-    const ForwardRow<T, O> x{width, D_, ptr<T>(p_.input) + (base_ + r) * kGates * D_ + j,
-                             saved() + r * kSaved * D_ + j, old_h, old_c, ptr<T>(p_.output) + at, c,
-                             s_.late + r * D_ + j};
+    const ForwardRow<T, O> x{width, D_, ptr<T>(p_.input) + (base_ + r) * kGates * D_ + j, sums, part, saved(r) + j,
+                             old_h, old_c, ptr<T>(p_.output) + at, c, s_.late + r * D_ + j};
     Cell::template forward<stage>(x, p_.w);
     if constexpr (Cell::late && stage == 0) return;
     if (t + 1 < T_) return factor(t + 1, r, j, width, x.new_h);

@@ -182,24 +182,46 @@ struct GradProduct {
   T* c;
 };
 
-// How a weight's gradient is computed from factors O: a range of its panels, over K rows.
+// How a weight's gradient is computed from factors O: a range of its panels, over K rows. Where it serves many panels, a
+// is first cut into tiles of kTileRows columns, [tiles, K, kTileRows]: by its own stride it would miss the cache.
 template <typename T, typename O>
 struct GradFactors {
-  static int64_t scratch(int64_t /*M*/, int64_t K) { return K * kPanel<T>; }
+  static constexpr int64_t kManyPanels = 6;
+
+  static int64_t scratch(int64_t M, int64_t K) { return K * (kPanel<T> + tiles(M) * kTileRows); }
   static int64_t tasks(const GradProduct<T>& p) { return p.blocks * panels(p); }
   static int64_t panels(const GradProduct<T>& p) { return (p.N + kPanel<T> - 1) / kPanel<T>; }
+  static int64_t tiles(int64_t M) { return (M + kTileRows - 1) / kTileRows; }
 
-  static void add(const GradProduct<T>& p, Range tasks, int64_t K, T* panel) {
+  static void cut(const T* a, int64_t M, int64_t lda, int64_t K, T* tiles) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t line = 0; line < M; line += kLine)
+      for (int64_t k = 0; k < K; ++k)
+        for (int64_t m = line; m < M && m < line + kLine; m += kTileRows) {
+          const int64_t rows = M - m < kTileRows ? M - m : kTileRows;
+          std::memcpy(tiles + m * K + k * kTileRows, a + k * lda + m, rows * sizeof(T));
+        }
+  }
+
+  static void add(const GradProduct<T>& p, Range tasks, int64_t K, T* scratch) {
+    T *panel = scratch, *tiles = scratch + K * kPanel<T>;
+    const bool many = (p.a_step > 0 ? panels(p) : tasks.last - tasks.first) >= kManyPanels;
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t g = task / panels(p), n = task % panels(p) * kPanel<T>;
       const int64_t valid = p.N - n < kPanel<T> ? p.N - n : kPanel<T>;
+      const T* a = p.a + g * p.a_step;
+      if (many && (task == tasks.first || (p.a_step > 0 && n == 0))) cut(a, p.M, p.lda, K, tiles);
       if (valid < kPanel<T>) std::memset(panel, 0, K * kPanel<T> * sizeof(T));
       for (int64_t k = 0; k < K; ++k)
         std::memcpy(panel + k * kPanel<T>, p.b + k * p.ldb + g * p.N + n, valid * sizeof(T));
       for (int64_t m = 0; m < p.M; m += kTileRows) {
         const int64_t rows = p.M - m < kTileRows ? p.M - m : kTileRows;
-        multiply_part<true>(rows, valid, p.a + g * p.a_step + m, p.lda, panel, K, p.c + (g * p.M + m) * p.N + n, p.N,
-                            panel);
+        T* c = p.c + (g * p.M + m) * p.N + n;
+        for (int64_t r = m + rows; r < p.M && r < m + 2 * kTileRows; ++r) __builtin_prefetch(c + (r - m) * p.N, 1, 2);
+        if (many)
+          multiply_part<true>(rows, valid, tiles + m * K, kTileRows, panel, K, c, p.N, tiles + (m + rows) * K);
+        else
+          multiply_part<true>(rows, valid, a + m, p.lda, panel, K, c, p.N, panel);
       }
     }
   }
