@@ -301,6 +301,14 @@ def test_t34_in_the_real_environment() -> None:
     assert scores.returns.std() > 1
 
 
+def test_patience_ends_episodes_that_earn_nothing() -> None:
+    agent = tiny(car=True)
+    vectors = torch.zeros(2, agent.controller.size)
+    vectors[0, 1], vectors[1, 1] = 5.0, -20.0  # full gas, none
+    scores = Real(agent, CAR, {}, max_steps=30, num_envs=2, patience=4)(vectors, torch.zeros(2, 1).long(), 0)
+    assert scores.lengths.tolist() == [[30], [5]]
+
+
 def test_dreams_count_the_last_step(tmp_path: Path) -> None:
     """t35 and the reward of the final step: an end at once is a return of 1, no end one of the limit."""
     agent = tiny(features="zch", bias=False)

@@ -62,17 +62,24 @@ class EnvPoolBackend:
         self._done[:] = False
         return self._pool.reset()[0]
 
-    def step(self, action: ArrayTree) -> StepResult:
-        obs, reward, terminated, truncated, _ = self._advance(action, np.arange(self.num_envs))
-        live = ~(self._done | terminated | truncated)  # a done row has just been reset and must stay there
+    def step(self, action: ArrayTree, rows: np.ndarray | None = None) -> StepResult:
+        everyone = rows is None
+        stepped = np.arange(self.num_envs) if rows is None else rows
+        obs, reward, terminated, truncated, order = self._advance(action, stepped)
+        if not everyone:
+            obs, reward, terminated, truncated = (
+                _scatter(x, order, self.num_envs) for x in (obs, reward, terminated, truncated)
+            )
+        live = np.isin(np.arange(self.num_envs), stepped)
+        live &= ~(self._done | terminated | truncated)  # a done row has just been reset and must stay there
         for _ in range(self._repeat - 1):
             if not live.any():
                 break
-            more, gain, terminated_now, truncated_now, rows = self._advance(action, np.flatnonzero(live))
-            _assign(obs, rows, more)
-            reward[rows] += gain
-            terminated[rows], truncated[rows] = terminated_now, truncated_now
-            live[rows] = ~(terminated_now | truncated_now)
+            more, gain, terminated_now, truncated_now, order = self._advance(action, np.flatnonzero(live))
+            _assign(obs, order, more)
+            reward[order] += gain
+            terminated[order], truncated[order] = terminated_now, truncated_now
+            live[order] = ~(terminated_now | truncated_now)
         self._done = terminated | truncated
         return obs, reward, terminated, truncated
 
@@ -255,3 +262,12 @@ def _assign(obs: ArrayTree, rows: np.ndarray, new: ArrayTree) -> None:
             _assign(value, rows, new[key])
     else:
         obs[rows] = new
+
+
+def _scatter(part: ArrayTree, rows: np.ndarray, num_envs: int) -> ArrayTree:
+    """The results of some environments among those of all; the others' are zero."""
+    if isinstance(part, dict):
+        return {key: _scatter(value, rows, num_envs) for key, value in part.items()}
+    whole = np.zeros((num_envs, *part.shape[1:]), part.dtype)
+    whole[rows] = part
+    return whole

@@ -39,7 +39,7 @@ class GymBackend:
         self._seeds = None  # a later reset goes on with the same random streams
         return obs
 
-    def step(self, action: ArrayTree) -> StepResult:
+    def step(self, action: ArrayTree, rows: np.ndarray | None = None) -> StepResult:
         return self._env.step(action)[:4]
 
     def render(self) -> np.ndarray:

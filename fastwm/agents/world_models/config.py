@@ -98,6 +98,8 @@ class CConfig:
     """Episodes of the distribution's mean; the best mean is kept."""
     num_envs: int = 64
     """Environments at once, where fitness is real."""
+    patience: int = 0
+    """A real episode of evolution also ends after so many steps without a reward above 0; 0 is never."""
 
 
 @dataclass

@@ -80,7 +80,7 @@ class EvolveC(Stage):
     def fitness(self) -> Fitness:
         c = self.config.c
         if c.fitness == "real":
-            return Real(self.agent, self.run.env, self.run.env_args, c.max_steps, c.num_envs)
+            return Real(self.agent, self.run.env, self.run.env_args, c.max_steps, c.num_envs, c.patience)
         mu, logvar = first_latents(encoded_folders(self), self.run.seed)
         return Dream(self.agent, mu, logvar, c.temperature, c.max_steps)
 

@@ -75,11 +75,16 @@ class Dream:
 
 
 class Real:
-    """The environment itself: each episode has an environment of its own, `num_envs` of them run at once."""
+    """The environment itself: each episode has an environment of its own, `num_envs` of them run at once.
 
-    def __init__(self, agent: WorldModels, env: str, env_args: dict[str, Any], max_steps: int, num_envs: int):
+    Episodes end after `patience` steps without a reward above 0, where that is not 0.
+    """
+
+    def __init__(
+        self, agent: WorldModels, env: str, env_args: dict[str, Any], max_steps: int, num_envs: int, patience: int = 0
+    ):
         self.agent, self.env, self.env_args = agent, env, env_args
-        self.max_steps, self.num_envs = max_steps, num_envs
+        self.max_steps, self.num_envs, self.patience = max_steps, num_envs, patience or max_steps
 
     def __call__(self, vectors: Tensor, keys: Tensor, seed: int) -> Scores:
         owner = torch.arange(len(vectors)).repeat_interleave(keys.shape[1])
@@ -105,6 +110,7 @@ class Real:
     @torch.no_grad()
     def play(self, env: Any, vectors: Tensor, keys: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         returns, lengths = np.zeros(len(keys)), np.zeros(len(keys), np.int64)
+        rewarded = np.zeros(len(keys), np.int64)
         live, record = np.arange(len(keys)), env.reset()
         h, c = self.agent.rnn.initial(len(keys))
         for step in range(self.max_steps):
@@ -116,10 +122,11 @@ class Real:
             chosen = self.agent.task.env_action(action).cpu()
             every = chosen.new_zeros((len(keys), *chosen.shape[1:]))
             every[live] = chosen
-            record = env.step(every)
+            record = env.step(every, live)
             returns[live] += record["reward"][live]
             lengths[live] += 1
-            live = live[~record["is_last"][live]]
+            rewarded[record["reward"] > 0] = step
+            live = live[~record["is_last"][live] & (step - rewarded[live] < self.patience)]
             if not len(live):
                 break
         return torch.from_numpy(returns), torch.from_numpy(lengths)
