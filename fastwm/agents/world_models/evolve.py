@@ -158,7 +158,8 @@ class EvolveC(Stage):
         text = (
             f"C: generation {self.generation:,}/{self.config.c.generations:,}  mean {values['return/mean']:.1f}  "
             f"best {values['return/best']:.1f}  steps {values['length/mean']:.0f}  sigma {values['sigma']:.3g}  "
-            f"{values['generations_per_minute']:.1f} generations/min  {values['steps_per_second']:,.0f} steps/s"
+            f"{values['generations_per_minute']:.1f} generations/min  {values['steps_per_second']:,.0f} steps/s  "
+            f"{total:.0f} s"
         )
         if "evaluation/mean" in values:
             self.run.say(

@@ -140,7 +140,8 @@ class TrainM(Stage):
         values["lr"] = self.learner.optimizer.param_groups[0]["lr"]
         self.run.log(self.step, values)
         parts = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k not in ("loss", "lr", "rows_per_second"))
-        self.run.show(
+        tell = self.run.say if self.step == self.total else self.run.show
+        tell(
             f"M: update {self.step:,}/{self.total:,}  {parts}  {values['rows_per_second']:,.0f} rows/s  "
             f"about {(self.total - self.step) / max(rate, 1e-9):.0f} s left"
         )

@@ -81,7 +81,8 @@ class TrainV(Stage):
         check_finite(self.name, self.step, values)
         self.run.log(self.step, values)
         left = (self.total - self.step) / max(rate, 1e-9)
-        self.run.show(
+        tell = self.run.say if self.step == self.total else self.run.show
+        tell(
             f"V: update {self.step:,}/{self.total:,}  error {values['reconstruction']:.1f} a frame  "
             f"KL {values['kl_unfloored']:.1f}  {values['active_latents']:.0f} latents active  "
             f"{values['frames_per_second']:,.0f} frames/s  about {left:.0f} s left"
