@@ -64,6 +64,16 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
         "Tensor n_deter, Tensor w_stoch, Tensor n_stoch, Tensor w_own, Tensor w_embeds, Tensor n_hidden, "
         "Tensor w_gates, Tensor w_post, Tensor n_post, Tensor w_logits, float unimix, float eps, bool bf16) "
         "-> (Tensor, Tensor, Tensor)");
+  m.def("gru_rssm_observe(Tensor input_in, Tensor layer_in, Tensor is_first, Tensor deter, Tensor stoch, Tensor noise, "
+        "Tensor w_stoch, Tensor? scale_input, Tensor? shift_input, Tensor w_x, Tensor? b_x, Tensor w_h, Tensor? b_h, "
+        "Tensor? scale_gates, Tensor? shift_gates, Tensor w_layer, Tensor? scale_layer, Tensor? shift_layer, "
+        "Tensor w_stats, Tensor? b_stats, int cell, int activation, float unimix, float eps, bool save, bool bf16) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("gru_rssm_observe_backward(Tensor g_deter, Tensor g_stoch, Tensor g_stats, Tensor is_first, Tensor deter0, "
+        "Tensor stoch0, Tensor noise, Tensor deter, Tensor stoch, Tensor stats, Tensor input, Tensor gates, Tensor layer, "
+        "Tensor w_stoch, Tensor? scale_input, Tensor? shift_input, Tensor w_x, Tensor w_h, Tensor? scale_gates, "
+        "Tensor? shift_gates, Tensor w_layer, Tensor? scale_layer, Tensor? shift_layer, Tensor w_stats, int cell, "
+        "int activation, float unimix, float eps, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("two_hot_loss(Tensor logits, Tensor target, Tensor bins, Tensor? second_target, float second_weight) "
         "-> (Tensor, Tensor)");
   m.def("two_hot_loss_backward(Tensor grad, Tensor logits, Tensor target, Tensor bins, Tensor? second_target, "

@@ -215,6 +215,7 @@ void dispatch(const Params& p) {
     case Activation::none: return p.bias ? dispatch<Activation::none, true>(p) : dispatch<Activation::none, false>(p);
     case Activation::silu: return p.bias ? dispatch<Activation::silu, true>(p) : dispatch<Activation::silu, false>(p);
     case Activation::elu: return p.bias ? dispatch<Activation::elu, true>(p) : dispatch<Activation::elu, false>(p);
+    case Activation::relu: return p.bias ? dispatch<Activation::relu, true>(p) : dispatch<Activation::relu, false>(p);
   }
 }
 

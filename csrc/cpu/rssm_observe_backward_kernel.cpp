@@ -1,6 +1,6 @@
 #include <initializer_list>
 
-#include "rssm_plan.h"
+#include "weight_grads.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -64,13 +64,6 @@ struct Grads {
   }
 };
 
-constexpr int64_t kChunkRows = 128;  // rows from which a weight's gradient is one product
-
-inline int64_t chunk_steps(const RssmSizes& n, int64_t rows) {
-  const int64_t steps = rows < kChunkRows ? kChunkRows / rows : 1;
-  return steps < n.T ? steps : n.T;
-}
-
 template <typename T, typename O>
 struct Scratch {
   Arena arena;
@@ -85,8 +78,8 @@ struct Scratch {
 
   Scratch(const RssmSizes& n, int64_t rows)
       : arena(((3 * n.Z() + 6 * n.U + 6 * n.D) +
-               chunk_steps(n, rows) * (2 * n.Z() + 6 * n.U + 7 * n.D)) * rows * sizeof(T) + 8192) {
-    const int64_t chunk = chunk_steps(n, rows) * rows;
+               chunk_steps(n.T, rows) * (2 * n.Z() + 6 * n.U + 7 * n.D)) * rows * sizeof(T) + 8192) {
+    const int64_t chunk = chunk_steps(n.T, rows) * rows;
     for (T** part : {&d_z, &probs}) *part = arena.take<T>(rows * n.Z());
     d_post_act = arena.take<T>(rows * n.U);
     for (O** part : {&d_embed, &o_post, &o_stoch}) *part = arena.take<O>(rows * n.U);
@@ -110,7 +103,7 @@ class ObserveBackward {
   ObserveBackward(const RssmObserveBackward& p, const Weights<T, O>& w, int64_t first_row, int64_t rows, Team team,
                   const Scratch<T, O>& s, const Grads<T>& shared, const Grads<T>& mine)
       : p_(p), n_(p.n), w_(w), row0_(first_row), rows_(rows), team_(team), s_(s), shared_(shared), mine_(mine),
-        eps_(p.w.eps), steps_(chunk_steps(p.n, rows)) {}
+        eps_(p.w.eps), steps_(chunk_steps(p.n.T, rows)) {}
 
   void run() {
     const AmxTiles tiles(use_amx<O>(), rows_);
@@ -318,28 +311,11 @@ class ObserveBackward {
         {1, U, D, s_.d_post, U, 0, s_.deter, D, shared_.w_post},
         {1, Z, U, s_.d_logits, Z, 0, s_.post, U, shared_.w_logits},
     };
-    using Factors = GradFactors<T, O>;
-    int64_t size = 0;
-    for (const GradProduct<T>& product : products) {
-      const int64_t needed = Factors::scratch(product.M, count);
-      size = needed > size ? needed : size;
-    }
-    Arena arena(Arena::bytes<O>(size));
-    O* scratch = arena.take<O>(size);
-    for (const GradProduct<T>& product : products)
-      Factors::add(product, team_.range(Factors::tasks(product)), count, scratch);
-    add_columns(count, s_.d_embeds, U, 2 * U, shared_.b_deter);
-    add_columns(count, s_.d_embeds + U, U, 2 * U, shared_.b_stoch);
-    add_columns(count, s_.d_gates, 3 * D, 3 * D, shared_.b_gates);
-    add_columns(count, s_.d_logits, Z, Z, shared_.b_logits);
-  }
-
-  void add_columns(int64_t count, const T* x, int64_t width, int64_t stride, T* sum) const {
-    const Range columns = team_.range(width);
-    for (int64_t r = 0; r < count; ++r) {
-#pragma omp simd
-      for (int64_t i = columns.first; i < columns.last; ++i) sum[i] += x[r * stride + i];
-    }
+    add_products<T, O>(products, count, team_);
+    add_columns(count, s_.d_embeds, U, 2 * U, shared_.b_deter, team_);
+    add_columns(count, s_.d_embeds + U, U, 2 * U, shared_.b_stoch, team_);
+    add_columns(count, s_.d_gates, 3 * D, 3 * D, shared_.b_gates, team_);
+    add_columns(count, s_.d_logits, Z, Z, shared_.b_logits, team_);
   }
 
   const RssmObserveBackward& p_;
@@ -362,30 +338,15 @@ void observe_backward(const RssmObserveBackward& p) {
   Arena arena(bytes);
   weights.pack(p.w, p.n, arena, threads);
 
-  // Threads that own rows sum into arrays of their own, added up in order at the end.
-  const int64_t size = p.n.weights();
-  const int64_t copies = threads - 1;
-  Arena sums(Arena::bytes<T>(copies * size));
-  T* extra = sums.take<T>(copies * size);
-  T* all = ptr<T>(p.d_weights);
-  std::memset(all, 0, size * sizeof(T));
-  bool used[kMaxThreads] = {};
+  ThreadSums<T> sums(ptr<T>(p.d_weights), p.n.weights(), threads);
   for_each_team<Scratch<T, O>>(
       p.n.B, weights.count(), bytes, threads, [&](int64_t rows) { return Scratch<T, O>(p.n, rows); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
-        const int thread = thread_number();
-        T* sum = thread > 0 ? extra + (thread - 1) * size : all;
-        if (thread > 0 && !used[thread]) std::memset(sum, 0, size * sizeof(T));
-        used[thread] = true;
-        const Grads<T> mine(p.n, sum), shared(p.n, team.size > 1 ? all : sum);
+        T* sum = sums.mine();
+        const Grads<T> mine(p.n, sum), shared(p.n, team.size > 1 ? ptr<T>(p.d_weights) : sum);
         ObserveBackward<T, O>(p, weights, first, rows, team, scratch, shared, mine).run();
       });
-  for (int i = 1; i < threads; ++i) {
-    if (!used[i]) continue;
-    const T* more = extra + (i - 1) * size;
-#pragma omp parallel for simd schedule(static) num_threads(threads) if (size > (1 << 18))
-    for (int64_t k = 0; k < size; ++k) all[k] += more[k];
-  }
+  sums.finish();
 }
 
 }  // namespace

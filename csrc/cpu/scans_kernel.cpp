@@ -52,6 +52,7 @@ class ScanForward {
 
  private:
   static constexpr int kGates = scan_gates(Cell::cell), kSaved = scan_saved(Cell::cell);
+  static constexpr bool kLstm = Cell::cell == ScanCell::lstm;
   static constexpr bool kRereads = Cell::by_rows || Cell::late;  // else one row of `unsaved` serves all
   static constexpr int64_t kBlock = 32;  // rows whose sums are at work at a time
 
@@ -115,11 +116,11 @@ class ScanForward {
   template <int stage>
   void gates(int64_t t, int64_t r, int64_t j, int64_t width, const T* sums, int64_t part) const {
     const int64_t at = (base_ + r) * D_ + j, before = at - B_ * D_, row = (row0_ + r) * D_ + j;
-    T* c = Cell::cell == ScanCell::lstm ? p_.cells ? ptr<T>(p_.cells) + at : ptr<T>(p_.c_T) + row : nullptr;
+    T* c = !kLstm ? nullptr : p_.cells ? ptr<T>(p_.cells) + at : ptr<T>(p_.c_T) + row;
     const T *old_h = s_.zeros, *old_c = s_.zeros;
     if (!first(t, r)) {
       old_h = t > 0 ? ptr<T>(p_.output) + before : ptr<T>(p_.h0) + row;
-      old_c = t > 0 ? (p_.cells ? c - B_ * D_ : c) : ptr<T>(p_.c0) + row;
+      old_c = !kLstm ? nullptr : t == 0 ? ptr<T>(p_.c0) + row : p_.cells ? c - B_ * D_ : c;
     }
     const ForwardRow<T, O> x{width, D_, ptr<T>(p_.input) + (base_ + r) * kGates * D_ + j, sums, part, saved(r) + j,
                              old_h, old_c, ptr<T>(p_.output) + at, c, s_.late + r * D_ + j};
@@ -127,7 +128,7 @@ class ScanForward {
     if constexpr (Cell::late && stage == 0) return;
     if (t + 1 < T_) return factor(t + 1, r, j, width, x.new_h);
     copy_rows(1, width, x.new_h, 0, ptr<T>(p_.h_T) + row, 0);
-    if (p_.cells && c) copy_rows(1, width, x.new_c, 0, ptr<T>(p_.c_T) + row, 0);
+    if (kLstm && p_.cells) copy_rows(1, width, x.new_c, 0, ptr<T>(p_.c_T) + row, 0);
   }
 
   const Scan& p_;

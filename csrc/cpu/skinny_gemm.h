@@ -17,7 +17,7 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64, kTileRows = 8;  // 16 sums, 2 weights and broadcasts in 32 registers
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kTileRows = 4;  // 8 sums in 16 registers
+constexpr int kVectorBytes = 32, kTileRows = 6;  // 12 sums in 16 registers
 #else
 constexpr int kVectorBytes = 16, kTileRows = 4;
 #endif
@@ -133,9 +133,11 @@ inline void multiply_rows(int64_t rows, const T* a, int64_t lda, const T* panel,
     case 2: return multiply_tile<2, across>(a, lda, panel, K, c, ldc, next);
     case 3: return multiply_tile<3, across>(a, lda, panel, K, c, ldc, next);
     case 4: return multiply_tile<4, across>(a, lda, panel, K, c, ldc, next);
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
     case 5: return multiply_tile<5, across>(a, lda, panel, K, c, ldc, next);
     case 6: return multiply_tile<6, across>(a, lda, panel, K, c, ldc, next);
+#endif
+#if defined(__AVX512F__)
     case 7: return multiply_tile<7, across>(a, lda, panel, K, c, ldc, next);
     case 8: return multiply_tile<8, across>(a, lda, panel, K, c, ldc, next);
 #endif
@@ -158,13 +160,14 @@ template <typename T>
 void multiply(int64_t M, const T* a, int64_t lda, const Packed<T>& w, int64_t task, T* c, int64_t ldc) {
   const int64_t valid = w.width(task % w.panels());
   const T* panel = w.data + task * w.K * kPanel<T>;
+  const int64_t passes = (M + kTileRows - 1) / kTileRows, step = (M + passes - 1) / passes;  // of even tiles
   for (int64_t k = 0; k < w.K; k += kDepth) {
     const int64_t depth = w.K - k < kDepth ? w.K - k : kDepth;
-    for (int64_t m = 0; m < M; m += kTileRows) {
-      const int64_t rows = M - m < kTileRows ? M - m : kTileRows;
+    for (int64_t m = 0; m < M; m += step) {
+      const int64_t rows = M - m < step ? M - m : step;
       // The first two passes fetch one half each of the part that comes next, so that the fetching is even.
       const T *part = panel + k * kPanel<T>, *next = part + depth * kPanel<T> + (m > 0 ? depth * kPanel<T> / 2 : 0);
-      if (m > kTileRows) next = part;
+      if (m > step) next = part;
       multiply_part<false>(rows, valid, a + m * lda + k, lda, part, depth, c + m * ldc, ldc, next);
     }
   }
@@ -194,10 +197,10 @@ struct GradFactors {
   static int64_t tiles(int64_t M) { return (M + kTileRows - 1) / kTileRows; }
 
   static void cut(const T* a, int64_t M, int64_t lda, int64_t K, T* tiles) {
-    constexpr int64_t kLine = 64 / sizeof(T);
-    for (int64_t line = 0; line < M; line += kLine)
+    constexpr int64_t kColumns = 8 * kTileRows;  // some lines of a row at a time
+    for (int64_t first = 0; first < M; first += kColumns)
       for (int64_t k = 0; k < K; ++k)
-        for (int64_t m = line; m < M && m < line + kLine; m += kTileRows) {
+        for (int64_t m = first; m < M && m < first + kColumns; m += kTileRows) {
           const int64_t rows = M - m < kTileRows ? M - m : kTileRows;
           std::memcpy(tiles + m * K + k * kTileRows, a + k * lda + m, rows * sizeof(T));
         }

@@ -7,6 +7,7 @@
 #include "ops/mdn.h"
 #include "ops/mdn_rnn_rollout.h"
 #include "ops/philox.h"
+#include "ops/rssm_observe.h"
 #include "ops/symlog.h"
 #include "ops/two_hot.h"
 
@@ -49,6 +50,12 @@ FASTWM_CUDA_KERNEL(two_hot_loss_kernel, TwoHotLoss)
 FASTWM_CUDA_KERNEL(two_hot_loss_backward_kernel, TwoHotLossBackward)
 FASTWM_CUDA_KERNEL(two_hot_mean_kernel, TwoHotMean)
 FASTWM_CUDA_KERNEL(two_hot_mean_backward_kernel, TwoHotMeanBackward)
+FASTWM_CUDA_KERNEL(rssm_observe_kernel, RssmObserve)
+FASTWM_CUDA_KERNEL(rssm_observe_backward_kernel, RssmObserveBackward)
+namespace cuda {
+int64_t rssm_observe_scratch(const RssmObserve&);
+int64_t rssm_observe_backward_scratch(const RssmObserveBackward&);
+}  // namespace cuda
 
 }  // namespace fastwm
 
@@ -92,6 +99,9 @@ STABLE_TORCH_LIBRARY_IMPL(fastwm, CUDA, m) {
   m.impl("two_hot_mean", TORCH_BOX(&two_hot_mean<two_hot_mean_kernel>));
   m.impl("two_hot_mean_backward", TORCH_BOX(&two_hot_mean_backward<two_hot_mean_backward_kernel>));
   m.impl("laprop_step_", TORCH_BOX(&laprop_step_<laprop_kernel>));
+  m.impl("rssm_observe", TORCH_BOX((&rssm_observe<rssm_observe_kernel, cuda::rssm_observe_scratch>)));
+  m.impl("rssm_observe_backward",
+         TORCH_BOX((&rssm_observe_backward<rssm_observe_backward_kernel, cuda::rssm_observe_backward_scratch>)));
   m.impl("symlog", TORCH_BOX(&elementwise<symlog_kernel>));
   m.impl("symexp", TORCH_BOX(&elementwise<symexp_kernel>));
   m.impl("symlog_backward", TORCH_BOX(&elementwise_backward<symlog_backward_kernel>));

@@ -12,6 +12,7 @@ __device__ A activate(Activation f, A z) {
   switch (f) {
     case Activation::silu: return fastwm::activate<Activation::silu>(z);
     case Activation::elu: return fastwm::activate<Activation::elu>(z);
+    case Activation::relu: return fastwm::activate<Activation::relu>(z);
     default: return z;
   }
 }
@@ -21,6 +22,7 @@ __device__ A activation_slope(Activation f, A z) {
   switch (f) {
     case Activation::silu: return fastwm::activation_slope<Activation::silu>(z);
     case Activation::elu: return fastwm::activation_slope<Activation::elu>(z);
+    case Activation::relu: return fastwm::activation_slope<Activation::relu>(z);
     default: return 1;
   }
 }

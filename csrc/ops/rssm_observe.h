@@ -15,7 +15,7 @@ inline Tensor dense_shaped(const Tensor& x, std::initializer_list<int64_t> shape
               x.device() == like.device();
   int64_t d = 0;
   for (int64_t size : shape) same = same && x.size(d++) == size;
-  STD_TORCH_CHECK(same, "fastwm: rssm_observe: wrong shape, dtype or device of ", name);
+  STD_TORCH_CHECK(same, "fastwm: wrong shape, dtype or device of ", name);
   return dense(x);
 }
 
@@ -30,12 +30,16 @@ inline Weight weight_of(const Tensor& w, std::initializer_list<int64_t> shape, c
               w.device() == like.device();
   int64_t d = 0;
   for (int64_t size : shape) same = same && w.size(d++) == size;
-  STD_TORCH_CHECK(same, "fastwm: rssm_observe: wrong shape, dtype or device of ", name);
+  STD_TORCH_CHECK(same, "fastwm: wrong shape, dtype or device of ", name);
   if (w.dim() == 3) return {w.const_data_ptr(), w.stride(0), w.stride(1), w.stride(2)};
   return {w.const_data_ptr(), 0, w.stride(1), w.stride(0)};  // Linear holds [out, in]
 }
 
-template <auto kernel>
+// What a kernel that allocates its own scratch memory asks the host for.
+template <typename Params>
+int64_t no_scratch(const Params&) { return 0; }
+
+template <auto kernel, auto scratch_bytes = no_scratch<RssmObserve>>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_observe(
     const Tensor& hidden_in_, const Tensor& post_in_, const Tensor& is_first_, const Tensor& deter0_,
     const Tensor& stoch0_, const Tensor& uniform_, const Tensor& w_deter, const Tensor& b_deter_,
@@ -94,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_
   Tensor gates = empty_shaped(hidden_in, {kept, n.B, 3 * n.D});
   Tensor post = empty_shaped(hidden_in, {kept, n.B, n.U});
   const auto saved = [save](Tensor& x) { return save ? x.mutable_data_ptr() : nullptr; };
-  const RssmObserve p{dtype_of(hidden_in),
+  RssmObserve p{dtype_of(hidden_in),
                       bf16_products,
                       n,
                       w,
@@ -108,12 +112,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_
                       stoch.mutable_data_ptr(),
                       static_cast<int64_t*>(index.mutable_data_ptr()),
                       logits.mutable_data_ptr(),
-                      {saved(embeds), saved(hidden), saved(gates), saved(post)}};
+                      {saved(embeds), saved(hidden), saved(gates), saved(post)},
+                      nullptr};
+  Tensor scratch = empty_shaped(hidden_in, {scratch_bytes(p)}, ScalarType::Byte);
+  p.scratch = scratch.mutable_data_ptr();
   kernel(p, hidden_in.get_device_index());
   return {deter, stoch, index, logits, embeds, hidden, gates, post};
 }
 
-template <auto kernel>
+template <auto kernel, auto scratch_bytes = no_scratch<RssmObserveBackward>>
 std::tuple<Tensor, Tensor, Tensor> rssm_observe_backward(
     const Tensor& g_deter_, const Tensor& g_stoch_, const Tensor& g_logits_, const Tensor& is_first_,
     const Tensor& deter0_, const Tensor& stoch0_, const Tensor& deter_, const Tensor& stoch_, const Tensor& logits_,
@@ -167,7 +174,7 @@ std::tuple<Tensor, Tensor, Tensor> rssm_observe_backward(
                       eps};
   Tensor d_hidden = empty_dense(hidden), d_post = empty_dense(post);
   Tensor d_weights = empty_shaped(deter, {n.weights()});
-  const RssmObserveBackward p{dtype_of(deter),
+  RssmObserveBackward p{dtype_of(deter),
                               bf16_products,
                               n,
                               w,
@@ -186,7 +193,10 @@ std::tuple<Tensor, Tensor, Tensor> rssm_observe_backward(
                               g_logits.const_data_ptr(),
                               d_hidden.mutable_data_ptr(),
                               d_post.mutable_data_ptr(),
-                              d_weights.mutable_data_ptr()};
+                              d_weights.mutable_data_ptr(),
+                              nullptr};
+  Tensor scratch = empty_shaped(deter, {scratch_bytes(p)}, ScalarType::Byte);
+  p.scratch = scratch.mutable_data_ptr();
   kernel(p, deter.get_device_index());
   return {d_hidden, d_post, d_weights};
 }

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from fastwm import ref
+from fastwm.ops.gru_rssm_observe import gru_rssm_observe
 from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights, LayerWeights, PolicyHead
 from fastwm.ref.rssm_observe import LinearWeights
 
@@ -15,40 +16,6 @@ __all__ = [
     "gru_rssm_imagine",
     "gru_rssm_observe",
 ]
-
-
-def gru_rssm_observe(
-    tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, noise: Tensor, w: GRURSSMWeights,
-    kind: GRURSSMKind,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Filter a whole sequence with the RSSM of PlaNet, V1 or V2 in one call, the posterior's sample inside.
-
-        x_t = dense([z_{t-1}, a_t]),   h_t = GRU(x_t, h_{t-1}),   z_t ~ q(dense([h_t, tokens_t]))
-
-    Where `is_first`, h, z and the action before are zero.
-
-    Args:
-        tokens: `[T, B, E]`, T >= 1, float32 or float64: the encoded observations.
-        action: `[T, B, A]`, encoded: the action that led to each.
-        is_first: `[T, B]` bool.
-        deter, stoch: `[B, D]`, and `[B, S, C]` one-hot or `[B, S]`: the state before the first step. They are data:
-            no gradient.
-        noise: `[T, B, S]`, uniform in [0, 1) for categoricals, standard normal for Gaussians.
-        w, kind: the parameters, and which of the systems this is.
-
-    Returns:
-        deter `[T, B, D]`, the sample `[T, B, S, C]` or `[T, B, S]`, and the posterior's statistics: logits before
-        mixing `[T, B, S, C]`, or means and raw deviations `[T, B, 2S]` with std = softplus(raw) + 0.1. A one-hot's
-        gradient is that of the mixed probabilities (straight through), a Gaussian's that of mean + std * noise.
-        Differentiable in tokens, action and all weights that are used.
-
-    Raises:
-        ValueError: shapes, dtypes or devices that do not fit, or T = 0.
-
-    Source: Hafner et al., "Learning latent dynamics for planning from pixels" (2019), "Dream to control" (2020),
-    "Mastering Atari with discrete world models" (2021), and their official codes
-    """
-    return ref.gru_rssm_observe(tokens, action, is_first, deter, stoch, noise, w, kind)
 
 
 def gru_rssm_imagine(

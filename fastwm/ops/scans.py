@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, autocast_float32, select
+from fastwm.ops._backend import Operator, autocast_float32
 from fastwm.ops.cell_steps import InputOrder
 from fastwm.ops.cells import GateOrder
 from fastwm.ops.rssm_observe import _no_vmap, bf16_products
@@ -237,8 +237,7 @@ def _describe(x: Tensor) -> str:
 
 
 def _library(h: Tensor, weight: Tensor) -> str | None:
-    library = select(h) if h.dtype == weight.dtype and h.dtype in _KERNEL_DTYPES else None
-    return library if library in _forward.ops else None
+    return _forward.library(h) if h.dtype == weight.dtype and h.dtype in _KERNEL_DTYPES else None
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

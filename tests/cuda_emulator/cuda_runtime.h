@@ -11,6 +11,7 @@
 #include <tuple>
 #include <utility>
 
+#define FASTWM_EMULATED
 #define __global__
 #define __device__
 #define __host__
@@ -27,6 +28,7 @@ struct dim3 {
 
 struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
@@ -122,3 +124,31 @@ static inline T __shfl_down_sync(unsigned mask, T x, unsigned delta, int width =
   const int at = (emulated::lane() & (width - 1)) + static_cast<int>(delta);
   return __shfl_sync(mask, x, at < width ? at : emulated::lane(), width);
 }
+
+namespace emulated {
+
+// PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type".
+static inline void mma_m16n8k16(float* d, const uint32_t (&a)[4], uint2 b) {
+  struct Fragment {
+    uint32_t a[4], b[2];
+  } mine = {{a[0], a[1], a[2], a[3]}, {b.x, b.y}};
+  Fragment all[32];
+  std::memcpy(all, exchange(&mine, sizeof(mine)), sizeof(all));
+  release();
+  const auto value = [](uint32_t pair, int high) {
+    const uint32_t bits = high ? pair & 0xffff0000u : pair << 16;
+    float out;
+    std::memcpy(&out, &bits, sizeof(out));
+    return out;
+  };
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const int pair = k % 8 / 2;
+      const float x = value(all[row % 8 * 4 + pair].a[row / 8 + k / 8 * 2], k % 2);
+      d[i] += x * value(all[column * 4 + pair].b[k / 8], k % 2);
+    }
+  }
+}
+
+}  // namespace emulated

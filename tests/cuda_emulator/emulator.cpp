@@ -129,8 +129,10 @@ unsigned char* dynamic_shared() { return shared_memory.data(); }
 
 void run(dim3 grid, dim3 block, size_t shared, void (*thread)(void*), void* kernel) {
   const size_t threads = size_t{block.x} * block.y * block.z;
-  if (threads == 0 || threads > 1024 || shared > (227 << 10)) {
-    std::fprintf(stderr, "emulated CUDA: no device launches %zu threads with %zu bytes\n", threads, shared);
+  const bool empty = grid.x == 0 || grid.y == 0 || grid.z == 0 || threads == 0;
+  if (empty || threads > 1024 || shared > (227 << 10) || grid.y > 65535 || grid.z > 65535) {
+    std::fprintf(stderr, "emulated CUDA: no device launches a grid of %u x %u x %u blocks of %zu threads, %zu bytes\n",
+                 grid.x, grid.y, grid.z, threads, shared);
     std::abort();
   }
   if (fibers.size() < threads) fibers.resize(threads);

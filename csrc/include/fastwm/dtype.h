@@ -5,8 +5,10 @@
 #include <cstdint>
 
 #ifdef __CUDACC__
+#define FASTWM_HD __host__ __device__
 #define FASTWM_FN static __host__ __device__ __forceinline__
 #else
+#define FASTWM_HD
 #define FASTWM_FN static inline __attribute__((always_inline))
 #endif
 

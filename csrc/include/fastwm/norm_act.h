@@ -6,7 +6,7 @@
 
 namespace fastwm {
 
-enum class Activation : int64_t { none, silu, elu };
+enum class Activation : int64_t { none, silu, elu, relu };
 
 // y = f(xhat * weight + bias), xhat = (x - mean) * inv_std. RMSNorm is the case without mean and bias (nullptr).
 // Everything but x, y, grad and d_x is in the type computed in.
@@ -46,6 +46,7 @@ template <Activation f, typename A>
 FASTWM_FN A activate(A z) {
   if constexpr (f == Activation::silu) return vsilu(z);
   else if constexpr (f == Activation::elu) return velu(z);
+  else if constexpr (f == Activation::relu) return z > 0 ? z : 0;
   else return z;
 }
 
@@ -56,6 +57,8 @@ FASTWM_FN A activation_slope(A z) {
     return s + z * s * (1 - s);
   } else if constexpr (f == Activation::elu) {
     return z > 0 ? 1 : vexp(z);
+  } else if constexpr (f == Activation::relu) {
+    return z > 0 ? 1 : 0;
   } else {
     return 1;
   }

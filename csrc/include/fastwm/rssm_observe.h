@@ -17,9 +17,9 @@ struct Weight {
 struct RssmSizes {
   int64_t T, B, D, U, S, C, G;
 
-  int64_t J() const { return D / G; }  // a block's share of deter
-  int64_t Z() const { return S * C; }
-  int64_t weights() const { return 4 * U * D + 2 * U * Z() + 4 * D * J() + 5 * U + 4 * D + Z(); }  // elements
+  FASTWM_HD int64_t J() const { return D / G; }  // a block's share of deter
+  FASTWM_HD int64_t Z() const { return S * C; }
+  FASTWM_HD int64_t weights() const { return 4 * U * D + 2 * U * Z() + 4 * D * J() + 5 * U + 4 * D + Z(); }  // elements
 };
 
 struct RssmWeights {
@@ -46,7 +46,7 @@ struct RssmSaved {
 
 struct RssmObserve {
   Dtype dtype;
-  bool bf16;  // products in bfloat16, where the CPU has them
+  bool bf16;  // products in bfloat16, where the hardware has them
   RssmSizes n;
   RssmWeights w;
   const void* hidden_in;    // [T, B, D]: the action's part of the hidden layer, with its bias
@@ -60,6 +60,7 @@ struct RssmObserve {
   int64_t* index;           // [T, B, S]
   void* logits;             // [T, B, Z]
   RssmSaved saved;
+  void* scratch;            // as many bytes as the backend asks for
 };
 
 // The gradients, all weights' in one array, in this order and layout: w_deter [U, D], b_deter [U], n_deter [U],
@@ -76,6 +77,7 @@ struct RssmObserveBackward {
   const void *g_deter, *g_stoch, *g_logits;    // [T, B, D] [T, B, Z] [T, B, Z]
   void *d_hidden, *d_post;                     // [T, B, D] [T, B, U]: of hidden_in and post_in
   void* d_weights;
+  void* scratch;
 };
 
 }  // namespace fastwm

@@ -1,0 +1,302 @@
+// One step of the RSSM of PlaNet, V1 and V2 for some rows: input layer, cell, layer, the latent's statistics, sample.
+// Observing, it is the posterior's step; with the prior's layer, whose layer_in is its bias, it imagines.
+#pragma once
+
+#include <utility>
+
+#include "layer_rows.h"
+#include "rssm_plan.h"
+#include "fastwm/cells.h"
+
+namespace fastwm::FASTWM_ISA {
+namespace {
+
+// The weights, packed once a call. T is what sums, norms and the state are in, O what products multiply.
+template <typename T, typename O>
+struct GruRssmPacked {
+  Packed<O> x, h, layer, stats;  // [3, U, D] [3, D, D] [D, U] [U, O]
+  T* stoch;                      // [Z, U], rows to be gathered
+
+  static constexpr int kCount = 4;
+  Packed<O>* all[kCount] = {&x, &h, &layer, &stats};
+
+  explicit GruRssmPacked(const GruRssmSizes& n)
+      : x{3, n.U, n.D}, h{3, n.D, n.D}, layer{1, n.D, n.U}, stats{1, n.U, n.O()} {}
+
+  int64_t count() const {
+    int64_t sum = 0;
+    for (const Packed<O>* w : all) sum += w->blocks * w->K * w->N;
+    return sum;
+  }
+  int64_t bytes(const GruRssmSizes& n) const {
+    int64_t sum = Arena::bytes<T>(n.Z() * n.U);
+    for (const Packed<O>* w : all) sum += Arena::bytes<O>(w->size());
+    return sum;
+  }
+  void pack(const GruRssmWeights& w, const GruRssmSizes& n, Arena& arena, int threads) {
+    for (Packed<O>* packed : all) packed->data = arena.take<O>(packed->size());
+    const auto gates = [&](const Weight& x) { return Weight{x.data, n.D * x.sn, x.sk, x.sn}; };
+    const Weight sources[] = {gates(w.x), gates(w.h), w.layer, w.stats};
+    Packing<O> items[kCount];
+    for (int i = 0; i < kCount; ++i) items[i] = {all[i], sources[i]};
+    pack_all(items, kCount, threads);
+    stoch = arena.take<T>(n.Z() * n.U);
+    pack_rows(w.stoch, 0, n.Z(), n.U, stoch);
+  }
+};
+
+// Scratch that a team shares for its rows.
+template <typename T, typename O>
+struct GruRssmScratch {
+  Arena arena;
+  O *h[2], *reset_h, *x, *act;  // operands [R, D] each, [R, U] each: deter by turns, reset * h, the layers' outputs
+  T *input, *gates, *layer;     // [R, U] [R, gates() D] [R, U]: what is not saved
+  T *normal, *zeros;            // [R, 3D] [D]
+  int64_t* index;               // [R, S]
+
+  GruRssmScratch(const GruRssmSizes& n, int64_t rows)
+      : arena((rows * (4 * n.U + 10 * n.D) + n.D) * sizeof(T) + rows * n.S * sizeof(int64_t) + 2048) {
+    for (O** operand : {&h[0], &h[1], &reset_h}) *operand = arena.take<O>(rows * n.D);
+    for (O** operand : {&x, &act}) *operand = arena.take<O>(rows * n.U);
+    for (T** part : {&input, &layer}) *part = arena.take<T>(rows * n.U);
+    gates = arena.take<T>(rows * 4 * n.D);
+    normal = arena.take<T>(rows * 3 * n.D);
+    index = arena.take<int64_t>(rows * n.S);
+    zeros = arena.take<T>(n.D);
+    std::memset(zeros, 0, n.D * sizeof(T));
+  }
+};
+
+// A step's rows, contiguous: where they are read and written.
+template <typename T>
+struct GruRssmStep {
+  const bool* is_first;                // [R], or null
+  const T *past_deter, *past_stoch;    // [R, D] [R, Z]
+  const T *input_in, *layer_in;        // [R, U]: what comes from outside, the biases with it
+  const T* noise;                      // [R, S]
+  T *input, *gates, *layer;            // [R, U] [R, gates() D] [R, U]: before norms and activations
+  T *deter, *stoch, *stats;            // [R, D] [R, Z] [R, O]
+};
+
+// As one member of a team sees it. Between two of its stages the team waits.
+template <typename T, typename O>
+class GruRssmCore {
+ public:
+  using Scratch = GruRssmScratch<T, O>;
+  using Step = GruRssmStep<T>;
+
+  GruRssmCore(const GruRssmSizes& n, const GruRssmWeights& w, const GruRssmPacked<T, O>& packed, int64_t rows,
+              Team team, const Scratch& s)
+      : n_(n), w_(w), packed_(packed), rows_(rows), team_(team), s_(s), eps_(static_cast<T>(w.eps)) {}
+
+  // Before the first step.
+  void start(const T* deter) {
+    const Range rows = team_.range(rows_);
+    convert((rows.last - rows.first) * n_.D, deter + rows.first * n_.D, s_.h[now_] + rows.first * n_.D);
+  }
+
+  // input_in must be there when all members call; when they return each has its own rows of the sample only.
+  void step(const Step& s) {
+    input(s);
+    team_.wait();
+    gates(s);
+    team_.wait();
+    if (w_.cell != GruCell::gru) {
+      w_.cell == GruCell::planet_gru ? candidate(s) : norm_gates(s);
+      team_.wait();
+    }
+    layer(s);
+    team_.wait();
+    norm_layer(s);
+    team_.wait();
+    stats(s);
+    team_.wait();
+    sample(s);
+    now_ ^= 1;
+  }
+
+ private:
+  static constexpr int64_t kWide = kPanelOf<O>;
+
+  bool first(const Step& s, int64_t r) const { return s.is_first && s.is_first[r]; }
+  const T* past(const Step& s, int64_t r) const { return first(s, r) ? s_.zeros : s.past_deter + r * n_.D; }
+  O* h() const { return s_.h[now_]; }
+  O* next_h() const { return s_.h[now_ ^ 1]; }
+
+  void activate_row(const T* pre, const LayerNorm& norm, O* act) const {
+    with_activation(w_.activation, [&](auto f) { layer_row<decltype(f)::value>(n_.U, pre, norm, eps_, act); });
+  }
+
+  void input(const Step& s) const {
+    const Range rows = team_.range(rows_);
+    for (int64_t r = rows.first; r < rows.last; ++r) {
+      T* pre = s.input + r * n_.U;
+      copy_rows(1, n_.U, s.input_in + r * n_.U, n_.U, pre, n_.U);
+      if (first(s, r)) zero_rows(1, n_.D, h() + r * n_.D, n_.D);
+      else
+        for_each_nonzero(n_.Z(), s.past_stoch + r * n_.Z(),
+                         [&](int64_t z, T x) { add_scaled(n_.U, x, packed_.stoch + z * n_.U, pre); });
+      activate_row(pre, w_.n_input, s_.x + r * n_.U);
+    }
+  }
+
+  // out = b + x W, for a panel of gate `gate`.
+  void product(const Packed<O>& w, int64_t gate, int64_t panel, const void* b, const O* x, int64_t ldx, T* out,
+               int64_t ldo) const {
+    const int64_t width = w.width(panel);
+    if (b) copy_rows(rows_, width, ptr<T>(b) + gate * n_.D + panel * kWide, 0, out, ldo);
+    else zero_rows(rows_, width, out, ldo);
+    multiply(rows_, x, ldx, w, gate * w.panels() + panel, out, ldo);
+  }
+
+  void gates(const Step& s) const {
+    const int64_t D = n_.D, panels = packed_.x.panels(), ld = w_.gates() * D;
+    const bool norm = w_.cell == GruCell::layernorm_gru;
+    const Range tasks = team_.range(norm ? 3 * panels : panels);
+    for (int64_t task = tasks.first; task < tasks.last; ++task) {
+      const int64_t panel = task % panels, d = panel * kWide;
+      const int64_t begin = norm ? task / panels : 0, end = norm ? begin + 1 : 2;
+      for (int64_t gate = begin; gate < end; ++gate) {
+        T* out = s.gates + gate * D + d;
+        product(packed_.x, gate, panel, w_.b_x, s_.x, n_.U, out, ld);
+        if (w_.b_h) add_bias(packed_.h.width(panel), ptr<T>(w_.b_h) + gate * D + d, out, ld);
+        multiply(rows_, h(), D, packed_.h, gate * panels + panel, out, ld);
+      }
+      if (w_.cell == GruCell::gru) {
+        product(packed_.x, 2, panel, w_.b_x, s_.x, n_.U, s.gates + 2 * D + d, ld);
+        product(packed_.h, 2, panel, w_.b_h, h(), D, s.gates + 3 * D + d, ld);
+        gru(s, d, packed_.h.width(panel));
+      } else if (w_.cell == GruCell::planet_gru) {
+        reset(s, d, packed_.h.width(panel));
+      }
+    }
+  }
+
+  void add_bias(int64_t width, const T* b, T* out, int64_t ld) const {
+    for (int64_t r = 0; r < rows_; ++r) add_scaled(width, T(1), b, out + r * ld);
+  }
+
+  // Columns d .. d + width of all rows.
+  void gru(const Step& s, int64_t d, int64_t width) const {
+    const int64_t D = n_.D;
+    const Cells cell{};
+    for (int64_t r = 0; r < rows_; ++r) {
+      const T *gate = s.gates + r * 4 * D + d, *prev = past(s, r) + d;
+      T* deter = s.deter + r * D + d;
+      O* operand = next_h() + r * D + d;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        const T in[7] = {gate[i], gate[D + i], gate[2 * D + i], 0, 0, gate[3 * D + i], prev[i]};
+        T out[1];
+        Gru::run(cell, in, out);
+        deter[i] = out[0];
+        narrow(out[0], operand[i]);
+      }
+    }
+  }
+
+  void reset(const Step& s, int64_t d, int64_t width) const {
+    const int64_t D = n_.D;
+    const Cells cell{};
+    for (int64_t r = 0; r < rows_; ++r) {
+      const T *gate = s.gates + r * 3 * D + d, *prev = past(s, r) + d;
+      O* operand = s_.reset_h + r * D + d;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        const T in[3] = {gate[i], gate[D + i], prev[i]};
+        T out[2];
+        PlanetReset::run(cell, in, out);
+        narrow(out[0], operand[i]);
+      }
+    }
+  }
+
+  // PlaNet's: the reset gate acts before the product.
+  void candidate(const Step& s) const {
+    const int64_t D = n_.D, panels = packed_.x.panels();
+    const Cells cell{};
+    const Range tasks = team_.range(panels);
+    for (int64_t panel = tasks.first; panel < tasks.last; ++panel) {
+      const int64_t d = panel * kWide, width = packed_.x.width(panel);
+      product(packed_.x, 2, panel, w_.b_x, s_.x, n_.U, s.gates + 2 * D + d, 3 * D);
+      multiply(rows_, s_.reset_h, D, packed_.h, 2 * panels + panel, s.gates + 2 * D + d, 3 * D);
+      for (int64_t r = 0; r < rows_; ++r) {
+        const T *gate = s.gates + r * 3 * D + d, *prev = past(s, r) + d;
+        T* deter = s.deter + r * D + d;
+        O* operand = next_h() + r * D + d;
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) {
+          const T in[3] = {gate_sigmoid(gate[D + i]), gate[2 * D + i], prev[i]};
+          T out[1];
+          PlanetUpdate::run(cell, in, out);
+          deter[i] = out[0];
+          narrow(out[0], operand[i]);
+        }
+      }
+    }
+  }
+
+  void norm_gates(const Step& s) const {
+    const int64_t D = n_.D;
+    Cells cell{};
+    cell.bias = -1;
+    const Range rows = team_.range(rows_);
+    for (int64_t r = rows.first; r < rows.last; ++r) {
+      T* gate = s_.normal + r * 3 * D;
+      layer_row<Activation::none>(3 * D, s.gates + r * 3 * D, w_.n_gates, eps_, gate);
+      const T* prev = past(s, r);
+      T* deter = s.deter + r * D;
+      O* operand = next_h() + r * D;
+#pragma omp simd
+      for (int64_t i = 0; i < D; ++i) {
+        const T in[4] = {gate[i], gate[D + i], gate[2 * D + i], prev[i]};
+        T out[1];
+        BlockGru::run(cell, in, out);
+        deter[i] = out[0];
+        narrow(out[0], operand[i]);
+      }
+    }
+  }
+
+  void layer(const Step& s) const {
+    const Range tasks = team_.range(packed_.layer.tasks());
+    for (int64_t task = tasks.first; task < tasks.last; ++task) {
+      const int64_t u = task * kWide;
+      copy_rows(rows_, packed_.layer.width(task), s.layer_in + u, n_.U, s.layer + u, n_.U);
+      multiply(rows_, next_h(), n_.D, packed_.layer, task, s.layer + u, n_.U);
+    }
+  }
+
+  void norm_layer(const Step& s) const {
+    const Range rows = team_.range(rows_);
+    for (int64_t r = rows.first; r < rows.last; ++r) activate_row(s.layer + r * n_.U, w_.n_layer, s_.act + r * n_.U);
+  }
+
+  void stats(const Step& s) const {
+    const Range tasks = team_.range(packed_.stats.tasks());
+    for (int64_t task = tasks.first; task < tasks.last; ++task)
+      product(packed_.stats, 0, task, w_.b_stats, s_.act, n_.U, s.stats + task * kWide, n_.O());
+  }
+
+  void sample(const Step& s) const {
+    const Range rows = team_.range(rows_);
+    for (int64_t r = rows.first; r < rows.last; ++r) {
+      const T *stats = s.stats + r * n_.O(), *noise = s.noise + r * n_.S;
+      T* z = s.stoch + r * n_.Z();
+      if (n_.C) sample_row(n_.S, n_.C, stats, static_cast<T>(w_.unimix), noise, z, s_.index + r * n_.S);
+      else gaussian_row(n_.S, stats, noise, z);
+    }
+  }
+
+  const GruRssmSizes& n_;
+  const GruRssmWeights& w_;
+  const GruRssmPacked<T, O>& packed_;
+  const int64_t rows_;
+  const Team team_;
+  const Scratch& s_;
+  const T eps_;
+  int now_ = 0;  // which of the two operands holds deter
+};
+
+}  // namespace
+}  // namespace fastwm::FASTWM_ISA

@@ -1,0 +1,330 @@
+// The way back through one step of GruRssmCore, for some rows.
+#pragma once
+
+#include "layer_rows.h"
+#include "rssm_plan.h"
+#include "fastwm/cells.h"
+
+namespace fastwm::FASTWM_ISA {
+namespace {
+
+// The weights, transposed and packed once a call. T is what sums and norms are in, O what products multiply.
+template <typename T, typename O>
+struct GruRssmPackedBackward {
+  Packed<O> stats, layer, x, h, h_new, stoch;  // [O, U] [U, D] [3D, U] [2D, D] [D, D] [U, Z]
+
+  static constexpr int kCount = 6;
+  Packed<O>* all[kCount] = {&stats, &layer, &x, &h, &h_new, &stoch};
+
+  explicit GruRssmPackedBackward(const GruRssmSizes& n)
+      : stats{1, n.O(), n.U}, layer{1, n.U, n.D}, x{1, 3 * n.D, n.U}, h{1, 2 * n.D, n.D}, h_new{1, n.D, n.D},
+        stoch{1, n.U, n.Z()} {}
+
+  int64_t count() const {
+    int64_t sum = 0;
+    for (const Packed<O>* w : all) sum += w->K * w->N;
+    return sum;
+  }
+  int64_t bytes() const {
+    int64_t sum = 0;
+    for (const Packed<O>* w : all) sum += Arena::bytes<O>(w->size());
+    return sum;
+  }
+  void pack(const GruRssmWeights& w, const GruRssmSizes& n, Arena& arena, int threads) {
+    for (Packed<O>* packed : all) packed->data = arena.take<O>(packed->size());
+    const Weight h_new{ptr<T>(w.h.data) + 2 * n.D * w.h.sn, 0, w.h.sn, w.h.sk};
+    const Weight sources[] = {w.stats.transposed(), w.layer.transposed(), w.x.transposed(),
+                              w.h.transposed(),     h_new,                w.stoch.transposed()};
+    Packing<O> items[kCount];
+    for (int i = 0; i < kCount; ++i) items[i] = {all[i], sources[i]};
+    pack_all(items, kCount, threads);
+  }
+};
+
+template <typename T, typename O>
+struct GruRssmScratchBackward {
+  Arena arena;
+  T *d_stoch, *d_deter;         // [R, Z] [R, D]: what the step after asks for
+  T *d_act, *d_x;               // [R, U] each
+  T *normal, *d_normal, *probs; // [R, 3D] each, [R, Z]
+  T* d_reset_h;                 // [R, D]
+  O *o_stats, *o_layer, *o_gates, *o_input;  // factors of products [R, O] [R, U] [R, 4D] [R, U]
+
+  GruRssmScratchBackward(const GruRssmSizes& n, int64_t rows)
+      : arena(rows * (2 * n.Z() + n.O() + 4 * n.U + 12 * n.D) * sizeof(T) + 2048) {
+    for (T** part : {&d_stoch, &probs}) *part = arena.take<T>(rows * n.Z());
+    for (T** part : {&d_deter, &d_reset_h}) *part = arena.take<T>(rows * n.D);
+    for (T** part : {&d_act, &d_x}) *part = arena.take<T>(rows * n.U);
+    for (T** part : {&normal, &d_normal}) *part = arena.take<T>(rows * 3 * n.D);
+    o_stats = arena.take<O>(rows * n.O());
+    for (O** part : {&o_layer, &o_input}) *part = arena.take<O>(rows * n.U);
+    o_gates = arena.take<O>(rows * 4 * n.D);
+  }
+};
+
+// A step's rows. The forward's, contiguous; the incoming gradients, contiguous; and what a weight's gradient reads,
+// which the step writes: by the given row strides.
+template <typename T>
+struct GruRssmStepBackward {
+  const bool* is_first;                  // [R], or null
+  const T *past_deter, *noise, *stats;   // [R, D] [R, S] [R, O]
+  const T *input, *gates, *layer;        // as GruRssmStep has them
+  const T *g_deter, *g_stoch, *g_stats;  // [R, D] [R, Z] [R, O]
+
+  T *x, *past_h, *reset_h, *act;            // [R, U] [R, D] [R, D] [R, U]: inputs of products
+  T *d_input, *d_gates, *d_layer, *d_stats; // [R, U] [R, gates() D] [R, U] [R, O]; gru: d_gates' last D are h's of new
+};
+
+template <typename T, typename O>
+class GruRssmCoreBackward {
+ public:
+  using Scratch = GruRssmScratchBackward<T, O>;
+  using Step = GruRssmStepBackward<T>;
+
+  // `d_norms` takes the norms' gradients that this member sums: n_input [2, U], n_gates [2, 3D], n_layer [2, U].
+  struct Norms {
+    T *input, *gates, *layer;
+  };
+
+  GruRssmCoreBackward(const GruRssmSizes& n, const GruRssmWeights& w, const GruRssmPackedBackward<T, O>& packed,
+                      int64_t rows, Team team, const Scratch& s, const Norms& d_norms)
+      : n_(n), w_(w), packed_(packed), rows_(rows), team_(team), s_(s), d_norms_(d_norms),
+        eps_(static_cast<T>(w.eps)), wide_(w.gates() * n.D) {}
+
+  // Before the last step.
+  void start() {
+    const Range rows = team_.range(rows_);
+    const int64_t count = rows.last - rows.first;
+    zero_rows(count, n_.Z(), s_.d_stoch + rows.first * n_.Z(), n_.Z());
+    zero_rows(count, n_.D, s_.d_deter + rows.first * n_.D, n_.D);
+  }
+
+  // When it returns, d_stoch and d_deter are the gradients of past_stoch and past_deter, member by member; the team
+  // has still to wait.
+  void step(const Step& s) {
+    sample(s);
+    team_.wait();
+    stats();
+    team_.wait();
+    norm_layer(s);
+    team_.wait();
+    deter(s);
+    team_.wait();
+    if (w_.cell != GruCell::gru) {
+      w_.cell == GruCell::planet_gru ? candidate(s) : norm_gates(s);
+      team_.wait();
+    }
+    inputs(s);
+    team_.wait();
+    norm_input(s);
+    team_.wait();
+    stoch(s);
+  }
+
+ private:
+  static constexpr int64_t kWide = kPanelOf<O>;
+
+  bool first(const Step& s, int64_t r) const { return s.is_first && s.is_first[r]; }
+
+  void layer_backward(const T* pre, const LayerNorm& norm, T* d_act, T* d_pre, T* act, T* d_norm) const {
+    with_activation(w_.activation, [&](auto f) {
+      layer_row_backward<decltype(f)::value>(n_.U, pre, norm, eps_, d_act, d_pre, act, d_norm);
+    });
+  }
+
+  void sample(const Step& s) const {
+    const int64_t Z = n_.Z(), O_ = n_.O(), D = n_.D;
+    const Range rows = team_.range(rows_);
+    for (int64_t r = rows.first; r < rows.last; ++r) {
+      T *d_z = s_.d_stoch + r * Z, *d_stats = s.d_stats + r * O_;
+      const T *stats = s.stats + r * O_, *g_stats = s.g_stats + r * O_;
+      add_scaled(Z, T(1), s.g_stoch + r * Z, d_z);
+      if (n_.C)
+        sample_row_backward(n_.S, n_.C, stats, static_cast<T>(w_.unimix), d_z, g_stats, s_.probs + r * Z, d_stats);
+      else
+        gaussian_row_backward(n_.S, stats, s.noise + r * n_.S, d_z, g_stats, d_stats);
+      convert(O_, d_stats, s_.o_stats + r * O_);
+      if (first(s, r)) zero_rows(1, D, s.past_h + r * D, D);
+      else copy_rows(1, D, s.past_deter + r * D, D, s.past_h + r * D, D);
+    }
+  }
+
+  // out = x W, a panel.
+  void product(const Packed<O>& w, int64_t panel, const O* x, int64_t ldx, T* out, int64_t ldo) const {
+    zero_rows(rows_, w.width(panel), out, ldo);
+    multiply(rows_, x, ldx, w, panel, out, ldo);
+  }
+
+  void stats() const {
+    const Range panels = team_.range(packed_.stats.panels());
+    for (int64_t panel = panels.first; panel < panels.last; ++panel)
+      product(packed_.stats, panel, s_.o_stats, n_.O(), s_.d_act + panel * kWide, n_.U);
+  }
+
+  void norm_layer(const Step& s) const {
+    const int64_t U = n_.U;
+    const Range rows = team_.range(rows_);
+    for (int64_t r = rows.first; r < rows.last; ++r) {
+      T* d_pre = s.d_layer + r * U;
+      layer_backward(s.layer + r * U, w_.n_layer, s_.d_act + r * U, d_pre, s.act + r * U, d_norms_.layer);
+      convert(U, d_pre, s_.o_layer + r * U);
+    }
+  }
+
+  // All that asks for this deter; then what of it goes past the cell's products.
+  void deter(const Step& s) const {
+    const int64_t D = n_.D;
+    const Range panels = team_.range(packed_.layer.panels());
+    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+      const int64_t d = panel * kWide, width = packed_.layer.width(panel);
+      for (int64_t r = 0; r < rows_; ++r) add_scaled(width, T(1), s.g_deter + r * D + d, s_.d_deter + r * D + d);
+      multiply(rows_, s_.o_layer, n_.U, packed_.layer, panel, s_.d_deter + d, D);
+      if (w_.cell == GruCell::gru) gru(s, d, width);
+      if (w_.cell == GruCell::planet_gru) update(s, d, width);
+    }
+  }
+
+  // Columns d .. d + width of all rows.
+  void gru(const Step& s, int64_t d, int64_t width) const {
+    const int64_t D = n_.D;
+    const Cells cell{};
+    for (int64_t r = 0; r < rows_; ++r) {
+      const T *gate = s.gates + r * wide_ + d, *h = s.past_h + r * D + d;
+      T *d_h = s_.d_deter + r * D + d, *d_gate = s.d_gates + r * wide_ + d;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        const T in[8] = {d_h[i], gate[i], gate[D + i], gate[2 * D + i], 0, 0, gate[3 * D + i], h[i]};
+        T out[7];
+        GruBackward::run(cell, in, out);
+        for (int k = 0; k < 3; ++k) d_gate[k * D + i] = out[k];
+        d_gate[3 * D + i] = out[5];
+        d_h[i] = out[6];
+      }
+      for (int k = 0; k < 4; ++k) convert(width, d_gate + k * D, s_.o_gates + r * wide_ + k * D + d);
+    }
+  }
+
+  // d_gates of update waits for the candidate's product, and holds the gradient of sigmoid(update) until then.
+  void update(const Step& s, int64_t d, int64_t width) const {
+    const int64_t D = n_.D;
+    const Cells cell{};
+    for (int64_t r = 0; r < rows_; ++r) {
+      const T *gate = s.gates + r * wide_ + d, *h = s.past_h + r * D + d;
+      T *d_h = s_.d_deter + r * D + d, *d_gate = s.d_gates + r * wide_ + d;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        const T in[4] = {d_h[i], gate_sigmoid(gate[D + i]), gate[2 * D + i], h[i]};
+        T out[3];
+        PlanetUpdateBackward::run(cell, in, out);
+        d_gate[D + i] = out[0];
+        d_gate[2 * D + i] = out[1];
+        d_h[i] = out[2];
+      }
+      convert(width, d_gate + 2 * D, s_.o_gates + r * wide_ + 2 * D + d);
+    }
+  }
+
+  void candidate(const Step& s) const {
+    const int64_t D = n_.D;
+    const Cells cell{};
+    const Range panels = team_.range(packed_.h_new.panels());
+    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+      const int64_t d = panel * kWide, width = packed_.h_new.width(panel);
+      product(packed_.h_new, panel, s_.o_gates + 2 * D, wide_, s_.d_reset_h + d, D);
+      for (int64_t r = 0; r < rows_; ++r) {
+        const T *gate = s.gates + r * wide_ + d, *h = s.past_h + r * D + d, *d_reset_h = s_.d_reset_h + r * D + d;
+        T *d_h = s_.d_deter + r * D + d, *d_gate = s.d_gates + r * wide_ + d, *reset_h = s.reset_h + r * D + d;
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) {
+          const T in[5] = {d_reset_h[i], d_gate[D + i], gate[i], gate[D + i], h[i]};
+          T out[3];
+          PlanetResetBackward::run(cell, in, out);
+          d_gate[i] = out[0];
+          d_gate[D + i] = out[1];
+          d_h[i] += out[2];
+          reset_h[i] = gate_sigmoid(gate[i]) * h[i];
+        }
+        for (int k = 0; k < 2; ++k) convert(width, d_gate + k * D, s_.o_gates + r * wide_ + k * D + d);
+      }
+    }
+  }
+
+  void norm_gates(const Step& s) const {
+    const int64_t D = n_.D;
+    Cells cell{};
+    cell.bias = -1;
+    const Range rows = team_.range(rows_);
+    for (int64_t r = rows.first; r < rows.last; ++r) {
+      const T *pre = s.gates + r * wide_, *h = s.past_h + r * D;
+      T *gate = s_.normal + r * wide_, *d_gate = s_.d_normal + r * wide_, *d_h = s_.d_deter + r * D;
+      layer_row<Activation::none>(wide_, pre, w_.n_gates, eps_, gate);
+#pragma omp simd
+      for (int64_t i = 0; i < D; ++i) {
+        const T in[5] = {d_h[i], gate[i], gate[D + i], gate[2 * D + i], h[i]};
+        T out[4];
+        BlockGruBackward::run(cell, in, out);
+        for (int k = 0; k < 3; ++k) d_gate[k * D + i] = out[k];
+        d_h[i] = out[3];
+      }
+      T* d_pre = s.d_gates + r * wide_;
+      layer_row_backward<Activation::none>(wide_, pre, w_.n_gates, eps_, d_gate, d_pre, gate, d_norms_.gates);
+      convert(wide_, d_pre, s_.o_gates + r * wide_);
+    }
+  }
+
+  // The cell's products: of the layer before it, and of the deter before.
+  void inputs(const Step& s) const {
+    const int64_t D = n_.D, own = packed_.x.panels();
+    const Range tasks = team_.range(own + packed_.h.panels());
+    for (int64_t task = tasks.first; task < tasks.last; ++task) {
+      if (task < own) {
+        product(packed_.x, task, s_.o_gates, wide_, s_.d_x + task * kWide, n_.U);
+        continue;
+      }
+      const int64_t panel = task - own, d = panel * kWide, width = packed_.h.width(panel);
+      T* d_h = s_.d_deter + d;
+      multiply(rows_, s_.o_gates, wide_, packed_.h, panel, d_h, D);
+      if (w_.cell != GruCell::planet_gru)
+        multiply(rows_, s_.o_gates + wide_ - D, wide_, packed_.h_new, panel, d_h, D);
+      forget(s, width, d_h, D);
+    }
+  }
+
+  // Nothing asks for what a reset has forgotten.
+  void forget(const Step& s, int64_t width, T* x, int64_t ld) const {
+    for (int64_t r = 0; r < rows_; ++r)
+      if (first(s, r)) zero_rows(1, width, x + r * ld, ld);
+  }
+
+  void norm_input(const Step& s) const {
+    const int64_t U = n_.U;
+    const Range rows = team_.range(rows_);
+    for (int64_t r = rows.first; r < rows.last; ++r) {
+      T* d_pre = s.d_input + r * U;
+      layer_backward(s.input + r * U, w_.n_input, s_.d_x + r * U, d_pre, s.x + r * U, d_norms_.input);
+      convert(U, d_pre, s_.o_input + r * U);
+    }
+  }
+
+  void stoch(const Step& s) const {
+    const Range panels = team_.range(packed_.stoch.panels());
+    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+      T* out = s_.d_stoch + panel * kWide;
+      product(packed_.stoch, panel, s_.o_input, n_.U, out, n_.Z());
+      forget(s, packed_.stoch.width(panel), out, n_.Z());
+    }
+  }
+
+  const GruRssmSizes& n_;
+  const GruRssmWeights& w_;
+  const GruRssmPackedBackward<T, O>& packed_;
+  const int64_t rows_;
+  const Team team_;
+  const Scratch& s_;
+  const Norms d_norms_;
+  const T eps_;
+  const int64_t wide_;  // a row of gates
+};
+
+}  // namespace
+}  // namespace fastwm::FASTWM_ISA

@@ -1,0 +1,178 @@
+#include "gru_rssm_core_backward.h"
+#include "weight_grads.h"
+
+namespace fastwm::FASTWM_ISA {
+namespace {
+
+// What the weights' gradients read, of some steps: [steps, R, width].
+template <typename T, typename O>
+struct Scratch {
+  GruRssmScratchBackward<T, O> step;
+  Arena arena;
+  T *x, *past_h, *reset_h, *deter, *act, *d_input, *d_gates, *d_layer, *d_stats;
+  const T** past_stoch;  // [steps, R]: null where forgotten
+
+  Scratch(const GruRssmSizes& n, int64_t rows)
+      : step(n, rows),
+        arena(chunk_steps(n.T, rows) * rows * ((4 * n.U + 7 * n.D + n.O()) * sizeof(T) + sizeof(T*)) + 2048) {
+    const int64_t chunk = chunk_steps(n.T, rows) * rows;
+    for (T** part : {&x, &act, &d_input, &d_layer}) *part = arena.take<T>(chunk * n.U);
+    for (T** part : {&past_h, &reset_h, &deter}) *part = arena.take<T>(chunk * n.D);
+    d_gates = arena.take<T>(chunk * 4 * n.D);
+    d_stats = arena.take<T>(chunk * n.O());
+    past_stoch = arena.take<const T*>(chunk);
+  }
+};
+
+template <typename T, typename O>
+class ObserveBackward {
+ public:
+  // `sums` takes the weights' gradients of the whole team, `mine` those of the norms that this member sums.
+  ObserveBackward(const GruRssmObserveBackward& p, const GruRssmPackedBackward<T, O>& packed, int64_t first_row,
+                  int64_t rows, Team team, const Scratch<T, O>& s, T* sums, T* mine)
+      : p_(p), n_(p.n), at_(p.n), row0_(first_row), rows_(rows), steps_(chunk_steps(p.n.T, rows)), team_(team), s_(s),
+        sums_(sums),
+        core_(n_, p.w, packed, rows, team, s.step, {mine + at_.n_input, mine + at_.n_gates, mine + at_.n_layer}) {}
+
+  void run() {
+    const AmxTiles tiles(use_amx<O>(), rows_);
+    core_.start();
+    for (int64_t t = n_.T - 1; t >= 0; --t) {
+      base_ = t * n_.B + row0_;
+      slot_ = t % steps_ * rows_;
+      past(t);
+      core_.step(step(t));
+      leave();
+      if (t % steps_ == 0) weights((n_.T - t < steps_ ? n_.T - t : steps_) * rows_);
+      team_.wait();
+    }
+    const Range rows = team_.range(rows_);
+    const int64_t count = rows.last - rows.first, row = row0_ + rows.first;
+    copy_rows(1, count * n_.D, s_.step.d_deter + rows.first * n_.D, 0, ptr<T>(p_.d_deter0) + row * n_.D, 0);
+    copy_rows(1, count * n_.Z(), s_.step.d_stoch + rows.first * n_.Z(), 0, ptr<T>(p_.d_stoch0) + row * n_.Z(), 0);
+  }
+
+ private:
+  const T* at(const void* array, int64_t width) const { return ptr<T>(array) + base_ * width; }
+  T* now(T* chunk, int64_t width) const { return chunk + slot_ * width; }
+
+  const T* past_deter(int64_t t) const {
+    return t > 0 ? at(p_.deter, n_.D) - n_.B * n_.D : ptr<T>(p_.deter0) + row0_ * n_.D;
+  }
+
+  GruRssmStepBackward<T> step(int64_t t) const {
+    const int64_t D = n_.D, U = n_.U, Z = n_.Z(), wide = p_.w.gates() * D;
+    return {p_.is_first + base_,
+            past_deter(t),
+            at(p_.noise, n_.S),
+            at(p_.stats, n_.O()),
+            at(p_.input, U),
+            at(p_.gates, wide),
+            at(p_.layer, U),
+            at(p_.g_deter, D),
+            at(p_.g_stoch, Z),
+            at(p_.g_stats, n_.O()),
+            now(s_.x, U),
+            now(s_.past_h, D),
+            now(s_.reset_h, D),
+            now(s_.act, U),
+            now(s_.d_input, U),
+            now(s_.d_gates, wide),
+            now(s_.d_layer, U),
+            now(s_.d_stats, n_.O())};
+  }
+
+  // This step's inputs that only weights' gradients read.
+  void past(int64_t t) const {
+    const int64_t Z = n_.Z();
+    const T* stoch = t > 0 ? at(p_.stoch, Z) - n_.B * Z : ptr<T>(p_.stoch0) + row0_ * Z;
+    const Range rows = team_.range(rows_);
+    for (int64_t r = rows.first; r < rows.last; ++r)
+      s_.past_stoch[slot_ + r] = p_.is_first[base_ + r] ? nullptr : stoch + r * Z;
+    copy_rows(rows.last - rows.first, n_.D, at(p_.deter, n_.D) + rows.first * n_.D, n_.D,
+              now(s_.deter, n_.D) + rows.first * n_.D, n_.D);
+  }
+
+  void leave() const {
+    const Range rows = team_.range(rows_);
+    const int64_t count = (rows.last - rows.first) * n_.U, first = rows.first * n_.U;
+    copy_rows(1, count, now(s_.d_input, n_.U) + first, 0, ptr<T>(p_.d_input) + base_ * n_.U + first, 0);
+    copy_rows(1, count, now(s_.d_layer, n_.U) + first, 0, ptr<T>(p_.d_layer) + base_ * n_.U + first, 0);
+  }
+
+  void weights(int64_t count) const {
+    const int64_t D = n_.D, U = n_.U, wide = p_.w.gates() * D;
+    const GruCell cell = p_.w.cell;
+    const T* new_input = cell == GruCell::planet_gru ? s_.reset_h : s_.past_h;
+    const GradProduct<T> products[] = {
+        {1, 3 * D, U, s_.d_gates, wide, 0, s_.x, U, sums_ + at_.x},
+        {1, 2 * D, D, s_.d_gates, wide, 0, s_.past_h, D, sums_ + at_.h},
+        {1, D, D, s_.d_gates + wide - D, wide, 0, new_input, D, sums_ + at_.h + 2 * D * D},
+        {1, U, D, s_.d_layer, U, 0, s_.deter, D, sums_ + at_.layer},
+        {1, n_.O(), U, s_.d_stats, n_.O(), 0, s_.act, U, sums_ + at_.stats},
+    };
+    add_products<T, O>(products, count, team_);
+    add_columns(count, s_.d_gates, 3 * D, wide, sums_ + at_.b_x, team_);
+    if (cell == GruCell::gru) {
+      add_columns(count, s_.d_gates, 2 * D, wide, sums_ + at_.b_h, team_);
+      add_columns(count, s_.d_gates + wide - D, D, wide, sums_ + at_.b_h + 2 * D, team_);
+    }
+    add_columns(count, s_.d_stats, n_.O(), n_.O(), sums_ + at_.b_stats, team_);
+    stoch_weight(count);
+  }
+
+  // A one-hot sample's gradient is a scatter; some classes at a time, so that their rows stay in cache.
+  void stoch_weight(int64_t count) const {
+    constexpr int64_t kClasses = 16;
+    const Range columns = team_.range(n_.U);
+    for (int64_t z0 = 0; z0 < n_.Z(); z0 += kClasses) {
+      T* sum = sums_ + at_.stoch + z0 * n_.U + columns.first;
+      for (int64_t k = 0; k < count; ++k) {
+        if (!s_.past_stoch[k]) continue;
+        const T* d_input = s_.d_input + k * n_.U + columns.first;
+        for_each_nonzero(n_.Z() - z0 < kClasses ? n_.Z() - z0 : kClasses, s_.past_stoch[k] + z0, [&](int64_t z, T x) {
+          add_scaled(columns.last - columns.first, x, d_input, sum + z * n_.U);
+        });
+      }
+    }
+  }
+
+  const GruRssmObserveBackward& p_;
+  const GruRssmSizes& n_;
+  const GruRssmGrads at_;
+  const int64_t row0_, rows_, steps_;
+  const Team team_;
+  const Scratch<T, O>& s_;
+  T* sums_;
+  GruRssmCoreBackward<T, O> core_;
+  int64_t base_ = 0, slot_ = 0;
+};
+
+template <typename T, typename O>
+void observe_backward(const GruRssmObserveBackward& p) {
+  const int threads = max_threads();
+  GruRssmPackedBackward<T, O> packed(p.n);
+  const int64_t bytes = packed.bytes();
+  Arena arena(bytes);
+  packed.pack(p.w, p.n, arena, threads);
+  ThreadSums<T> sums(ptr<T>(p.d_weights), GruRssmGrads(p.n).size, threads);
+  for_each_team<Scratch<T, O>>(
+      p.n.B, packed.count(), bytes, threads, [&](int64_t rows) { return Scratch<T, O>(p.n, rows); },
+      [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
+        T* mine = sums.mine();
+        T* shared = team.size > 1 ? ptr<T>(p.d_weights) : mine;
+        ObserveBackward<T, O>(p, packed, first, rows, team, scratch, shared, mine).run();
+      });
+  sums.finish();
+}
+
+}  // namespace
+
+void gru_rssm_observe_backward_kernel(const GruRssmObserveBackward& p) {
+#if FASTWM_BF16
+  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return observe_backward<float, bf16>(p);
+#endif
+  p.dtype == Dtype::f64 ? observe_backward<double, double>(p) : observe_backward<float, float>(p);
+}
+
+}  // namespace fastwm::FASTWM_ISA

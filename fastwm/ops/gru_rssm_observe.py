@@ -1,0 +1,242 @@
+"""Filtering with the RSSM of PlaNet, Dreamer V1 and DreamerV2, a whole sequence in one call."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastwm import ref
+from fastwm.ops._backend import Operator
+from fastwm.ops.rssm_observe import _no_vmap, bf16_products
+from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights, LayerWeights
+from fastwm.ref.rssm_observe import LinearWeights
+
+_KERNEL_DTYPES = (torch.float32, torch.float64)
+_CELLS = {"gru": 0, "planet_gru": 1, "layernorm_gru": 2}
+_ACTIVATIONS = {"silu": 1, "elu": 2, "relu": 3}
+
+Shapes = dict[str, tuple[Tensor | None, tuple[int, ...]]]
+
+
+def gru_rssm_observe(
+    tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, noise: Tensor, w: GRURSSMWeights,
+    kind: GRURSSMKind,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Filter a whole sequence with the RSSM of PlaNet, V1 or V2 in one call, the posterior's sample inside.
+
+        x_t = dense([z_{t-1}, a_t]),   h_t = GRU(x_t, h_{t-1}),   z_t ~ q(dense([h_t, tokens_t]))
+
+    Where `is_first`, h, z and the action before are zero.
+
+    Args:
+        tokens: `[T, B, E]`, T >= 1, float32 or float64: the encoded observations.
+        action: `[T, B, A]`, encoded: the action that led to each.
+        is_first: `[T, B]` bool.
+        deter, stoch: `[B, D]`, and `[B, S, C]` one-hot or `[B, S]`: the state before the first step. They are data:
+            no gradient.
+        noise: `[T, B, S]`, uniform in [0, 1) for categoricals, standard normal for Gaussians.
+        w, kind: the parameters, and which of the systems this is.
+
+    Returns:
+        deter `[T, B, D]`, the sample `[T, B, S, C]` or `[T, B, S]`, and the posterior's statistics: logits before
+        mixing `[T, B, S, C]`, or means and raw deviations `[T, B, 2S]` with std = softplus(raw) + 0.1. A one-hot's
+        gradient is that of the mixed probabilities (straight through), a Gaussian's that of mean + std * noise.
+        Differentiable once in tokens, action and all weights that are used; with the `ref` backend any number of times.
+        Under autocast to bfloat16 the products inside are in bfloat16 with float32 sums where the CPU has them,
+        and all else stays float32; with `ref` it is as autocast has it.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, or T = 0.
+
+    Source: Hafner et al., "Learning latent dynamics for planning from pixels" (2019), "Dream to control" (2020),
+    "Mastering Atari with discrete world models" (2021), and their official codes
+    """
+    _check(tokens, action, is_first, deter, stoch, noise, w, kind)
+    library = _forward.library(deter) if deter.dtype in _KERNEL_DTYPES else None
+    if library is None:
+        return ref.gru_rssm_observe(tokens, action, is_first, deter, stoch, noise, w, kind)
+    bf16 = bf16_products(deter)
+    if not torch.is_autocast_enabled(deter.device.type):
+        return _observe(library, tokens, action, is_first, deter, stoch, noise, w, kind, bf16)
+    with torch.autocast(deter.device.type, enabled=False):
+        return _observe(library, tokens, action, is_first, deter, stoch, noise, w, kind, bf16)
+
+
+def _observe(
+    library: str, tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, noise: Tensor,
+    w: GRURSSMWeights, kind: GRURSSMKind, bf16: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """What waits for no other step is done here for all of them; the operator walks the dependent chain."""
+    action = action.to(deter.dtype).masked_fill(is_first[..., None], 0)
+    w_stoch, w_action = w.input.weight.split([w.input.weight.shape[1] - action.shape[2], action.shape[2]], 1)
+    input_in = F.linear(action, w_action, w.input.bias)
+    w_deter, w_tokens = w.post.weight.split([deter.shape[1], tokens.shape[2]], 1)
+    post_in = F.linear(tokens.to(deter.dtype), w_tokens, w.post.bias)
+    inputs = (input_in, post_in, is_first, deter.detach(), stoch.detach(), noise.to(deter.dtype))
+    return gru_rssm_sequence(library, *inputs, w_stoch, w, w_deter, w.post, w.post_stats, kind, bf16)
+
+
+def gru_rssm_sequence(
+    library: str, input_in: Tensor, layer_in: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, noise: Tensor,
+    w_stoch: Tensor, w: GRURSSMWeights, w_deter: Tensor, layer: LayerWeights, stats: LinearWeights, kind: GRURSSMKind,
+    bf16: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The dependent chain, its latent drawn from `layer` and `stats`; differentiable in the start state too.
+
+    input_in, layer_in `[T, B, U]` are the parts of the input layer and of `layer` that come from outside the chain,
+    with their biases; w_stoch `[U, Z]` and w_deter `[U, D]` are the weights of the rest.
+    """
+    w_x, b_x, w_h, b_h, *norm = _gates(w.cell, deter.shape[1], kind)
+    inputs = (
+        input_in, layer_in, is_first, deter, stoch, noise, w_stoch, *_norm(w.input), w_x, b_x, w_h, b_h, *norm,
+        w_deter, *_norm(layer), *stats,
+    )  # fmt: skip
+    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    options = (_CELLS[kind.cell], _ACTIVATIONS[kind.activation], kind.unimix, kind.eps, save, bf16)
+    deters, stochs, all_stats = _forward(library, *inputs, *options)[:3]
+    return deters, stochs, all_stats
+
+
+def _norm(layer: LayerWeights) -> tuple[Tensor | None, Tensor | None]:
+    if layer.scale is None:
+        return None, None
+    return layer.scale, torch.zeros_like(layer.scale) if layer.shift is None else layer.shift
+
+
+def _gates(cell: tuple[Any, ...], width: int, kind: GRURSSMKind) -> tuple[Tensor | None, ...]:
+    """w_x [3D, U], b_x [3D], w_h [3D, D], b_h [3D], and the norm's scale and shift [3D]."""
+    if kind.cell == "gru":
+        w_x, w_h, b_x, b_h = cell
+        return w_x, b_x, w_h, b_h, None, None
+    if kind.cell == "planet_gru":
+        weight, bias = torch.cat(cell[::2]), torch.cat(cell[1::2])
+        w_x, w_h = weight.split([weight.shape[1] - width, width], 1)
+        return w_x, bias, w_h, None, None, None
+    weight, bias, scale, shift = cell
+    parts = [weight.shape[1] - width, width]
+    w_x, w_h = weight.split(parts, 1) if kind.order == "xh" else weight.split(parts[::-1], 1)[::-1]
+    return w_x, bias, w_h, None, scale, shift
+
+
+def _check(
+    tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, noise: Tensor, w: GRURSSMWeights,
+    kind: GRURSSMKind,
+) -> None:  # fmt: skip
+    if tokens.dim() != 3 or len(tokens) == 0:
+        raise ValueError(f"expected tokens [T, B, E] with T >= 1, got {list(tokens.shape)}")
+    if action.dim() != 3:
+        raise ValueError(f"expected action [T, B, A], got {list(action.shape)}")
+    if stoch.dim() != 2 + bool(kind.classes) or deter.dim() != 2:
+        latent = "[B, S, C]" if kind.classes else "[B, S]"
+        raise ValueError(f"expected deter [B, D] and stoch {latent}, got {list(deter.shape)} and {list(stoch.shape)}")
+    if is_first.dtype != torch.bool:
+        raise ValueError(f"expected is_first to be bool, got {is_first.dtype}")
+    (T, B, E), A, D, S = tokens.shape, action.shape[2], deter.shape[1], stoch.shape[1]
+    latent_shape = (B, S, kind.classes) if kind.classes else (B, S)
+    expected = {
+        "action": (action, (T, B, A)), "is_first": (is_first, (T, B)), "deter": (deter, (B, D)),
+        "stoch": (stoch, latent_shape), "noise": (noise, (T, B, S)), **weight_shapes(D, S, A, w, kind),
+        **layer_shapes("post", w.post, w.post_stats, D + E, S, w, kind),
+    }  # fmt: skip
+    check_shapes(expected, deter)
+
+
+def check_shapes(expected: Shapes, like: Tensor) -> None:
+    """Raises ValueError unless each is None, or has its shape, like's device and, data apart, like's dtype."""
+    for name, (x, shape) in expected.items():
+        if x is not None and (x.shape != shape or x.device != like.device):
+            raise ValueError(f"expected {name} {list(shape)} on {like.device}, got {list(x.shape)} on {x.device}")
+    for name, (x, _) in expected.items():
+        if x is not None and x.dtype != like.dtype and name not in ("action", "is_first", "noise"):
+            raise ValueError(f"expected one dtype, got deter {like.dtype} and {name} {x.dtype}")
+
+
+def weight_shapes(D: int, S: int, A: int, w: GRURSSMWeights, kind: GRURSSMKind) -> Shapes:
+    """The shapes of the parameters of the input layer and the cell."""
+    U = len(w.input.weight)
+    if len(w.cell) != 4:
+        raise ValueError(f"expected the four parameters of {kind.cell}, got {len(w.cell)}")
+    shapes = {
+        "gru": ((3 * D, U), (3 * D, D), (3 * D,), (3 * D,)),
+        "planet_gru": ((2 * D, U + D), (2 * D,), (D, U + D), (D,)),
+        "layernorm_gru": ((3 * D, U + D), (3 * D,), (3 * D,), (3 * D,)),
+    }[kind.cell]
+    cell = {f"cell[{i}]": pair for i, pair in enumerate(zip(w.cell, shapes))}
+    return {"input": (w.input.weight, (U, S * (kind.classes or 1) + A)), **_vector_shapes("input", w.input, U), **cell}
+
+
+def layer_shapes(
+    name: str, layer: LayerWeights, stats: LinearWeights, inputs: int, S: int, w: GRURSSMWeights, kind: GRURSSMKind
+) -> Shapes:
+    """The shapes of the posterior's or the prior's parameters; its layer is as wide as the input layer."""
+    U, O = len(w.input.weight), S * (kind.classes or 2)
+    return {
+        name: (layer.weight, (U, inputs)), **_vector_shapes(name, layer, U),
+        f"{name}_stats": (stats.weight, (O, U)), f"{name}_stats.bias": (stats.bias, (O,)),
+    }  # fmt: skip
+
+
+def _vector_shapes(name: str, layer: LayerWeights, U: int) -> Shapes:
+    return {f"{name}.{part}": (getattr(layer, part), (U,)) for part in ("bias", "scale", "shift")}
+
+
+# The operator fastwm::gru_rssm_observe takes input_in, layer_in, is_first, deter, stoch, noise, these weights, and
+# cell, activation, unimix, eps, save, bf16.
+_WEIGHTS = (
+    "w_stoch", "scale_input", "shift_input", "w_x", "b_x", "w_h", "b_h", "scale_gates", "shift_gates", "w_layer",
+    "scale_layer", "shift_layer", "w_stats", "b_stats",
+)  # fmt: skip
+
+
+def _fake(input_in: Tensor, layer_in: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, *rest: Any) -> Any:
+    (T, B, U), D, save, new = input_in.shape, deter.shape[1], rest[-2], input_in.new_empty
+    stats = stoch.shape if stoch.dim() == 3 else (B, 2 * stoch.shape[1])
+    kept, numbers = T if save else 0, 4 if rest[-6] == _CELLS["gru"] else 3
+    outputs = (new(T, B, D), new(T, *stoch.shape), new(T, *stats))
+    return (*outputs, new(kept, B, U), new(kept, B, numbers * D), new(kept, B, U))
+
+
+def _fake_backward(g_deter: Tensor, g_stoch: Tensor, g_stats: Tensor, *rest: Any) -> Any:
+    _, deter0, stoch0, _, _, _, _, input, _, layer = rest[:10]
+    sizes = _sizes(deter0.shape[1], input.shape[2], g_stoch.shape[2:].numel(), g_stats.shape[2:].numel())
+    new = g_deter.new_empty
+    return new(input.shape), new(layer.shape), new(deter0.shape), new(stoch0.shape), new(sum(sizes))
+
+
+def _sizes(D: int, U: int, Z: int, O: int) -> list[int]:
+    """Of the gradients of _WEIGHTS in the one array that the backward returns; absent weights have their place."""
+    return [U * Z, U, U, 3 * D * U, 3 * D, 3 * D * D, 3 * D, 3 * D, 3 * D, U * D, U, U, O * U, O]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, _, is_first, deter0, stoch0, noise, *weights = inputs[:-6]
+    *ctx.options, _, ctx.bf16 = inputs[-6:]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[3:])
+    ctx.save_for_backward(is_first, deter0, stoch0, noise, *output, *weights)
+
+
+def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    is_first, deter0, stoch0, noise, *rest = ctx.saved_tensors
+    output, weights = rest[:6], rest[6:]
+    g = (torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads[:3], output[:3]))
+    needed = [x for x, name in zip(weights, _WEIGHTS) if not name.startswith("b_")]
+    d_input, d_layer, d_deter, d_stoch, d_all = _backward(
+        library, *g, is_first, deter0, stoch0, noise, *output, *needed, *ctx.options, ctx.bf16
+    )
+    Z, O = output[1].shape[2:].numel(), output[2].shape[2:].numel()
+    parts = d_all.split(_sizes(output[0].shape[2], d_input.shape[2], Z, O))
+    d_stoch_weight = parts[0].view(Z, d_input.shape[2]).mT  # rows are the latent's
+    d_weights = (None if x is None else part.view(x.shape) for part, x in zip(parts[1:], weights[1:]))
+    return d_input, d_layer, None, d_deter, d_stoch, None, d_stoch_weight, *d_weights, *(None,) * 6
+
+
+_backward = Operator("gru_rssm_observe_backward", fake=_fake_backward, vmap=_no_vmap("gru_rssm_observe"))
+_forward = Operator(
+    "gru_rssm_observe",
+    fake=_fake,
+    vmap=_no_vmap("gru_rssm_observe"),
+    backward=_derivative,
+    setup_context=_setup_context,
+)
