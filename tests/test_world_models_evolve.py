@@ -111,6 +111,22 @@ def test_t33_evolution_keeps_the_mean(tmp_path: Path, diagonal: bool) -> None:
     assert abs(sum(value for key, value in evaluations[-1].items() if key.startswith("share/")) - 1) < 1e-6
 
 
+def test_equal_scores_teach_nothing(tmp_path: Path) -> None:
+    """Where every candidate lives to the end, the distribution stays as it is."""
+
+    class Flat(Parabola):
+        def __call__(self, vectors: torch.Tensor, keys: torch.Tensor, seed: int) -> Any:
+            return super().__call__(torch.zeros_like(vectors), keys, seed)
+
+    stage = EvolveC(Run(tmp_path / "c"), tiny(features="z", bias=False, population=6), [tmp_path])
+    stage.restore()
+    for _ in range(5):
+        stage.evolve(Flat())
+    assert stage.evolution.es.sigma == 0.1 and stage.generation == 5
+    stage.evolve(Parabola())
+    assert stage.evolution.es.sigma != 0.1
+
+
 def test_seeds_of_candidates(tmp_path: Path) -> None:
     def keys(seeds: str) -> list[list[int]]:
         agent = tiny(population=4, rollouts=2, seeds=seeds)

@@ -113,7 +113,13 @@ class EvolveC(Stage):
         scores = fitness(vectors, self.keys(), self.seed_of(self.generation))
         clock.lap("rollouts")
         mean = scores.returns.double().mean(1)
-        es.tell(candidates, cost(mean, vectors, c.weight_decay).tolist())
+        if mean.max() > mean.min():
+            es.tell(candidates, cost(mean, vectors, c.weight_decay).tolist())
+        else:  # nothing to learn from, and CMA-ES would only shrink
+            self.run.show(
+                f"C: generation {self.generation + 1:,}: all candidates scored {float(mean[0]):g}"
+                + (": M has not learnt what ends an episode; more --agent.m.steps" if c.fitness == "dream" else "")
+            )
         clock.lap("tell")
         self.generation += 1
         steps = float(scores.lengths.sum())
