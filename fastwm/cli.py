@@ -31,38 +31,46 @@ def train(args: Sequence[str]) -> None:
 
     from fastwm.agents import agent_spec
     from fastwm.runner import config as cfg
+    from fastwm.runner.stages import train_stages
     from fastwm.runner.train import train as run
 
     if not args or args[0].startswith("-"):
         raise FastwmError("train needs an agent: fastwm train dreamerv3 --env cartpole")
     name, args = args[0], args[1:]
     spec = agent_spec(name)
+    kind: Any = cfg.StagedConfig if spec.stages else cfg.TrainConfig
     # What decides the defaults must be known before the settings themselves are read.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--logdir", default="")
     early.add_argument("--preset", nargs="*", default=[])
+    early.add_argument("--env", default="")
     known, _ = early.parse_known_args(args)
-    default = cfg.TrainConfig(spec.config())
+    default: Any = kind(spec.config())
     saved = Path(known.logdir, "config.yaml") if known.logdir else None
     if saved and saved.is_file():
         default = cfg.read_config(saved, default, name)
+        if spec.stages:
+            default.stage = ""
         if known.preset and tuple(known.preset) != default.preset:
-            default = cfg.with_presets(default, name, known.preset)
-    else:
-        default = cfg.with_presets(default, name, known.preset or cfg.default_preset(name))
+            default = cfg.with_presets(default, name, known.preset, known.env or default.env)
+    elif known.env or not spec.stages:
+        default = cfg.with_presets(
+            default, name, known.preset or cfg.default_preset(name, bool(spec.stages)), known.env
+        )
     config: Any = tyro.cli(
-        cfg.TrainConfig[spec.config],  # type: ignore[name-defined]
+        kind[spec.config],
         args=args,
         default=default,
         prog=f"fastwm train {name}",
         config=(tyro.conf.AvoidSubcommands,),
     )
     if not config.env:
-        raise FastwmError("no environment given: add --env, for example --env cartpole or --env dmc:walker_walk")
+        example = "--env takecover" if spec.stages else "--env cartpole or --env dmc:walker_walk"
+        raise FastwmError(f"no environment given: add --env, for example {example}")
     if not config.logdir:
         config.logdir = f"runs/{name}-{config.env.replace(':', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
         print(f"logdir: {config.logdir}")
-    run(name, config, Path(config.logdir))
+    (train_stages if spec.stages else run)(name, config, Path(config.logdir))
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -74,12 +82,17 @@ def evaluate(args: Sequence[str]) -> None:
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the environments and the policy's draws")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True,
+                        help="also score the simple policies that belong to the agent, where it has any")  # fmt: skip
     options = parser.parse_args(args)
-    result = run(options.logdir, options.episodes, options.seed, options.device)
+    result = run(options.logdir, options.episodes, options.seed, options.device, options.baselines)
     print(
         f"{result['env']}: mean return {result['mean']:.1f} +- {result['std']:.1f} over {result['episodes']} episodes "
-        f"(min {result['min']:.1f}, max {result['max']:.1f}); wrote {options.logdir / 'eval.json'}"
+        f"(standard error {result['stderr']:.1f}, min {result['min']:.1f}, max {result['max']:.1f}); "
+        f"wrote {options.logdir / 'eval.json'}"
     )
+    for name, score in result.get("baselines", {}).items():
+        print(f"  {name}: {score['mean']:.1f} +- {score['std']:.1f} (standard error {score['stderr']:.1f})")
 
 
 def dream(args: Sequence[str]) -> None:
@@ -90,9 +103,10 @@ def dream(args: Sequence[str]) -> None:
         prog="fastwm dream", description="Draw imagined beside real, from the run's replay."
     )
     parser.add_argument("logdir", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="of the window that is shown")
+    parser.add_argument("--seed", type=int, default=0, help="of the window or episode that is shown")
     options = parser.parse_args(args)
-    print(f"wrote {run(options.logdir, options.seed)}")
+    for path in run(options.logdir, options.seed):
+        print(f"wrote {path}")
 
 
 def compare(args: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastwm.agents.dreamerv2 import Dream, DreamerV2, DreamerV2Config
 from fastwm.agents.world import ModelLoss, Noise
-from fastwm.nn.gru_rssm import Latent
+from fastwm.nn.gru_rssm import GRUState
 from fastwm.nn.spaces import SpaceDict
 from fastwm.ops import categorical_entropy
 from tests.replaying import VALUE_TOLERANCE, Check, KerasFile, main, time_major, within
@@ -115,8 +115,8 @@ class Golden(KerasFile):
         action = self.rows(uniform if uniform.ndim > 2 else uniform[..., None])
         return Noise(time_major(self.tensor(prefix + "post")), self.rows(self.tensor(prefix + "prior")), action)
 
-    def carry(self, step: int) -> Latent:
-        return Latent(*(self.tensor(f"step{step}/carry_in/{key}") for key in ("deter", "stoch")))
+    def carry(self, step: int) -> GRUState:
+        return GRUState(*(self.tensor(f"step{step}/carry_in/{key}") for key in ("deter", "stoch")))
 
     def compare_world(self, prefix: str, loss: ModelLoss, rows: dict[str, Tensor]) -> Iterator[Check]:
         world, model = loss.world, self.agent.world
@@ -143,9 +143,9 @@ class Golden(KerasFile):
         return {"cont": "discount"}.get(name, name.removeprefix("rec/"))
 
     @torch.no_grad()
-    def compare_open_loop(self, prefix: str, state: Latent) -> Iterator[Check]:
+    def compare_open_loop(self, prefix: str, state: GRUState) -> Iterator[Check]:
         noise = time_major(self.tensor(prefix + "uniform/openloop"))
-        last = Latent(state.deter[-1], state.stoch[-1])
+        last = GRUState(state.deter[-1], state.stoch[-1])
         yield from self.compare(prefix + "carry_out/", last._asdict())
         dreamt, stats = self.agent.world.rssm.imagine(last, self.batch()[1], noise)
         ours = dreamt._asdict() | {"prior_logit": stats}

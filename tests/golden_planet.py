@@ -13,7 +13,7 @@ from torch import Tensor
 from fastwm.agents.planet import PlaNet, PlaNetConfig, cross_entropy_method
 from fastwm.agents.world import ModelLoss
 from fastwm.nn.distributions import normal_kl, softplus_std
-from fastwm.nn.gru_rssm import Latent
+from fastwm.nn.gru_rssm import GRUState
 from tests.replaying import Check, KerasFile, main, time_major
 
 TRANSITION, POSTERIOR = "rnn/rssm/transition/", "rnn/rssm/posterior/"
@@ -126,7 +126,7 @@ class Golden(KerasFile):
         checks: list[Check] = []
         plan = cross_entropy_method(score, envs("linear", "noise", 1), self.config["cem_topk"])
         yield from checks
-        state = Latent(envs("rssm", "start/belief", 0), envs("rssm", "start/sample", 0))
+        state = GRUState(envs("rssm", "start/belief", 0), envs("rssm", "start/sample", 0))
         noise = envs("rssm", "noise", 1)
         iterations, count, candidates, horizon = noise.shape[:4]
         still = torch.zeros(iterations, horizon, count * candidates, self.config["state_size"])

@@ -547,3 +547,18 @@ def test_crafter_dies_or_runs_out_of_time() -> None:
     assert env.step(np.array([0, 16]))["reward"].shape == (2,)
     with pytest.raises(FastwmError, match="there is no environment 'crafter:hard'"):
         make_env("crafter:hard")
+
+
+def test_some_environments_can_be_left_standing():
+    """The rows that are stepped see what they would see anyway; here with repeated actions too."""
+    whole, part = (make_env("cartpole", 4, 3, repeat=2) for _ in range(2))
+    records = [env.reset() for env in (whole, part)]
+    rows = np.array([1, 3])
+    for step in range(60):
+        action = np.full(4, step % 2)
+        records = [whole.step(action), part.step(action, rows)]
+        live = ~records[0]["is_first"][rows]
+        for key in ("obs", "reward", "is_last", "is_first"):
+            assert np.array_equal(records[0][key][rows], records[1][key][rows]), key
+        if not live.any():
+            break

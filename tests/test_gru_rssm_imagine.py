@@ -14,7 +14,7 @@ from torch.testing import assert_close
 import fastwm
 from fastwm import _lib
 from fastwm.nn import RSSM, BlockRSSM
-from fastwm.nn.gru_rssm import GRURSSM, VARIANTS, Latent, Layer
+from fastwm.nn.gru_rssm import GRURSSM, VARIANTS, GRUState, Layer
 from fastwm.ops import GRURSSMKind, LinearWeights, PolicyHead, gru_rssm_dream, gru_rssm_imagine
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
@@ -344,8 +344,8 @@ def test_module_imagines(backend: str) -> None:
     rssm, _, (deter, stoch, noise), _ = make("dreamer_v2", 4, 7, dtype=torch.float32)
     action = torch.randn(4, 7, 7)
     with fastwm.backend(backend), torch.no_grad():
-        states, stats = rssm.imagine(Latent(deter, stoch), action, noise)
-        last, _ = rssm.imagine(Latent(states.deter[0], states.stoch[0]), action[1:], noise[1:])
+        states, stats = rssm.imagine(GRUState(deter, stoch), action, noise)
+        last, _ = rssm.imagine(GRUState(states.deter[0], states.stoch[0]), action[1:], noise[1:])
     assert_close(states.deter[1:], last.deter)
     assert_close(stats, rssm.prior_stats_of(states.deter), atol=1e-5, rtol=1e-5)
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import fastwm
 from fastwm import _lib
-from fastwm.nn.gru_rssm import GRURSSM, VARIANTS, Latent
+from fastwm.nn.gru_rssm import GRURSSM, VARIANTS, GRUState
 from fastwm.ops import GRURSSMKind, GRURSSMWeights, gru_rssm_observe
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
@@ -350,7 +350,7 @@ def test_compiles_whole(backend: str, kind: GRURSSMKind, dynamic: bool) -> None:
     params = [p for name, p in case.rssm.named_parameters() if not name.startswith("prior")]
     results = []
     for observe in (compiled, case.rssm.observe):
-        state, stats = observe(Latent(deter, stoch), action, tokens, first, noise)
+        state, stats = observe(GRUState(deter, stoch), action, tokens, first, noise)
         loss = state.deter.square().sum() + (state.stoch * torch.arange(state.stoch.shape[-1])).sum() + stats.sum()
         results.append([state.deter, stats, *torch.autograd.grad(loss, [tokens, *params])])
     assert_close(*results)

@@ -12,7 +12,7 @@ from fastwm.agents import agent_spec
 from fastwm.agents.dreamer import arrival_weights, lambda_targets
 from fastwm.agents.world import Noise
 from fastwm.nn.distributions import normal_kl
-from fastwm.nn.gru_rssm import Latent
+from fastwm.nn.gru_rssm import GRUState
 from fastwm.runner.config import TrainConfig, preset_blocks, with_presets
 from tests.agents_under_test import OLDER, make_batch, tiny
 
@@ -239,14 +239,14 @@ def test_t36_overshooting_by_a_double_loop() -> None:
     for b in range(2):
         for t in range(4):
             fresh = t == 0 or bool(rows["is_first"][t, b])
-            state = Latent(*(torch.zeros_like(x[0, b]) if fresh else x[t - 1, b] for x in world.state))
+            state = GRUState(*(torch.zeros_like(x[0, b]) if fresh else x[t - 1, b] for x in world.state))
             action = prev_action[t, b] * (not rows["is_first"][t, b])
             for d in range(4):
                 if t + d >= 4 or (d and rows["is_first"][t + d, b]):
                     break
                 action = prev_action[t + d, b] if d else action
                 state, stats = agent.world.rssm.imagine(
-                    Latent(*(x.reshape(1, -1) for x in state)), action[None, None], torch.zeros(1, 1, 4)
+                    GRUState(*(x.reshape(1, -1) for x in state)), action[None, None], torch.zeros(1, 1, 4)
                 )
                 kl = normal_kl(world.post_stats[t + d, b], stats[0, 0])
                 total += (kl - 0.1).clamp(min=0).item() * (1 <= d <= 2)

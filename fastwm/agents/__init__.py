@@ -3,7 +3,7 @@
 Each is an `Agent` configured by one dataclass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,18 @@ from fastwm.agents.dreamerv2 import DreamerV2, DreamerV2Config
 from fastwm.agents.dreamerv3 import DreamerV3, DreamerV3Config, Noise
 from fastwm.agents.official import load_official
 from fastwm.agents.planet import PlaNet, PlaNetConfig
+from fastwm.agents.world_models import STAGES, WorldModels, WorldModelsConfig
+from fastwm.agents.world_models.stage import Stage
 from fastwm.errors import FastwmError
 
 
 @dataclass(frozen=True)
 class AgentSpec:
-    """An agent's class and the dataclass that configures it."""
+    """An agent's class, the dataclass that configures it, and its stages, where it learns in some."""
 
     agent: Callable[..., Agent]
     config: type[Any]
+    stages: Sequence[type[Stage]] = ()
 
 
 AGENTS = {
@@ -29,6 +32,7 @@ AGENTS = {
     "dreamer_v1": AgentSpec(DreamerV1, DreamerV1Config),
     "dreamer_v2": AgentSpec(DreamerV2, DreamerV2Config),
     "dreamerv3": AgentSpec(DreamerV3, DreamerV3Config),
+    "world_models": AgentSpec(WorldModels, WorldModelsConfig, STAGES),
 }
 
 
@@ -52,6 +56,8 @@ __all__ = [
     "Noise",
     "PlaNet",
     "PlaNetConfig",
+    "WorldModels",
+    "WorldModelsConfig",
     "agent_spec",
     "load_official",
 ]

@@ -66,6 +66,10 @@ class Agent(nn.Module, ABC):
         """What replay stores of an acting state."""
         return {}
 
+    def baselines(self, num_envs: int, seed: int) -> Mapping[str, Callable[[Any], Any]]:
+        """Simple policies worth scoring beside this agent, by name: record `[num_envs, ...]` -> action."""
+        return {}
+
     def imagine_video(self, batch: Mapping[str, Tensor], context: int = 5) -> dict[str, Tensor]:
         """Truth, open-loop prediction and error below each other, for every image key: uint8 [T, B, 3H, W, C]."""
         keys = [key for key, space in self.obs_space.items() if is_image(space)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastwm import ops
 from fastwm.agents.world import Noise, WorldAgent, WorldConfig
-from fastwm.nn.gru_rssm import Latent
+from fastwm.nn.gru_rssm import GRUState
 from fastwm.nn.heads import Action
 from fastwm.nn.keras import DenseActor, NormalHead
 from fastwm.optim import KerasAdam
@@ -61,11 +61,11 @@ class Dreamer(WorldAgent):
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"model": self.model_optimizer, "actor": self.actor_optimizer, "critic": self.critic_optimizer}
 
-    def choose(self, state: Latent, mode: str) -> Action:
+    def choose(self, state: GRUState, mode: str) -> Action:
         policy = self.actor(self.world.rssm.feat(state))
         return policy.mode() if mode == "eval" else policy.sample()
 
-    def dream(self, start: Latent, noise: Noise) -> tuple[Latent, Tensor, Tensor]:
+    def dream(self, start: GRUState, noise: Noise) -> tuple[GRUState, Tensor, Tensor]:
         """States 1..H [H, N, ...] dreamt from `start` [N, ...], the prior's statistics there, and the encoded actions
         that led there. The gradient goes through the dynamics to the actor."""
         horizon, count, rssm = self.config.imag_length, len(start.deter), self.world.rssm
@@ -75,12 +75,12 @@ class Dreamer(WorldAgent):
             *start, latent_noise, action_noise, rssm.weights, rssm.kind,
             self.actor.mlp.params, self.actor.out_params, self.actor.heads,
         )  # fmt: skip
-        return Latent(deter, stoch), stats, action
+        return GRUState(deter, stoch), stats, action
 
 
-def flatten(state: Latent) -> Latent:
+def flatten(state: GRUState) -> GRUState:
     """[T, B, ...] -> [T*B, ...], without gradient."""
-    return Latent(*(part.detach().flatten(0, 1) for part in state))
+    return GRUState(*(part.detach().flatten(0, 1) for part in state))
 
 
 def lambda_targets(reward: Tensor, discount: Tensor, value: Tensor, lam: float) -> Tensor:

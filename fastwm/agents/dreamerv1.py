@@ -16,7 +16,7 @@ from fastwm.agents.agent import WriteBack
 from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, flatten, lambda_targets
 from fastwm.agents.world import ModelLoss, Noise, World
 from fastwm.nn.distributions import normal_kl
-from fastwm.nn.gru_rssm import VARIANTS, Latent
+from fastwm.nn.gru_rssm import VARIANTS, GRUState
 
 
 @dataclass(kw_only=True)
@@ -31,7 +31,7 @@ class DreamerV1Config(DreamerConfig):
 class Dream:
     """Imagined trajectories from `N` posterior states: states 1..H and what is predicted there, [H, N, ...]."""
 
-    state: Latent
+    state: GRUState
     stats: Tensor
     action: Tensor
     """[H, N, A], encoded; the one that led to each state."""
@@ -81,11 +81,11 @@ class DreamerV1(Dreamer):
         model = self.model_loss(rows, prev_action, noise=noise.post)
         return model, self.behaviour(model.world.state, noise)
 
-    def behaviour(self, posterior: Latent, noise: Noise) -> Dream:
+    def behaviour(self, posterior: GRUState, noise: Noise) -> Dream:
         """Dream from the posterior states [T, B, ...]; with a head of the continuation the last may be an end."""
         c = self.config
         if c.predict_cont:
-            posterior = Latent(*(part[:-1] for part in posterior))
+            posterior = GRUState(*(part[:-1] for part in posterior))
         state, stats, action = self.dream(flatten(posterior), noise)
         feat = self.world.rssm.feat(state)
         reward, discount, value = self.world.reward(feat).mean, self.world.discount_at(feat), self.critic(feat)

@@ -16,7 +16,7 @@ from fastwm import ops
 from fastwm.agents.agent import WriteBack
 from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, flatten, lambda_targets
 from fastwm.agents.world import Noise, World
-from fastwm.nn.gru_rssm import VARIANTS, Latent
+from fastwm.nn.gru_rssm import VARIANTS, GRUState
 from fastwm.nn.heads import Policy
 from fastwm.nn.keras import NormalHead
 from fastwm.nn.spaces import classes, decode
@@ -64,7 +64,7 @@ class DreamerV2Config(DreamerConfig):
 class Dream:
     """Imagined trajectories from `N` posterior states: states 0..H and what is predicted there, [H+1, N, ...]."""
 
-    state: Latent
+    state: GRUState
     prior_stats: Tensor  # [H, N, ...]
     action: Tensor  # [H, N, A], encoded, taken in states 0..H-1
     reward: Tensor
@@ -124,12 +124,12 @@ class DreamerV2(Dreamer):
                   "entropy/policy": dream.policy.entropy()}  # fmt: skip
         return self.metrics(model, {"actor": dream.actor, "critic": dream.critic}, norms, dreamt)
 
-    def behaviour(self, posterior: Latent, is_terminal: Tensor, noise: Noise) -> Dream:
+    def behaviour(self, posterior: GRUState, is_terminal: Tensor, noise: Noise) -> Dream:
         """Dream from every posterior state [T, B, ...], terminal ones included, and score actor and critic there."""
         c, start = self.config, flatten(posterior)
         with torch.set_grad_enabled(self.actor_grad != "reinforce"):
             dreamt, prior_stats, action = self.dream(start, noise)
-            state = Latent(*(torch.cat([first[None], rest]) for first, rest in zip(start, dreamt)))
+            state = GRUState(*(torch.cat([first[None], rest]) for first, rest in zip(start, dreamt)))
             feat = self.world.rssm.feat(state)
             reward, slow_value = self.world.reward(feat).mean, self.slow_critic(feat).mean
             discount = self.world.discount_at(feat)

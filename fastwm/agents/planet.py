@@ -15,7 +15,7 @@ from fastwm.agents.agent import WriteBack
 from fastwm.agents.world import Noise, World, WorldAgent, WorldConfig
 from fastwm.errors import FastwmError
 from fastwm.nn.distributions import normal_kl
-from fastwm.nn.gru_rssm import VARIANTS, Latent
+from fastwm.nn.gru_rssm import VARIANTS, GRUState
 from fastwm.nn.heads import Action
 from fastwm.nn.spaces import classes, decode, total_width
 from fastwm.optim import KerasAdam
@@ -107,23 +107,23 @@ class PlaNet(WorldAgent):
         start = [torch.where(is_first[..., None], 0, x).flatten(0, 1) for x in start]
         first_action = torch.where(is_first[..., None], 0, prev_action)
         actions = torch.cat([first_action[None], ahead(prev_action)[1:]])
-        _, stats = self.world.rssm.imagine(Latent(*start), actions.flatten(1, 2), noise)
+        _, stats = self.world.rssm.imagine(GRUState(*start), actions.flatten(1, 2), noise)
         resets = ahead(is_first)[1:].cumsum(0) > 0
         same_episode = torch.cat([torch.ones_like(resets[:1]), ~resets])
         inside = ahead(torch.ones_like(is_first))
         return stats.unflatten(1, (steps, batch)), ahead(world.post_stats), inside & same_episode
 
-    def choose(self, state: Latent, mode: str) -> Action:
+    def choose(self, state: GRUState, mode: str) -> Action:
         return decode(self.act_space, self.plan(state)[:, 0])
 
-    def plan(self, state: Latent, noise: Tensor | None = None, latent_noise: Tensor | None = None) -> Tensor:
+    def plan(self, state: GRUState, noise: Tensor | None = None, latent_noise: Tensor | None = None) -> Tensor:
         """The best actions [B, H, A] from states [B, ...], by the rewards predicted for the states they lead to.
 
         `noise` [iterations, B, candidates, H, A] and `latent_noise` [iterations, H, B * candidates, S] fix the draws.
         """
         c, rssm = self.config, self.world.rssm
         # All candidates of one environment lie side by side, as do their states.
-        start = Latent(*(part.repeat_interleave(c.candidates, 0) for part in state))
+        start = GRUState(*(part.repeat_interleave(c.candidates, 0) for part in state))
 
         def predicted_return(actions: Tensor, iteration: int) -> Tensor:
             batch = actions.flatten(0, 1).movedim(1, 0)  # [H, B * candidates, A]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastwm import ops
 from fastwm.agents.agent import Agent
 from fastwm.nn.distributions import Bernoulli, Categorical, UnitNormal
-from fastwm.nn.gru_rssm import GRURSSM, Latent
+from fastwm.nn.gru_rssm import GRURSSM, GRUState
 from fastwm.nn.heads import Action
 from fastwm.nn.keras import LogitHead, NormalHead
 from fastwm.nn.keras_codec import ConvDecoder, ConvEncoder
@@ -58,7 +58,7 @@ class World:
     """The model's view of a batch, [T, B, ...]."""
 
     tokens: Tensor
-    state: Latent
+    state: GRUState
     feat: Tensor
     post_stats: Tensor
     prior_stats: Tensor
@@ -116,7 +116,11 @@ class WorldModel(nn.Module):
         return values
 
     def forward(
-        self, rows: Mapping[str, Tensor], prev_action: Tensor, start: Latent | None = None, noise: Tensor | None = None
+        self,
+        rows: Mapping[str, Tensor],
+        prev_action: Tensor,
+        start: GRUState | None = None,
+        noise: Tensor | None = None,
     ) -> World:
         """Filter rows [T, B, ...] and predict all of them; `prev_action` [T, B, A] led to each. No start is zeros."""
         obs = self.prepare(rows)
@@ -141,19 +145,19 @@ class WorldModel(nn.Module):
         """The same of imagined states [..., F]: the head's probability, which holds the discount, or a constant."""
         return self.cont(feat).prob if self.cont is not None else torch.full_like(feat[..., 0], self.config.discount)
 
-    def step(self, state: Latent, prev_action: Tensor, obs: Mapping[str, Tensor], is_first: Tensor) -> Latent:
+    def step(self, state: GRUState, prev_action: Tensor, obs: Mapping[str, Tensor], is_first: Tensor) -> GRUState:
         """Filter one observation [B, ...]."""
         tokens = self.encoder(self.prepare(obs))
         post, _ = self.rssm.observe(state, prev_action[None], tokens[None], is_first[None])
-        return Latent(post.deter[0], post.stoch[0])
+        return GRUState(post.deter[0], post.stoch[0])
 
     def open_loop(self, rows: Mapping[str, Tensor], prev_action: Tensor, context: int) -> dict[str, Tensor]:
         """Predicted observations [T, B, ...] in their own units."""
         tokens = self.encoder(self.prepare({key: rows[key][:context] for key in self.obs_space}))
         start, is_first = self.rssm.initial(tokens.shape[1]), rows["is_first"][:context].bool()
         seen, _ = self.rssm.observe(start, prev_action[:context], tokens, is_first)
-        dreamt, _ = self.rssm.imagine(Latent(seen.deter[-1], seen.stoch[-1]), prev_action[context:])
-        state = Latent(torch.cat([seen.deter, dreamt.deter]), torch.cat([seen.stoch, dreamt.stoch]))
+        dreamt, _ = self.rssm.imagine(GRUState(seen.deter[-1], seen.stoch[-1]), prev_action[context:])
+        state = GRUState(torch.cat([seen.deter, dreamt.deter]), torch.cat([seen.stoch, dreamt.stoch]))
         recon = self.decoder(self.rssm.feat(state))
         return {key: dist.prediction + 0.5 * is_image(self.obs_space[key]) for key, dist in recon.items()}
 
@@ -191,11 +195,15 @@ class WorldAgent(Agent):
         """What the distance between posterior and prior costs, a scalar."""
 
     @abstractmethod
-    def choose(self, state: Latent, mode: str) -> Action:
+    def choose(self, state: GRUState, mode: str) -> Action:
         """Actions [B, ...] at filtered states, without the noise of exploration."""
 
     def model_loss(
-        self, rows: Mapping[str, Tensor], prev_action: Tensor, start: Latent | None = None, noise: Tensor | None = None
+        self,
+        rows: Mapping[str, Tensor],
+        prev_action: Tensor,
+        start: GRUState | None = None,
+        noise: Tensor | None = None,
     ) -> ModelLoss:
         """Negative log-likelihood of all that is seen, and the divergence."""
         world = self.world(rows, prev_action, start, noise)
@@ -226,7 +234,7 @@ class WorldAgent(Agent):
         obs = {key: torch.as_tensor(obs[key], device=self.device) for key in (*self.obs_space, "is_first")}
         is_first = obs["is_first"].bool()
         state = self.initial(len(is_first)) if state is None else state
-        post = self.world.step(Latent(state["deter"], state["stoch"]), state["action"], obs, is_first)
+        post = self.world.step(GRUState(state["deter"], state["stoch"]), state["action"], obs, is_first)
         action = self.random_action(len(is_first)) if mode == "random" else self.choose(post, mode)
         if mode == "train":
             action = self.explore(action)

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ..errors import FastwmError
+from .envpool import Seed
 from .gym import make_from
 from .vec import UnknownEnv, VecEnv
 
@@ -40,7 +41,7 @@ class Crafter(gymnasium.Env):
         return crafter.Env(size=(self.size, self.size), reward=self.reward, seed=seed)
 
 
-def make_crafter(name: str, *, num_envs: int, seed: int, size: int | None, repeat: int, **options: Any) -> VecEnv:
+def make_crafter(name: str, *, num_envs: int, seed: Seed, size: int | None, repeat: int, **options: Any) -> VecEnv:
     """`crafter:reward` or `crafter:noreward`."""
     if name not in ("reward", "noreward"):
         raise UnknownEnv(name)

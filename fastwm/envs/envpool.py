@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -27,6 +27,8 @@ from ..errors import FastwmError
 from .spaces import ArrayTree
 from .vec import StepResult, UnknownEnv, VecEnv
 
+Seed = int | Sequence[int]
+
 # MuJoCo finds OpenGL only if the system's EGL was loaded before envpool, which brings a rival copy.
 _egl_loaded = False
 
@@ -36,7 +38,7 @@ _DMC_SHORT = {"cup_catch": "ball_in_cup_catch"}  # the name most Dreamer code us
 class EnvPoolBackend:
     """One EnvPool instance. `repeat` steps each action that often and sums the rewards, never past an end."""
 
-    def __init__(self, env_id: str, num_envs: int, seed: int, repeat: int, options: dict[str, Any]) -> None:
+    def __init__(self, env_id: str, num_envs: int, seed: Seed, repeat: int, options: dict[str, Any]) -> None:
         envpool = import_envpool()
         check_repeat(repeat)
         if options.get("noop_max", 1) < 1:
@@ -60,17 +62,24 @@ class EnvPoolBackend:
         self._done[:] = False
         return self._pool.reset()[0]
 
-    def step(self, action: ArrayTree) -> StepResult:
-        obs, reward, terminated, truncated, _ = self._advance(action, np.arange(self.num_envs))
-        live = ~(self._done | terminated | truncated)  # a done row has just been reset and must stay there
+    def step(self, action: ArrayTree, rows: np.ndarray | None = None) -> StepResult:
+        everyone = rows is None
+        stepped = np.arange(self.num_envs) if rows is None else rows
+        obs, reward, terminated, truncated, order = self._advance(action, stepped)
+        if not everyone:
+            obs, reward, terminated, truncated = (
+                _scatter(x, order, self.num_envs) for x in (obs, reward, terminated, truncated)
+            )
+        live = np.isin(np.arange(self.num_envs), stepped)
+        live &= ~(self._done | terminated | truncated)  # a done row has just been reset and must stay there
         for _ in range(self._repeat - 1):
             if not live.any():
                 break
-            more, gain, terminated_now, truncated_now, rows = self._advance(action, np.flatnonzero(live))
-            _assign(obs, rows, more)
-            reward[rows] += gain
-            terminated[rows], truncated[rows] = terminated_now, truncated_now
-            live[rows] = ~(terminated_now | truncated_now)
+            more, gain, terminated_now, truncated_now, order = self._advance(action, np.flatnonzero(live))
+            _assign(obs, order, more)
+            reward[order] += gain
+            terminated[order], truncated[order] = terminated_now, truncated_now
+            live[order] = ~(terminated_now | truncated_now)
         self._done = terminated | truncated
         return obs, reward, terminated, truncated
 
@@ -95,7 +104,7 @@ class EnvPoolBackend:
         return obs, reward, terminated, truncated, info["env_id"]
 
 
-def make_envpool(name: str, *, num_envs: int, seed: int, size: int | None, repeat: int, **options: Any) -> VecEnv:
+def make_envpool(name: str, *, num_envs: int, seed: Seed, size: int | None, repeat: int, **options: Any) -> VecEnv:
     """Any EnvPool id. Frames are not stacked unless `stack_num` says so: a recurrent model needs one."""
     envpool = import_envpool()
     if name not in envpool.list_all_envs():
@@ -120,7 +129,7 @@ def make_dmc(
     name: str,
     *,
     num_envs: int,
-    seed: int,
+    seed: Seed,
     size: int | None,
     repeat: int,
     pixels: bool = False,
@@ -140,7 +149,7 @@ def make_atari(
     name: str,
     *,
     num_envs: int,
-    seed: int,
+    seed: Seed,
     size: int | None,
     repeat: int,
     gray: bool = True,
@@ -192,8 +201,12 @@ def task_names(family: str) -> dict[str, str]:
     return {snake(env_id): env_id for env_id, spec in sorted(registry.specs.items()) if spec[0] == family}
 
 
-def env_seeds(seed: int, num_envs: int) -> list[int]:
-    """One int32 seed for each environment, unrelated between environments and between runs."""
+def env_seeds(seed: Seed, num_envs: int) -> list[int]:
+    """One int32 seed for each environment, unrelated between environments and between runs; or those given."""
+    if not isinstance(seed, int):
+        if len(seed) != num_envs:
+            raise FastwmError(f"{num_envs} environments need as many seeds, got {len(seed)}")
+        return list(seed)
     return [int(np.random.SeedSequence((seed, i)).generate_state(1)[0] >> 1) for i in range(num_envs)]
 
 
@@ -249,3 +262,12 @@ def _assign(obs: ArrayTree, rows: np.ndarray, new: ArrayTree) -> None:
             _assign(value, rows, new[key])
     else:
         obs[rows] = new
+
+
+def _scatter(part: ArrayTree, rows: np.ndarray, num_envs: int) -> ArrayTree:
+    """The results of some environments among those of all; the others' are zero."""
+    if isinstance(part, dict):
+        return {key: _scatter(value, rows, num_envs) for key, value in part.items()}
+    whole = np.zeros((num_envs, *part.shape[1:]), part.dtype)
+    whole[rows] = part
+    return whole

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ..errors import FastwmError
-from .envpool import check_repeat, env_seeds, quiet_boxes
+from .envpool import Seed, check_repeat, env_seeds, quiet_boxes
 from .spaces import ArrayTree
 from .vec import StepResult, UnknownEnv, VecEnv
 
@@ -21,7 +21,7 @@ from .vec import StepResult, UnknownEnv, VecEnv
 class GymBackend:
     """A Gymnasium VectorEnv with next-step autoreset."""
 
-    def __init__(self, env: VectorEnv, seed: int) -> None:
+    def __init__(self, env: VectorEnv, seed: Seed) -> None:
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.NEXT_STEP:
             raise FastwmError(
@@ -39,7 +39,7 @@ class GymBackend:
         self._seeds = None  # a later reset goes on with the same random streams
         return obs
 
-    def step(self, action: ArrayTree) -> StepResult:
+    def step(self, action: ArrayTree, rows: np.ndarray | None = None) -> StepResult:
         return self._env.step(action)[:4]
 
     def render(self) -> np.ndarray:
@@ -76,7 +76,7 @@ def make_gym(
     name: str,
     *,
     num_envs: int,
-    seed: int,
+    seed: Seed,
     size: int | None,
     repeat: int,
     async_: bool = False,
@@ -96,7 +96,7 @@ def make_from(
     source: Any,
     *,
     num_envs: int,
-    seed: int,
+    seed: Seed,
     size: int | None,
     repeat: int,
     async_: bool = False,

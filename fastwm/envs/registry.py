@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from ..errors import FastwmError
 from .crafter import make_crafter
-from .envpool import import_envpool, make_atari, make_dmc, make_envpool, task_names
+from .envpool import Seed, import_envpool, make_atari, make_dmc, make_envpool, task_names
 from .gym import GymBackend, import_factory, make_from, make_gym
 from .vec import UnknownEnv, VecEnv
 
@@ -56,7 +56,7 @@ def register(prefix: str, factory: Factory) -> None:
 
 
 def make_env(
-    name: Any, num_envs: int = 1, seed: int = 0, *, size: int | None = 64, repeat: int = 1, **options: Any
+    name: Any, num_envs: int = 1, seed: Seed = 0, *, size: int | None = 64, repeat: int = 1, **options: Any
 ) -> VecEnv:
     """Makes `num_envs` environments that step together.
 
@@ -64,7 +64,7 @@ def make_env(
         `atari:Pong` (options `gray`, `sticky`, `full_action_space`, `noop_max`); `envpool:<id>`; `gym:<id>`
         (option `async_`); `crafter:reward`; `package.module:factory`; or no string but an Env, a VectorEnv, or a
         callable that makes one.
-    seed: environments and runs get unrelated streams.
+    seed: environments and runs get unrelated streams; a list gives each environment its own.
     size: side in pixels of all images, rendered so where the engine can, else area-averaged; None keeps it.
     repeat: every action is stepped this often and the rewards are summed.
     options: go to the environment (`render_mode="rgb_array"` for `render()`).
@@ -73,7 +73,7 @@ def make_env(
     """
     if num_envs < 1:
         raise FastwmError(f"num_envs must be at least 1, got {num_envs}")
-    if seed < 0:
+    if (seed if isinstance(seed, int) else min(seed, default=0)) < 0:
         raise FastwmError(f"seed must not be negative, got {seed}")
     common: dict[str, Any] = {"num_envs": num_envs, "seed": seed, "size": size, "repeat": repeat}
     if not isinstance(name, str):

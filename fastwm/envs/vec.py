@@ -32,8 +32,11 @@ class Backend(Protocol):
     def reset(self) -> ArrayTree:
         """Starts new episodes everywhere; returns observations [num_envs, ...]."""
 
-    def step(self, action: ArrayTree) -> StepResult:
-        """Returns observation, reward, terminated, truncated. The step after an end resets instead."""
+    def step(self, action: ArrayTree, rows: np.ndarray | None = None) -> StepResult:
+        """Returns observation, reward, terminated, truncated. The step after an end resets instead.
+
+        Environments that are not among `rows` may be left standing; what is returned of them means nothing.
+        """
 
     def render(self) -> np.ndarray:
         """Returns frames [num_envs, H, W, 3]."""
@@ -66,15 +69,18 @@ class VecEnv:
         none = np.zeros(self.num_envs, bool)
         return self._record(self._backend.reset(), np.zeros(self.num_envs), none, none, ~none)
 
-    def step(self, action: Action) -> Record:
+    def step(self, action: Action, rows: np.ndarray | None = None) -> Record:
         """Acts with [num_envs, ...] arrays or tensors (a dict of them for dict spaces).
+
+        Who is done with some environments names the others in `rows`, which saves time where the engine can step a
+        part of them; the record of those left out means nothing.
 
         Raises ValueError for a wrong shape or dtype, NaN, or a discrete action out of range. Continuous
         actions are clipped to [-1, 1].
         """
         if self._done is None:
             raise RuntimeError("call reset() before step()")
-        return self._record(*self._backend.step(self._act(action)), self._done)
+        return self._record(*self._backend.step(self._act(action), rows), self._done)
 
     def sample_action(self, rng: np.random.Generator) -> np.ndarray | dict[str, np.ndarray]:
         """Uniform random actions for all environments, from a generator that the caller can save."""

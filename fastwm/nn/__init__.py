@@ -2,6 +2,7 @@
 
 from fastwm.nn.block_gru import BlockGRU
 from fastwm.nn.cells import BlockGRUCell, GRUCell, LayerNormGRUCell, LSTMCell, PlanetGRUCell
+from fastwm.nn.conv_vae import ConvVAE, Latent
 from fastwm.nn.distributions import (
     Bernoulli,
     BoundedNormal,
@@ -14,10 +15,11 @@ from fastwm.nn.distributions import (
 )
 from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.functional import symexp_bins
-from fastwm.nn.gru_rssm import GRURSSM, Latent
+from fastwm.nn.gru_rssm import GRURSSM, GRUState
 from fastwm.nn.heads import Actor, BernoulliHead, Policy, TwoHotHead
 from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU, UpsampleConv2d
 from fastwm.nn.mdn import MDNHead, Mixture
+from fastwm.nn.mdn_rnn import MDNRNN
 from fastwm.nn.normalize import PercentileNormalizer
 from fastwm.nn.recurrent import GRU, LSTM, LayerNormGRU
 from fastwm.nn.rssm import RSSM, BlockRSSM, State
@@ -26,6 +28,7 @@ __all__ = [
     "GRU",
     "GRURSSM",
     "LSTM",
+    "MDNRNN",
     "MLP",
     "RSSM",
     "Actor",
@@ -38,10 +41,12 @@ __all__ = [
     "BoundedNormal",
     "Categorical",
     "Conv2d",
+    "ConvVAE",
     "Decoder",
     "Dense",
     "Encoder",
     "GRUCell",
+    "GRUState",
     "LSTMCell",
     "Latent",
     "LayerNormGRU",

@@ -18,7 +18,7 @@ VARIANTS = {
 """PlaNet (2019), Dreamer V1 (2020), DreamerV2 (2021) and the first DreamerV3 (2023)."""
 
 
-class Latent(NamedTuple):
+class GRUState(NamedTuple):
     """`deter` [..., D] and `stoch`: one-hot [..., S, C], or [..., S] where Gaussian."""
 
     deter: Tensor
@@ -111,12 +111,12 @@ class GRURSSM(nn.Module):
             self.prior.params, stats[1],
         )  # fmt: skip
 
-    def initial(self, batch: int) -> Latent:
+    def initial(self, batch: int) -> GRUState:
         """Zeros [batch, ...]."""
         new, shape = self.post_stats.weight.new_zeros, (self.stoch, self.kind.classes)
-        return Latent(new(batch, self.deter), new(batch, *shape[: 2 if self.kind.classes else 1]))
+        return GRUState(new(batch, self.deter), new(batch, *shape[: 2 if self.kind.classes else 1]))
 
-    def feat(self, state: Latent) -> Tensor:
+    def feat(self, state: GRUState) -> Tensor:
         """[stoch, deter] [..., F], what the heads read."""
         stoch = state.stoch.flatten(-2) if self.kind.classes else state.stoch
         return torch.cat([stoch, state.deter], -1)
@@ -127,18 +127,18 @@ class GRURSSM(nn.Module):
         return draw(*shape, self.stoch, device=self.post_stats.weight.device)
 
     def observe(
-        self, state: Latent, action: Tensor, tokens: Tensor, is_first: Tensor, noise: Tensor | None = None
-    ) -> tuple[Latent, Tensor]:
+        self, state: GRUState, action: Tensor, tokens: Tensor, is_first: Tensor, noise: Tensor | None = None
+    ) -> tuple[GRUState, Tensor]:
         """Filter a sequence: posterior states [T, B, ...] and statistics; see `fastwm.ops.gru_rssm_observe`."""
         noise = self.noise(*is_first.shape) if noise is None else noise
         deter, stoch, stats = ops.gru_rssm_observe(tokens, action, is_first, *state, noise, self.weights, self.kind)
-        return Latent(deter, stoch), stats
+        return GRUState(deter, stoch), stats
 
-    def imagine(self, state: Latent, action: Tensor, noise: Tensor | None = None) -> tuple[Latent, Tensor]:
+    def imagine(self, state: GRUState, action: Tensor, noise: Tensor | None = None) -> tuple[GRUState, Tensor]:
         """The prior with given actions [H, N, A]; see `fastwm.ops.gru_rssm_imagine`."""
         noise = self.noise(*action.shape[:2]) if noise is None else noise
         deter, stoch, stats = ops.gru_rssm_imagine(*state, noise, action, self.weights, self.kind)
-        return Latent(deter, stoch), stats
+        return GRUState(deter, stoch), stats
 
     def prior_stats_of(self, deter: Tensor) -> Tensor:
         """The prior's statistics at `deter` [..., D], as `observe` returns the posterior's."""

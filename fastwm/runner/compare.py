@@ -42,6 +42,9 @@ def compare(
     agents = [ALIASES.get(agent, agent) for agent in agents]
     if len(set(agents)) < len(agents) or not agents:
         raise FastwmError(f"name every agent once, got {', '.join(agents) or 'none'}")
+    for agent in agents:
+        if agent_spec(agent).stages:
+            raise FastwmError(f"{agent} learns in stages, not step by step; train and evaluate it by itself")
     configs = {agent: agent_config(agent, env, steps, logdir / agent, preset, seed) for agent in agents}
     rows, curves = [], []
     for agent, config in configs.items():

@@ -16,8 +16,8 @@ AgentConfig = TypeVar("AgentConfig")
 
 
 @dataclass
-class TrainConfig(Generic[AgentConfig]):
-    """Settings of a run. Steps are rows of replay: one observation of one environment each, reset rows included."""
+class RunConfig(Generic[AgentConfig]):
+    """What every run has."""
 
     agent: AgentConfig
     env: str = ""
@@ -28,12 +28,24 @@ class TrainConfig(Generic[AgentConfig]):
     """Folder of the run; the same command again continues it."""
     preset: tuple[str, ...] = ()
     """Named blocks of settings, applied in order."""
-    steps: int = 1_000_000
     seed: int = 0
     device: str = "auto"
     """`auto` takes a GPU where there is one."""
     threads: int = 0
     """CPU threads; 0 leaves the number to PyTorch. Small models are as fast on one, and undisturbed by other load."""
+    log_every: float = 10.0
+    """Seconds between lines of progress."""
+    save_every: float = 300.0
+    """Seconds between checkpoints."""
+    tensorboard: bool = False
+    """Also write TensorBoard files (needs the extra `log`)."""
+
+
+@dataclass
+class TrainConfig(RunConfig[AgentConfig]):
+    """Settings of a run. Steps are rows of replay: one observation of one environment each, reset rows included."""
+
+    steps: int = 1_000_000
     num_envs: int = 16
     batch_size: int = 16
     batch_length: int = 64
@@ -48,12 +60,14 @@ class TrainConfig(Generic[AgentConfig]):
     """Steps between bursts of the updates that are due."""
     replay_capacity: int = 5_000_000
     """Rows kept."""
-    log_every: float = 10.0
-    """Seconds between lines of progress."""
-    save_every: float = 300.0
-    """Seconds between checkpoints."""
-    tensorboard: bool = False
-    """Also write TensorBoard files (needs the extra `log`)."""
+
+
+@dataclass
+class StagedConfig(RunConfig[AgentConfig]):
+    """Settings of a run in stages, whose own settings are the agent's."""
+
+    stage: str = ""
+    """Run this stage alone, in the first iteration where it is not finished; those before it must be."""
 
 
 def preset_blocks(agent: str) -> dict[str, dict[str, Any]]:
@@ -63,14 +77,15 @@ def preset_blocks(agent: str) -> dict[str, dict[str, Any]]:
     return blocks
 
 
-def with_presets(config: TrainConfig[Any], agent: str, names: Iterable[str]) -> TrainConfig[Any]:
-    """`config` with the named blocks applied in order."""
+def with_presets(config: Any, agent: str, names: Iterable[str], env: str = "") -> Any:
+    """`config` with the named blocks applied in order; an environment's own block `<env>_<name>` comes first."""
     blocks = preset_blocks(agent)
-    for name in names:
+    for given in names:
+        name = f"{env}_{given}" if f"{env}_{given}" in blocks else given
         if name not in blocks:
-            raise FastwmError(f"unknown preset {name!r} for {agent}; there is: {', '.join(blocks)}")
+            raise FastwmError(f"unknown preset {given!r} for {agent}; there is: {', '.join(blocks)}")
         block = dict(blocks[name])
-        config = with_presets(config, agent, block.pop("base", ()))
+        config = with_presets(config, agent, block.pop("base", ()), env)
         config = merge(config, block)
     return config
 
@@ -98,7 +113,7 @@ def field_names(config: Any) -> str:
     return ", ".join(f.name for f in dataclasses.fields(config))
 
 
-def write_config(path: Path, agent: str, config: TrainConfig[Any]) -> None:
+def write_config(path: Path, agent: str, config: RunConfig[Any]) -> None:
     """The resolved settings as YAML, under the agent's name."""
     values = dataclasses.asdict(config)
     path.write_text(yaml.safe_dump({"agent_name": agent} | plain(values), sort_keys=False))
@@ -111,7 +126,7 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
-def read_config(path: Path, config: TrainConfig[Any], agent: str) -> TrainConfig[Any]:
+def read_config(path: Path, config: Any, agent: str) -> Any:
     """The settings of an earlier run of the same agent, over `config`'s defaults."""
     try:
         values = yaml.safe_load(path.read_text())
@@ -123,7 +138,7 @@ def read_config(path: Path, config: TrainConfig[Any], agent: str) -> TrainConfig
     return merge(config, values)
 
 
-def env_options(config: TrainConfig[Any]) -> dict[str, Any]:
+def env_options(config: RunConfig[Any]) -> dict[str, Any]:
     """`env_args` with their values read as YAML: `64` is a number, `true` a flag."""
     return {key: yaml.safe_load(value) for key, value in config.env_args.items()}
 
@@ -139,7 +154,10 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def default_preset(agent: str) -> tuple[str, ...]:
+def default_preset(agent: str, staged: bool = False) -> tuple[str, ...]:
     """What fits the machine when no preset is named; none is the official settings."""
-    name = "size12m" if torch.cuda.is_available() else "small"
+    gpu = torch.cuda.is_available()
+    if staged:
+        return ("code",) if gpu else ("quick",)
+    name = "size12m" if gpu else "small"
     return (name,) if name in preset_blocks(agent) else ()

@@ -62,7 +62,7 @@ class Progress:
 
     def __init__(self, every: float):
         self.every = every
-        self.console = Console(file=sys.stdout, highlight=False)
+        self.console = Console(file=sys.stdout, highlight=False, emoji=False)
         self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
         self.last = -float("inf")
 

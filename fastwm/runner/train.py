@@ -1,13 +1,10 @@
 """The loop: act, remember, learn, and be able to stop at any moment."""
 
 import math
-import signal
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,6 +17,7 @@ from fastwm.replay import Replay
 from fastwm.runner import checkpoint, plots
 from fastwm.runner.config import TrainConfig, env_options, resolve_device, write_config
 from fastwm.runner.log import MetricsLog, Progress
+from fastwm.runner.signals import signals
 
 
 class Ratio:
@@ -134,7 +132,7 @@ class Trainer:
     def run(self) -> None:
         """Train until `steps`; a signal, an error and the end all leave a checkpoint behind."""
         c = self.config
-        with Progress(c.log_every) as progress, self._signals():
+        with Progress(c.log_every) as progress, signals(self):
             progress.say(f"environment: {c.env}: {describe(self.env)}")
             progress.say(self._summary())
             if self.step:
@@ -234,29 +232,6 @@ class Trainer:
             f"step {self.step:,}/{c.steps:,}  {score}  updates {self.updates:,}  "
             f"{self.seconds:.0f} s, about {max(left, 0):.0f} s left"
         )
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the loop after the step at hand; a second one of them acts as usual."""
-        previous: dict[int, Any] = {}
-
-        def handle(number: int, _: FrameType | None) -> None:
-            self.stop = f"stopped by {signal.Signals(number).name}"
-            restore()
-
-        def restore() -> None:
-            for known, handler in previous.items():
-                signal.signal(known, handler)
-
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                previous[number] = signal.signal(number, handle)
-        except ValueError:  # not in the main thread: the caller's handlers stay
-            pass
-        try:
-            yield
-        finally:
-            restore()
 
 
 def train(name: str, config: TrainConfig[Any], logdir: Path) -> Trainer:

@@ -1,0 +1,250 @@
+"""Stage 1: episodes of a random policy, or of the controller, streamed to disk in chunks."""
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastwm.agents.world_models.stage import Stage, Stopped
+from fastwm.agents.world_models.task import Policy, Record, random_policy
+from fastwm.envs import VecEnv, make_env
+from fastwm.errors import FastwmError
+from fastwm.nn.conv_vae import SIDE
+
+FRAME_BYTES = SIDE * SIDE * 3
+
+
+@dataclass
+class Chunk:
+    """Whole episodes, end to end. A row is a frame that was acted on; the frame after the last action is not kept.
+
+    `reward` is the one the action brought; `done` says that it ended the episode (a time limit does not).
+    """
+
+    image: np.ndarray  # uint8 [N, 64, 64, 3]
+    action: np.ndarray  # float32 [N, A], as M sees it
+    reward: np.ndarray  # float32 [N]
+    is_first: np.ndarray  # bool [N]
+    done: np.ndarray  # bool [N]
+
+    @property
+    def rows(self) -> dict[str, np.ndarray]:
+        return {key: value for key, value in vars(self).items() if key != "image"}
+
+
+class Collect(Stage):
+    """Chunks `chunk-00000`, `chunk-00001`, ...: a folder each, which gets its name when all of it is on disk."""
+
+    name = "collect"
+
+    @property
+    def episodes(self) -> list[int]:
+        """Episodes of every chunk."""
+        c = self.config.collect
+        whole, rest = divmod(c.episodes, c.chunk_episodes)
+        return [c.chunk_episodes] * whole + [rest] * bool(rest)
+
+    def missing(self) -> list[int]:
+        return [i for i in range(len(self.episodes)) if not chunk_path(self.run.folder, i).is_dir()]
+
+    def restore(self) -> bool:
+        """Finished where no chunk is missing; or all are: then they were removed to save space."""
+        done, missing = read_done(self.run.folder), len(self.missing())
+        return done is not None and done["episodes"] >= self.config.collect.episodes and missing in (0, done["chunks"])
+
+    def work(self) -> None:
+        c, missing = self.config.collect, self.missing()
+        remove_partial(self.run.folder)
+        if missing:
+            todo = sum(self.episodes[i] for i in missing)
+            self.check_space(todo)
+            env = make_env(self.run.env, c.num_envs, int(self.rng(missing[0]).integers(2**31)), **self.run.env_args)
+            try:
+                self.gather(env, missing, todo)
+            finally:
+                env.close()
+        frames = [len(np.load(path / "image.npy", mmap_mode="r")) for path in chunk_paths([self.run.folder])]
+        summary = {"episodes": c.episodes, "chunks": len(frames), "frames": sum(frames)}
+        write_atomically(self.run.folder / "done.json", json.dumps(summary))
+        self.run.say(f"collected {summary['frames']:,} frames of {c.episodes:,} episodes")
+
+    def check_space(self, episodes: int) -> None:
+        """The cost, before it is spent."""
+        frames = episodes * self.task.mean_frames
+        size = frames * FRAME_BYTES
+        free = shutil.disk_usage(self.run.folder).free
+        self.run.say(
+            f"collecting {episodes:,} episodes, about {self.task.mean_frames} frames each = {frames:,} frames, "
+            f"{size / 1e9:.1f} GB on disk ({free / 1e9:.0f} GB free)"
+        )
+        if size > free:
+            raise FastwmError(
+                f"{self.run.folder}: {size / 1e9:.1f} GB of frames do not fit in {free / 1e9:.1f} GB; "
+                "give fewer --agent.collect.episodes or another --logdir"
+            )
+
+    def gather(self, env: VecEnv, missing: list[int], todo: int) -> None:
+        c = self.config.collect
+        source = self.stream(env)
+        frames = seen = dropped = 0
+        start = time.monotonic()
+        counts = self.episodes
+        for index in missing:
+            episodes: list[Chunk] = []
+            while len(episodes) < counts[index]:
+                steps, episode = next(source)
+                frames += steps
+                if episode is not None:
+                    if len(episode.reward) >= max(c.min_frames, 1):
+                        episodes.append(episode)
+                        seen += 1
+                    else:
+                        dropped += 1
+                rate = frames / max(time.monotonic() - start, 1e-9)
+                left = (todo - seen) * frames / max(seen + dropped, 1) / max(rate, 1e-9)
+                self.run.show(
+                    f"collect: episode {seen:,}/{todo:,} ({dropped} too short)  {frames:,} frames  {rate:,.0f} a second"
+                    f"  about {left:.0f} s left"
+                )
+                if self.run.stopping():
+                    raise Stopped
+            chunk = Chunk(*(np.concatenate([getattr(e, key) for e in episodes]) for key in vars(episodes[0])))
+            write_chunk(self.run.folder, index, chunk)
+            values = {"episodes": seen, "frames": frames, "dropped": dropped, "frames_per_second": rate,
+                      "mean_length": len(chunk.reward) / len(episodes),
+                      "mean_return": float(chunk.reward.sum()) / len(episodes)}  # fmt: skip
+            self.run.log(index, values)
+
+    def policy(self, env: VecEnv) -> Policy:
+        if self.iteration == 0:
+            return random_policy(self.config.collect.policy, self.task, env.num_envs, self.rng(1))
+        return ControllerPolicy(self)
+
+    def stream(self, env: VecEnv) -> Iterator[tuple[int, Chunk | None]]:
+        """Steps taken, and an episode where one ended."""
+        policy = self.policy(env)
+        running: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(env.num_envs)]
+        try:
+            record = env.reset()
+            while True:
+                image, action = self.task.frames(record["image"]).numpy(), policy(record)
+                acted, rows = ~record["is_last"], (image, action.numpy(), record["is_first"])
+                record = env.step(self.task.env_action(action))
+                yield int(acted.sum()), None
+                for i in np.flatnonzero(acted):
+                    running[i].append((*(row[i].copy() for row in rows), record["reward"][i], record["is_terminal"][i]))
+                    if record["is_last"][i]:
+                        images, actions, firsts, rewards, dones = map(np.stack, zip(*running[i]))
+                        running[i] = []
+                        yield 0, Chunk(images, actions, rewards, firsts, dones)
+        except RuntimeError as error:
+            raise FastwmError(f"an environment of {self.run.env} died: {error}; the same command goes on") from error
+
+
+class ControllerPolicy:
+    """The agent so far, for later iterations."""
+
+    def __init__(self, stage: Stage):
+        self.agent = stage.agent
+        self.state: dict[str, Tensor] | None = None
+
+    def __call__(self, record: Record) -> Tensor:
+        action, self.state = self.agent.choose(record, self.state)
+        return action.cpu()
+
+
+def chunk_path(folder: Path, index: int) -> Path:
+    return folder / f"chunk-{index:05d}"
+
+
+def write_chunk(folder: Path, index: int, chunk: Chunk) -> None:
+    """All of a chunk, or nothing."""
+    final = chunk_path(folder, index)
+    temporary = folder / f"tmp-{final.name}"
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        np.save(temporary / "image.npy", chunk.image)
+        np.savez(temporary / "rows.npz", **chunk.rows)  # type: ignore[arg-type]
+        os.rename(temporary, final)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise disk_error(final, error) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f"tmp-{path.name}")
+    try:
+        temporary.write_text(text)
+        temporary.rename(path)
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+def disk_error(path: Path, error: OSError) -> FastwmError:
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    return FastwmError(f"cannot write {path}: {reason}; what is finished is safe, and the same command goes on")
+
+
+def remove_partial(folder: Path) -> None:
+    """What an interruption left half-written."""
+    for path in folder.glob("tmp-*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def read_done(folder: Path) -> dict[str, int] | None:
+    try:
+        summary: dict[str, int] = json.loads((folder / "done.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return summary
+
+
+def chunk_paths(folders: list[Path]) -> list[Path]:
+    """All finished chunks, in order."""
+    return [path for folder in folders for path in sorted(folder.glob("chunk-*"))]
+
+
+def open_chunks(folders: list[Path]) -> list[Path]:
+    """The chunks of finished collections; one that is gone is a FastwmError."""
+    for folder in folders:
+        done = read_done(folder)
+        if done is None:
+            raise FastwmError(f"{folder}: no frames yet; run the stages from the start, or --stage collect first")
+        for index in range(done["chunks"]):
+            path = chunk_path(folder, index)
+            if not (path / "image.npy").is_file() or not (path / "rows.npz").is_file():
+                raise FastwmError(
+                    f"{path} is missing or broken: remove what is left of it; the same command gathers it again"
+                )
+    return chunk_paths(folders)
+
+
+class Frames:
+    """The frames of many chunks as one, read from disk where they are asked for."""
+
+    def __init__(self, paths: list[Path]):
+        try:
+            self.arrays = [np.load(path / "image.npy", mmap_mode="r") for path in paths]
+        except (OSError, ValueError) as error:
+            raise FastwmError(f"a chunk of frames cannot be read: {error}") from error
+        self.starts = np.cumsum([0] + [len(a) for a in self.arrays])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, rows: np.ndarray) -> Tensor:
+        """uint8 [B, 64, 64, 3]."""
+        out = np.empty((len(rows), SIDE, SIDE, 3), np.uint8)
+        chunk = np.searchsorted(self.starts, rows, "right") - 1
+        for i in np.unique(chunk):
+            at = chunk == i
+            out[at] = self.arrays[i][rows[at] - self.starts[i]]
+        return torch.from_numpy(out)

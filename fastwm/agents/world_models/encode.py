@@ -1,0 +1,100 @@
+"""Stage 3: every frame as V's mean and log-variance, in float16; the frames themselves are not needed after."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastwm.agents.world_models.collect import disk_error, open_chunks, read_done, remove_partial
+from fastwm.agents.world_models.stage import Stage, Stopped, fingerprint
+from fastwm.errors import FastwmError
+
+BATCH = 500
+
+
+class Encode(Stage):
+    """One file a chunk. Later iterations add their chunks, or encode all again where V was refined."""
+
+    name = "encode"
+
+    @property
+    def sources(self) -> list[Path]:
+        folders = self.folders if self.config.v.refine_steps else self.folders[-1:]
+        return [folder / "collect" for folder in folders]
+
+    def restore(self) -> bool:
+        self.mark = fingerprint(self.agent.vae)
+        counts = [read_done(folder) for folder in self.sources]
+        if any(count is None for count in counts):
+            return False
+        names = [self.file(s, i) for s, count in zip(self.sources, counts) for i in range(count["chunks"])]  # type: ignore[index]
+        return bool(names) and all(self.fresh(path) for path in names)
+
+    def file(self, source: Path, index: int) -> Path:
+        return self.run.folder / f"{self.sources.index(source)}-{index:05d}.npz"
+
+    def fresh(self, path: Path) -> bool:
+        """Whether this file was made by V as it is now."""
+        try:
+            with np.load(path) as file:
+                return int(file["v"]) == self.mark
+        except (OSError, ValueError, KeyError, EOFError):
+            return False
+
+    def work(self) -> None:
+        remove_partial(self.run.folder)
+        jobs = [(self.file(source, i), path) for source in self.sources for i, path in enumerate(open_chunks([source]))]
+        start, frames = time.monotonic(), 0
+        self.run.say(f"encoding {len(jobs)} chunks of frames")
+        for number, (target, chunk) in enumerate(jobs):
+            if not self.fresh(target):
+                frames += self.encode(target, chunk)
+            rate = frames / max(time.monotonic() - start, 1e-9)
+            self.run.show(f"encode: chunk {number + 1}/{len(jobs)}  {rate:,.0f} frames/s")
+            if self.run.stopping() and number + 1 < len(jobs):
+                raise Stopped
+        self.run.log(len(jobs), {"frames": frames, "frames_per_second": rate})
+
+    def encode(self, target: Path, chunk: Path) -> int:
+        try:
+            image = np.load(chunk / "image.npy", mmap_mode="r")
+            with np.load(chunk / "rows.npz") as file:
+                rows = {key: file[key] for key in file.files}
+        except (OSError, ValueError) as error:
+            raise FastwmError(
+                f"{chunk} cannot be read ({error}): remove it; the same command gathers it again"
+            ) from error
+        parts = [
+            self.agent.encode(torch.from_numpy(image[at : at + BATCH].copy()).to(self.device))
+            for at in range(0, len(image), BATCH)
+        ]
+        rows["mu"], rows["logvar"] = (torch.cat(x).cpu().numpy().astype(np.float16) for x in zip(*parts))
+        rows["action"] = rows["action"].astype(np.float16)
+        temporary = target.with_name(f"tmp-{target.name}")
+        try:
+            np.savez(temporary, v=np.int64(self.mark), **rows)
+            temporary.rename(target)
+        except OSError as error:
+            raise disk_error(target, error) from error
+        return len(image)
+
+
+def read_latents(folders: list[Path]) -> dict[str, np.ndarray]:
+    """All rows of encoded chunks, end to end: mu, logvar, action, reward, is_first, done."""
+    paths = [path for folder in folders for path in sorted(folder.glob("[0-9]*.npz"))]
+    if not paths:
+        raise FastwmError(f"{folders[-1]}: nothing is encoded yet; run --stage encode first")
+    parts: dict[str, list[np.ndarray]] = {}
+    for path in paths:
+        with np.load(path) as file:
+            for key in file.files:
+                if key != "v":
+                    parts.setdefault(key, []).append(file[key])
+    return {key: np.concatenate(values) for key, values in parts.items()}
+
+
+def encoded_folders(stage: Stage) -> list[Path]:
+    """Where the rows of all iterations are: a refined V has encoded them all anew."""
+    folders = stage.folders[-1:] if stage.config.v.refine_steps else stage.folders
+    return [folder / Encode.name for folder in folders]
