@@ -43,6 +43,7 @@ X86_ISA = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
 }
+KERNEL_FLAGS = ["-fno-exceptions"]  # instruction sets would share the symbols of C++'s exceptions
 ISA_FLAGS = X86_ISA if platform.machine().lower() in ("x86_64", "amd64") else {"baseline": []}
 
 DEFAULT_ARCHS = "8.0;9.0a+PTX"
@@ -194,7 +195,8 @@ class Toolchain:
 
     def compile_kernel(self, source: Path) -> list[Step]:
         return [
-            self.compile(source, f"-DFASTWM_ISA={isa}", *flags, label=f".{isa}") for isa, flags in ISA_FLAGS.items()
+            self.compile(source, f"-DFASTWM_ISA={isa}", *KERNEL_FLAGS, *flags, label=f".{isa}")
+            for isa, flags in ISA_FLAGS.items()
         ]
 
     def compile_cuda(self, source: Path, nvcc: str, archs: str) -> Step:

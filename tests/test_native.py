@@ -68,6 +68,7 @@ def test_kernels_of_an_instruction_set_share_nothing(tmp_path: Path) -> None:
             "-std=c++17",
             "-O3",
             "-fopenmp",
+            "-fno-exceptions",
             "-DFASTWM_ISA=baseline",
             f"-I{ROOT / 'csrc'}",
             f"-I{ROOT / 'csrc/include'}",

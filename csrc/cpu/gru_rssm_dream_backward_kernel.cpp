@@ -58,8 +58,7 @@ class DreamBackward {
         core_(n_, p.w, model, rows, kAlone, s.step,
               {s.d_norms, s.d_norms + 2 * n_.U, s.d_norms + 2 * n_.U + 6 * n_.D}) {}
 
-  // Apart and known not to throw: else the scratch's cleanup draws C++'s exception symbols into the object.
-  __attribute__((noinline, nothrow)) void run() {
+  void run() {
     const AmxTiles tiles(use_amx<O>(), rows_);
     core_.start();
     for (int64_t t = n_.T - 1; t >= 0; --t) {

@@ -32,8 +32,7 @@ class Dream {
       : p_(p), n_(p.n), a_(p.actor), w_(actor), row0_(first_row), rows_(rows), s_(s),
         core_(n_, p.w, model, rows, Team{0, 1, nullptr}, s.step) {}
 
-  // Apart and known not to throw: else the scratch's cleanup draws C++'s exception symbols into the object.
-  __attribute__((noinline, nothrow)) void run() {
+  void run() {
     const AmxTiles tiles(use_amx<O>(), rows_);
     const T *deter = ptr<T>(p_.deter0) + row0_ * n_.D, *stoch = ptr<T>(p_.stoch0) + row0_ * n_.Z();
     core_.start(deter);
