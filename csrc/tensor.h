@@ -80,4 +80,11 @@ inline Tensor dense_as(const Tensor& x, torch::headeronly::IntHeaderOnlyArrayRef
   return dense(x);
 }
 
+// What a kernel that allocates its own scratch memory asks the host for.
+template <typename Params>
+int64_t no_scratch(const Params&) { return 0; }
+
+// Bytes on the device of `like`, which a kernel may use until it returns.
+inline Tensor scratch_memory(const Tensor& like, int64_t bytes) { return empty_dense(like, {bytes}, ScalarType::Byte); }
+
 }  // namespace fastwm

@@ -8,6 +8,7 @@
 #include "ops/mdn_rnn_rollout.h"
 #include "ops/philox.h"
 #include "ops/rssm_observe.h"
+#include "ops/scans.h"
 #include "ops/symlog.h"
 #include "ops/two_hot.h"
 
@@ -52,7 +53,11 @@ FASTWM_CUDA_KERNEL(two_hot_mean_kernel, TwoHotMean)
 FASTWM_CUDA_KERNEL(two_hot_mean_backward_kernel, TwoHotMeanBackward)
 FASTWM_CUDA_KERNEL(rssm_observe_kernel, RssmObserve)
 FASTWM_CUDA_KERNEL(rssm_observe_backward_kernel, RssmObserveBackward)
+FASTWM_CUDA_KERNEL(scan_kernel, Scan)
+FASTWM_CUDA_KERNEL(scan_backward_kernel, ScanBackward)
 namespace cuda {
+int64_t scan_scratch(const Scan&);
+int64_t scan_backward_scratch(const ScanBackward&);
 int64_t rssm_observe_scratch(const RssmObserve&);
 int64_t rssm_observe_backward_scratch(const RssmObserveBackward&);
 }  // namespace cuda
@@ -102,6 +107,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastwm, CUDA, m) {
   m.impl("rssm_observe", TORCH_BOX((&rssm_observe<rssm_observe_kernel, cuda::rssm_observe_scratch>)));
   m.impl("rssm_observe_backward",
          TORCH_BOX((&rssm_observe_backward<rssm_observe_backward_kernel, cuda::rssm_observe_backward_scratch>)));
+  m.impl("cell_scan", TORCH_BOX((&cell_scan<scan_kernel, cuda::scan_scratch>)));
+  m.impl("cell_scan_backward", TORCH_BOX((&cell_scan_backward<scan_backward_kernel, cuda::scan_backward_scratch>)));
   m.impl("symlog", TORCH_BOX(&elementwise<symlog_kernel>));
   m.impl("symexp", TORCH_BOX(&elementwise<symexp_kernel>));
   m.impl("symlog_backward", TORCH_BOX(&elementwise_backward<symlog_backward_kernel>));

@@ -6,10 +6,6 @@
 
 namespace fastwm {
 
-// What a kernel that allocates its own scratch memory asks the host for.
-template <typename Params>
-int64_t no_scratch(const Params&) { return 0; }
-
 template <auto kernel, auto scratch_bytes = no_scratch<RssmObserve>>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_observe(
     const Tensor& hidden_in_, const Tensor& post_in_, const Tensor& is_first_, const Tensor& deter0_,
@@ -86,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_
                       logits.mutable_data_ptr(),
                       saved(post),
                       nullptr};
-  Tensor scratch = empty_shaped(hidden_in, {scratch_bytes(p)}, ScalarType::Byte);
+  Tensor scratch = scratch_memory(hidden_in, scratch_bytes(p));
   p.scratch = scratch.mutable_data_ptr();
   kernel(p, hidden_in.get_device_index());
   return {deter, stoch, index, logits, embeds, hidden, gates, post};
@@ -168,7 +164,7 @@ std::tuple<Tensor, Tensor, Tensor> rssm_observe_backward(
                               d_post.mutable_data_ptr(),
                               d_weights.mutable_data_ptr(),
                               nullptr};
-  Tensor scratch = empty_shaped(deter, {scratch_bytes(p)}, ScalarType::Byte);
+  Tensor scratch = scratch_memory(deter, scratch_bytes(p));
   p.scratch = scratch.mutable_data_ptr();
   kernel(p, deter.get_device_index());
   return {d_hidden, d_post, d_weights};

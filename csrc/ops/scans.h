@@ -51,7 +51,7 @@ struct ScanArguments {
   const bool* resets() const { return static_cast<const bool*>(data_or_null(is_first)); }
 };
 
-template <auto kernel>
+template <auto kernel, auto scratch_bytes = no_scratch<Scan>>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cell_scan(
     const Tensor& input_, const Tensor& h, const std::optional<Tensor>& c, const Tensor& weight,
     const std::optional<Tensor>& scale, const std::optional<Tensor>& bias, const std::optional<Tensor>& is_first,
@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cell_scan(
   const int64_t kept = save ? T : 0;
   Tensor output = a.empty({T, B, D}), h_T = a.empty({B, D}), c_T = a.empty({a.c ? B : 0, D});
   Tensor cells = a.empty({a.c ? kept : 0, B, D}), saved = a.empty({kept, B, scan_saved(a.cell) * D});
-  const Scan p{a.cell,
+  Scan p{a.cell,
                dtype_of(a.h),
                bf16_products,
                a.n,
@@ -76,12 +76,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cell_scan(
                h_T.mutable_data_ptr(),
                c_T.mutable_data_ptr(),
                save ? cells.mutable_data_ptr() : nullptr,
-               save ? saved.mutable_data_ptr() : nullptr};
+               save ? saved.mutable_data_ptr() : nullptr,
+               nullptr};
+  Tensor scratch = scratch_memory(a.h, scratch_bytes(p));
+  p.scratch = scratch.mutable_data_ptr();
   kernel(p, a.h.get_device_index());
   return {output, h_T, c_T, cells, saved};
 }
 
-template <auto kernel>
+template <auto kernel, auto scratch_bytes = no_scratch<ScanBackward>>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cell_scan_backward(
     const std::optional<Tensor>& g_output_, const std::optional<Tensor>& g_h_, const std::optional<Tensor>& g_c_,
     const Tensor& output_, const Tensor& cells_, const Tensor& saved_, const Tensor& h, const std::optional<Tensor>& c,
@@ -98,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cell_scan_backward(
   Tensor d_input = a.empty({T, B, scan_gates(a.cell) * D}), d_h = empty_dense(a.h), d_c = a.empty_like(a.c);
   Tensor d_weight = a.empty({scan_gates(a.cell) * D, D}), d_scale = a.empty_like(a.scale);
   Tensor d_bias = a.empty_like(a.bias);
-  const ScanBackward p{a.cell,
+  ScanBackward p{a.cell,
                        dtype_of(a.h),
                        bf16_products,
                        a.n,
@@ -117,7 +120,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cell_scan_backward(
                        d_c.mutable_data_ptr(),
                        d_weight.mutable_data_ptr(),
                        d_scale.mutable_data_ptr(),
-                       d_bias.mutable_data_ptr()};
+                       d_bias.mutable_data_ptr(),
+                       nullptr};
+  Tensor scratch = scratch_memory(a.h, scratch_bytes(p));
+  p.scratch = scratch.mutable_data_ptr();
   kernel(p, a.h.get_device_index());
   return {d_input, d_h, d_c, d_weight, d_scale, d_bias};
 }

@@ -9,9 +9,9 @@ namespace fastwm {
 enum class ScanCell : int64_t { gru, lstm, layernorm_gru, planet_gru };
 
 // Products with the carry a step, each [D, D].
-constexpr int64_t scan_gates(ScanCell cell) { return cell == ScanCell::lstm ? 4 : 3; }
+FASTWM_HD constexpr int64_t scan_gates(ScanCell cell) { return cell == ScanCell::lstm ? 4 : 3; }
 // Numbers saved for each of the carry's.
-constexpr int64_t scan_saved(ScanCell cell) { return cell == ScanCell::gru || cell == ScanCell::lstm ? 4 : 3; }
+FASTWM_HD constexpr int64_t scan_saved(ScanCell cell) { return cell == ScanCell::gru || cell == ScanCell::lstm ? 4 : 3; }
 
 struct ScanSizes {
   int64_t T, B, D;
@@ -27,13 +27,14 @@ struct ScanWeights {
 struct Scan {
   ScanCell cell;
   Dtype dtype;
-  bool bf16;  // products in bfloat16, where the CPU has them
+  bool bf16;  // products in bfloat16, where the hardware has them
   ScanSizes n;
   ScanWeights w;
   const bool* is_first;           // [T, B], or null
   const void *input, *h0, *c0;    // [T, B, gates * D] [B, D] [B, D]; c0 null where the cell has none
   void *output, *h_T, *c_T;       // [T, B, D] [B, D] [B, D]
   void *cells, *saved;            // [T, B, D] [T, B, saved * D], or null where no gradient is wanted
+  void* scratch;                  // as many bytes as the backend asks for
 };
 
 struct ScanBackward {
@@ -47,6 +48,7 @@ struct ScanBackward {
   const void *g_output, *g_h, *g_c;  // [T, B, D] [B, D] [B, D], each null where it is zero
   void *d_input, *d_h, *d_c;         // [T, B, gates * D] [B, D] [B, D]
   void *d_weight, *d_scale, *d_bias;  // [gates * D, D], and like scale and bias
+  void* scratch;
 };
 
 }  // namespace fastwm
