@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from bench.conftest import Measure
+from bench.conftest import DEVICE, Measure
 from fastwm import nn as fnn
 from fastwm.nn import cell_weights
 
@@ -86,7 +86,7 @@ def test_block_gru_scan(measure: Measure, size: str, backward: bool, name: str) 
     def run() -> None:
         for leaf in leaves:
             leaf.grad = None
-        with torch.set_grad_enabled(backward), torch.autocast("cpu", torch.bfloat16, enabled="bf16" in name):
+        with torch.set_grad_enabled(backward), torch.autocast(DEVICE, torch.bfloat16, enabled="bf16" in name):
             output = fn(x, h, is_first)
             if backward:
                 output.backward(cotangent)

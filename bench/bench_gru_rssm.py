@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import fastwm
-from bench.conftest import Measure
+from bench.conftest import DEVICE, Measure
 from fastwm.nn.gru_rssm import GRURSSM, VARIANTS
 from fastwm.ops import gru_rssm_observe
 
@@ -43,7 +43,7 @@ def test_gru_rssm_observe(measure: Measure, size: str, backward: bool, name: str
             x.grad = None
         with (
             torch.set_grad_enabled(backward),
-            torch.autocast("cpu", torch.bfloat16, enabled="bf16" in name),
+            torch.autocast(DEVICE, torch.bfloat16, enabled="bf16" in name),
             nullcontext() if name.startswith("fastwm") else fastwm.backend("ref"),
         ):
             out = outputs()

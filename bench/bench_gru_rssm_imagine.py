@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import fastwm
-from bench.conftest import Measure
+from bench.conftest import DEVICE, Measure
 from fastwm.nn.gru_rssm import GRURSSM, Layer
 from fastwm.ops import LinearWeights, PolicyHead, gru_rssm_dream, gru_rssm_imagine
 
@@ -29,7 +29,7 @@ def cost(rssm: GRURSSM, action: int) -> int:
 def run(measure: Measure, fn: Callable[[], list[Tensor]], name: str, group: str, bytes_moved: int, flops: int) -> None:
     def call() -> list[Tensor]:
         backend = fastwm.backend("cpu" if name.startswith("fastwm") else "ref")
-        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in name), backend:
+        with torch.autocast(DEVICE, torch.bfloat16, enabled="bf16" in name), backend:
             return fn()
 
     measure(call, group=group, variant=name, bytes_moved=bytes_moved, flops=flops)

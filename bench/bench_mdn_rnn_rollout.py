@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.conftest import Measure
+from bench.conftest import DEVICE, Measure
 from fastwm.ops import MDNRNNWeights, mdn_rnn_rollout
 
 P, ROLLOUTS, K = 64, 16, 5
@@ -43,7 +43,7 @@ def test_mdn_rnn_rollout(measure: Measure, task: str, name: str) -> None:
     def loop() -> Tensor:
         return eager(z, controllers, w, steps, extra, 1.15)
 
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled="bf16" in name):
+    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled="bf16" in name):
         fn = fused if name.startswith("fastwm") else loop
         taken = int(fn().sum())
         flops = taken * 2 * (4 * H * (inputs + H) + H * outputs)

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.testing import assert_close
 
-from bench.conftest import Measure
+from bench.conftest import DEVICE, Measure
 from fastwm.nn import Actor, BlockRSSM, State
 from fastwm.nn.spaces import as_dict, encode
 from fastwm.ops import rssm_imagine
@@ -49,7 +49,7 @@ def test_rssm_imagine(measure: Measure, size: str, name: str) -> None:
     fn = fused if name.startswith("fastwm") else loop
 
     def run() -> Tensor:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled="bf16" in name):
+        with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled="bf16" in name):
             return fn()
 
     with torch.no_grad():

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from bench.conftest import Measure
+from bench.conftest import DEVICE, Measure
 from fastwm.nn import BlockRSSM, State
 
 T, B, ACTION = 64, 16, 6
 SIZES = {  # tokens, deter, hidden, stoch, classes
     "size1m": (64, 512, 64, 32, 4),
     "size12m": (256, 2048, 256, 32, 16),
+    "size200m": (1024, 8192, 1024, 32, 64),
 }
 
 
@@ -32,10 +33,12 @@ def fused(rssm: BlockRSSM, *args: Tensor) -> list[Tensor]:
     return [*state, logits]
 
 
-@pytest.mark.parametrize("name", ["fastwm", "eager", "fastwm bf16", "eager bf16"])
+@pytest.mark.parametrize("name", ["fastwm", "eager", "fastwm bf16", "eager bf16", "torch.compile bf16"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("size", SIZES)
 def test_rssm_observe(measure: Measure, size: str, backward: bool, name: str) -> None:
+    if DEVICE != "cuda" and (size == "size200m" or "compile" in name):
+        pytest.skip("minutes a call, or minutes to compile, without a GPU")
     torch.manual_seed(0)
     tokens_width, *widths = SIZES[size]
     rssm = BlockRSSM(tokens_width, ACTION, *widths)
@@ -43,13 +46,16 @@ def test_rssm_observe(measure: Measure, size: str, backward: bool, name: str) ->
     first = torch.rand(T, B) < 0.02
     args = (rssm.initial(B), torch.randn(T, B, ACTION), tokens, first, torch.rand(T, B, rssm.stoch))
     fn: Callable[..., list[Tensor]] = fused if name.startswith("fastwm") else loop
+    if "compile" in name:  # captured in a CUDA graph like all others
+        torch._dynamo.reset()
+        fn = torch.compile(loop, fullgraph=True, dynamic=False)
     cotangents = [torch.randn_like(x) for x in fused(rssm, *args)]
     leaves = [tokens, *(p for n, p in rssm.named_parameters() if not n.startswith("prior"))]
 
     def run() -> None:
         for x in leaves:
             x.grad = None
-        with torch.set_grad_enabled(backward), torch.autocast("cpu", torch.bfloat16, enabled="bf16" in name):
+        with torch.set_grad_enabled(backward), torch.autocast(DEVICE, torch.bfloat16, enabled="bf16" in name):
             outputs = fn(rssm, *args)
             if backward:
                 torch.autograd.backward(outputs, cotangents)
