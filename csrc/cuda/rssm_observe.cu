@@ -38,7 +38,7 @@ __device__ void write_tile(const Rows& rows, int64_t tile, int64_t tiles, int64_
     const bool inside = rows.has(r) && n + lane < N;
     const T x = inside ? value(rows.first + r, n + lane, half) : T{0};
     if (inside) out[(rows.first + r) * stride + n + lane] = x;
-    const T sum = warp_sum(x * x);
+    const T sum = group_sum<32>(x * x);
     if (lane == 0 && rows.has(r)) sums[(rows.first + r) * tiles + tile] = sum;
   }
 }
@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, 1) sample_and_embed(Observe<T, O> a,
         sum += static_cast<const T*>(w.data)[(s * n.C + chosen[s]) * w.sk + u * w.sn];
       out[u] = sum;
     }
-    const T square = warp_sum(u < n.U ? sum * sum : T{0});
+    const T square = group_sum<32>(u < n.U ? sum * sum : T{0});
     const int64_t tile = u / kTileColumns;
     if (lane == 0 && tile < tiles) a.embed_sums[1][blockIdx.x * tiles + tile] = square;
   }

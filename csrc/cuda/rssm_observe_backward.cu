@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) norms(Backward<T, O> a) {
   const int64_t width = which == kHidden ? n.D : n.U;
   T sum = 0;
   for (int64_t i = threadIdx.x % 32; i < width; i += 32) sum += pre[i] * pre[i];
-  sum = warp_sum(sum);
+  sum = group_sum<32>(sum);
   if (threadIdx.x % 32 == 0)
     a.inverse[which][row] = 1 / sqrt(sum / static_cast<T>(width) + static_cast<T>(a.p.gru.eps));
 }
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads) sample_backward(Backward<T, O> a, in
       share[c] = probability;
       mean += probability * (g[c] + (last ? 0 : d_z[c]));
     });
-    mean = warp_sum(mean);
+    mean = group_sum<32>(mean);
     for (int64_t c = lane; c < n.C; c += 32)
       a.d_logits[at + c] = a.read(a.p.g_logits)[at + c] + keep * share[c] * (g[c] + (last ? 0 : d_z[c]) - mean);
   }
@@ -133,7 +133,7 @@ __device__ void write_d_act(const Rows& rows, int64_t t, int64_t B, int64_t tile
       const NormBack<T> back(layer.pre[row * layer.stride + i], layer.inverse[row], layer.scale[i], sums[0][half]);
       dot = back.d_normal * back.normal;
     }
-    dot = warp_sum(dot);
+    dot = group_sum<32>(dot);
     if (threadIdx.x % 32 == 0 && rows.has(r)) dots[(rows.first + r) * tiles + tile] = dot;
   }
 }

@@ -1,18 +1,12 @@
 // What an RSSM's step kernels share: RMS norms across the tiles of a row, and one categorical after another.
 #pragma once
 
+#include "reduce.cuh"
 #include "tile_product.cuh"
 
 #include "fastwm/vecmath.h"
 
 namespace fastwm::cuda {
-
-template <typename A>
-__device__ A warp_sum(A x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-  return x;
-}
 
 // This block's 16 rows of a batch of B.
 struct Rows {
@@ -31,7 +25,7 @@ __device__ void row_means(const Rows& rows, const A* sums, int64_t tiles, int64_
     A sum = 0;
     if (rows.has(r))
       for (int64_t tile = lane; tile < tiles; tile += 32) sum += sums[(rows.first + r) * tiles + tile];
-    sum = warp_sum(sum);
+    sum = group_sum<32>(sum);
     if (lane == 0) means[r] = sum / static_cast<A>(width);
   }
   __syncthreads();
@@ -64,14 +58,10 @@ __device__ void softmax(const A* logits, int64_t C, Each each) {
   const int lane = threadIdx.x % 32;
   A top = -INFINITY;
   for (int64_t c = lane; c < C; c += 32) top = logits[c] > top ? logits[c] : top;
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    const A other = __shfl_xor_sync(0xffffffffu, top, step);
-    top = other > top ? other : top;
-  }
+  top = group_reduce<32>(top, Max{});
   A sum = 0;
   for (int64_t c = lane; c < C; c += 32) sum += vexp(logits[c] - top);
-  const A scale = 1 / warp_sum(sum);
+  const A scale = 1 / group_sum<32>(sum);
   for (int64_t c = lane; c < C; c += 32) each(c, vexp(logits[c] - top) * scale);
 }
 

@@ -47,9 +47,6 @@ struct Forward {
   }
 };
 
-template <typename T>
-__device__ T sigmoid(T x) { return vsigmoid(x); }
-
 // What follows a step's sums, at one element: x the input's gates and sums those of the carry, D apart.
 template <ScanCell cell, typename T, typename O>
 __device__ void gates(const Forward<T, O>& a, int64_t t, int64_t row, int64_t i, const T (&sums)[kMaxGates]) {
@@ -58,13 +55,13 @@ __device__ void gates(const Forward<T, O>& a, int64_t t, int64_t row, int64_t i,
   T* saved = a.saved(t, row) + i;
   if constexpr (cell == ScanCell::gru) {
     const T apart = sums[2] + (a.p.w.bias ? static_cast<const T*>(a.p.w.bias)[i] : 0);
-    const T r = sigmoid(x[0] + sums[0]), z = sigmoid(x[D] + sums[1]), n = vtanh(x[2 * D] + r * apart);
+    const T r = vsigmoid(x[0] + sums[0]), z = vsigmoid(x[D] + sums[1]), n = vtanh(x[2 * D] + r * apart);
     saved[0] = r, saved[D] = z, saved[2 * D] = n, saved[3 * D] = apart;
     a.write(t, row, i, n + z * (a.h(t, row, i) - n));
   } else if constexpr (cell == ScanCell::lstm) {
     const int64_t f = a.p.w.ijfo ? 2 : 1, g = 3 - f;
-    const T in = sigmoid(x[0] + sums[0]), cand = vtanh(x[g * D] + sums[g]), out = sigmoid(x[3 * D] + sums[3]);
-    const T forget = sigmoid(x[f * D] + sums[f] + static_cast<T>(a.p.w.gate_bias));
+    const T in = vsigmoid(x[0] + sums[0]), cand = vtanh(x[g * D] + sums[g]), out = vsigmoid(x[3 * D] + sums[3]);
+    const T forget = vsigmoid(x[f * D] + sums[f] + static_cast<T>(a.p.w.gate_bias));
     const T c = forget * a.c(t, row, i) + in * cand;
     saved[0] = in, saved[f * D] = forget, saved[g * D] = cand, saved[3 * D] = out;
     if (a.p.cells) static_cast<T*>(a.p.cells)[a.at(t, row) * D + i] = c;
@@ -73,7 +70,7 @@ __device__ void gates(const Forward<T, O>& a, int64_t t, int64_t row, int64_t i,
   } else if constexpr (cell == ScanCell::layernorm_gru) {
     for (int k = 0; k < 3; ++k) saved[k * D] = x[k * D] + sums[k];
   } else {
-    saved[0] = sigmoid(x[0] + sums[0]), saved[D] = sigmoid(x[D] + sums[1]);
+    saved[0] = vsigmoid(x[0] + sums[0]), saved[D] = vsigmoid(x[D] + sums[1]);
   }
 }
 
@@ -127,19 +124,6 @@ __global__ void __launch_bounds__(kThreads) planet_candidate(Forward<T, O> a, in
   }
 }
 
-// The block's sum of x, for every thread.
-template <typename A>
-__device__ A block_sum(A x) {
-  __shared__ A sums[kWarps];
-  x = warp_sum(x);
-  __syncthreads();  // the sums of the call before this one have been read
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
-  __syncthreads();
-  x = 0;
-  for (int warp = 0; warp < kWarps; ++warp) x += sums[warp];
-  return x;
-}
-
 template <typename T>
 struct Norm {
   T mean, rstd;
@@ -147,9 +131,9 @@ struct Norm {
   __device__ Norm(const T* x, int64_t width, T eps) {
     T sum = 0, squares = 0;
     for (int64_t i = threadIdx.x; i < width; i += kThreads) sum += x[i];
-    mean = block_sum(sum) / static_cast<T>(width);
+    mean = group_sum<kThreads>(sum) / static_cast<T>(width);
     for (int64_t i = threadIdx.x; i < width; i += kThreads) squares += (x[i] - mean) * (x[i] - mean);
-    rstd = 1 / sqrt(block_sum(squares) / static_cast<T>(width) + eps);
+    rstd = 1 / sqrt(group_sum<kThreads>(squares) / static_cast<T>(width) + eps);
   }
 };
 
@@ -331,8 +315,8 @@ __global__ void __launch_bounds__(kThreads) layernorm_backward(Backward<T, O> a,
       dot += out[k] * scale[k * D + i] * normal[k];
     }
   }
-  sum = block_sum(sum) / static_cast<T>(3 * D);
-  dot = block_sum(dot) / static_cast<T>(3 * D);
+  sum = group_sum<kThreads>(sum) / static_cast<T>(3 * D);
+  dot = group_sum<kThreads>(dot) / static_cast<T>(3 * D);
   for (int64_t i = threadIdx.x; i < 3 * D; i += kThreads)
     d_input[i] = norm.rstd * (d_input[i] - sum - (x[i] - norm.mean) * norm.rstd * dot);
 }

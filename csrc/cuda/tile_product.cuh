@@ -34,8 +34,7 @@ __device__ inline int64_t tile_offset<bf16>(int64_t k, int c) {
   return k / 16 * (16 * kTileColumns) + (c / 8 * 32 + lane) * 4 + in / 8 * 2 + in % 2;
 }
 
-// Element (g, k, n) of the source lies at (g * G/groups of its own + ...): where `inner` is not 0, k counts through
-// blocks of `inner` that lie w.sg apart.
+// Where `inner` is not 0, k counts through blocks of `inner` rows that lie w.sg apart.
 template <typename T, typename O>
 __global__ void __launch_bounds__(kThreads) pack_weight(Weight w, int64_t inner, PackedWeight<O> to) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
