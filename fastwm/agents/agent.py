@@ -27,6 +27,8 @@ class Agent(nn.Module, ABC):
     """Whether replay serves every new row once before it draws at random."""
     prioritize_ends: bool = False
     """Whether windows end with the episode rather than cross its end."""
+    capturable: bool = False
+    """Whether a CUDA graph can hold `update`: it waits for nothing on the GPU and decides nothing on the host."""
 
     @abstractmethod
     def act(

@@ -148,6 +148,7 @@ class DreamerV3(Agent):
     """
 
     latent_keys = ("deter", "stoch")
+    capturable = True
 
     def __init__(
         self,

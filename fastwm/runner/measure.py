@@ -14,6 +14,7 @@ from fastwm.agents import DreamerV3, DreamerV3Config
 from fastwm.errors import FastwmError
 from fastwm.info import info
 from fastwm.runner.config import TrainConfig, resolve_device, with_presets
+from fastwm.runner.graph import WARM_UP, GraphedUpdate, fastest_update
 
 BATCH, LENGTH = 16, 64
 VECTORS = {"orientations": (14,), "height": (), "velocity": (9,)}
@@ -48,8 +49,13 @@ def synthetic_batch(agent: DreamerV3, device: torch.device) -> dict[str, Tensor]
     return {key: value.to(device) for key, value in batch.items()}
 
 
-def measure_update(size: str, obs: str, precision: str, device_name: str = "auto", repeats: int = 7) -> dict[str, Any]:
-    """Median milliseconds of a whole DreamerV3 update (B=16, T=64, H=15) after a warm-up, and what it ran on."""
+def measure_update(
+    size: str, obs: str, precision: str, device_name: str = "auto", repeats: int = 7, graph: bool = True
+) -> dict[str, Any]:
+    """Median milliseconds of a whole DreamerV3 update (B=16, T=64, H=15) after a warm-up, and what it ran on.
+
+    On a GPU it is a CUDA graph, as in training, unless `graph` is false; the batch lies on the device.
+    """
     device = resolve_device(device_name)
     config = with_presets(TrainConfig(DreamerV3Config()), "dreamerv3", [size]).agent
     if precision not in ("fp32", "bf16"):
@@ -58,14 +64,21 @@ def measure_update(size: str, obs: str, precision: str, device_name: str = "auto
     torch.manual_seed(0)
     agent = DreamerV3(obs_space(obs), ACTION, config).to(device)
     batch = synthetic_batch(agent, device)
-    for _ in range(2):
-        agent.update(batch)
-    times = [seconds(lambda: agent.update(batch), device) for _ in range(max(5, repeats))]
+    update = fastest_update(agent) if graph else agent.update
+    for _ in range(WARM_UP + 1 if isinstance(update, GraphedUpdate) else 2):
+        update(batch)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    times = [seconds(lambda: update(batch), device) for _ in range(max(5, repeats))]
     return {
         "agent": "dreamerv3", "size": size, "obs": obs, "precision": precision, "batch": BATCH, "length": LENGTH,
         "horizon": config.imag_length, "parameters": sum(p.numel() for p in agent.parameters() if p.requires_grad),
         "median_ms": 1e3 * statistics.median(times), "min_ms": 1e3 * min(times), "repeats": len(times),
-        "threads": torch.get_num_threads(), "device": str(device), "machine": platform.machine(),
+        "threads": torch.get_num_threads(), "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "graph": isinstance(update, GraphedUpdate), "machine": platform.machine(),
+        "peak_bytes": torch.cuda.max_memory_reserved(device) if on_gpu else None,
         "torch": torch.__version__, "isa": info().get("isa"),
     }  # fmt: skip
 

@@ -16,6 +16,7 @@ from fastwm.errors import FastwmError
 from fastwm.replay import Replay
 from fastwm.runner import checkpoint, plots
 from fastwm.runner.config import TrainConfig, env_options, resolve_device, write_config
+from fastwm.runner.graph import fastest_update
 from fastwm.runner.log import MetricsLog, Progress
 from fastwm.runner.signals import signals
 
@@ -90,6 +91,7 @@ class Trainer:
         self.summed = 0
         self.stop: str | None = None
         self.resume()
+        self.update = fastest_update(self.agent)
 
     # Checkpoints
 
@@ -194,8 +196,7 @@ class Trainer:
         if self.step % c.update_every >= c.num_envs:
             return
         for _ in range(self.owed):
-            batch = {key: value.to(self.device) for key, value in self.replay.sample(c.batch_size).items()}
-            metrics = self.agent.update(batch, write_back=self.replay.write_back)
+            metrics = self.update(self.replay.sample(c.batch_size), write_back=self.replay.write_back)
             for key, value in metrics.items():
                 self.sums[key] += value
             self.summed += 1
