@@ -252,11 +252,14 @@ def build(destination: Path, work: Path) -> list[Path]:
 
     destination.mkdir(parents=True, exist_ok=True)
     libtorch = [f"-L{torch.path / 'lib'}", "-ltorch", "-ltorch_cpu"]
+    # Linkers drop libraries whose symbols come by way of others, and torch hides its own from those it does not link.
+    to_cuda = ["-Xlinker=--no-as-needed", *libtorch]
+    to_cuda += ["-ltorch_cuda"] if (torch.path / "lib/libtorch_cuda.so").exists() else []
     built = [link([cxx, *OPENMP], destination / "_C.so", cpu, *libtorch)]
     host_name = f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
     to_native = [f"-L{destination}", "-l:_C.so", "-Wl,-rpath,$ORIGIN"]
     built.append(link([cxx, *OPENMP], destination / host_name, [host], *to_native))
     if cuda and nvcc:
-        built.append(link([nvcc, "-cudart=static"], destination / "_C_cuda.so", gpu, *libtorch))
+        built.append(link([nvcc, "-cudart=static"], destination / "_C_cuda.so", gpu, *to_cuda))
     say(f"built {', '.join(path.name for path in built)} with {version}, torch {torch.version}")
     return built

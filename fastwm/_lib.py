@@ -22,7 +22,7 @@ def _load(name: str) -> bool:
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        problems[name] = str(error)
+        problems[name] = str(error.__cause__ or error)  # torch's own error does not say why
         return False
     return True
 
