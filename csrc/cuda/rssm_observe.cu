@@ -49,10 +49,11 @@ __global__ void __launch_bounds__(kThreads) embed_start(Observe<T, O> a) {
   __shared__ typename TileProduct<O>::Shared shared;
   const Rows rows(a.p.n.B);
   const int64_t tile = blockIdx.x, U = a.p.n.U, Z = a.p.n.Z();
-  TileProduct<O> product(shared);
+  TileProduct<O> product(shared, rows.count);
   const T* z = static_cast<const T*>(a.p.stoch0);
   product.add({a.stoch.tile(0, tile)}, Z, [&](int r, int64_t k) {
-    return rows.has(r) && !a.first(0, rows.first + r) ? z[(rows.first + r) * Z + k] : T{0};
+    const T value = z[(rows.first + r) * Z + k];
+    return a.first(0, rows.first + r) ? T{0} : value;
   });
   T out[1][2];
   product.finish(out);
@@ -70,9 +71,9 @@ __global__ void __launch_bounds__(kThreads) posterior_and_embed(Observe<T, O> a,
   const bool posterior = t >= 0 && blockIdx.x < a.post.tiles();
   const int64_t tile = posterior || t < 0 ? blockIdx.x : blockIdx.x - a.post.tiles();
   const T* h = a.deter_before(t + 1);
-  TileProduct<O> product(shared);
-  product.add({(posterior ? a.post : a.deter).tile(0, tile)}, n.D,
-              [&](int r, int64_t k) { return rows.has(r) ? h[(rows.first + r) * n.D + k] : T{0}; });
+  TileProduct<O> product(shared, rows.count);
+  product.template add<8>({(posterior ? a.post : a.deter).tile(0, tile)}, n.D,
+                          [&](int r, int64_t k) { return h[(rows.first + r) * n.D + k]; });
   T out[1][2];
   product.finish(out);
   if (posterior) {
@@ -87,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) posterior_and_embed(Observe<T, O> a,
 }
 
 template <typename T, typename O>
-__global__ void __launch_bounds__(kThreads) hidden_layer(Observe<T, O> a, int64_t t) {
+__global__ void __launch_bounds__(kThreads, 1) hidden_layer(Observe<T, O> a, int64_t t) {
   __shared__ typename TileProduct<O>::Shared shared;
   __shared__ T inverse[2][kTileRows];
   const RssmSizes& n = a.p.n;
@@ -96,16 +97,17 @@ __global__ void __launch_bounds__(kThreads) hidden_layer(Observe<T, O> a, int64_
   const T eps = static_cast<T>(a.p.gru.eps);
   inverse_rms(rows, a.embed_sums[0], a.deter.tiles(), n.U, eps, inverse[0]);
   inverse_rms(rows, a.embed_sums[1], a.stoch.tiles(), n.U, eps, inverse[1]);
-  TileProduct<O> product(shared);
+  TileProduct<O> product(shared, rows.count);
   const T *h = a.deter_before(t), *raw = a.embeds_at(t);
   product.add({a.own.tile(g, tile)}, J, [&](int r, int64_t k) {
-    return rows.has(r) && !a.first(t, rows.first + r) ? h[(rows.first + r) * n.D + g * J + k] : T{0};
+    const T value = h[(rows.first + r) * n.D + g * J + k];
+    return a.first(t, rows.first + r) ? T{0} : value;
   });
   const T *scale_deter = a.scale(a.p.gru.w.n_carry), *scale_stoch = a.scale(a.p.w.n_stoch);
   product.add({a.embeds.tile(g, tile)}, 2 * n.U, [&](int r, int64_t k) {
     const int part = k < n.U ? 0 : 1;
     const T scale = part ? scale_stoch[k - n.U] : scale_deter[k];
-    return rows.has(r) ? vsilu(raw[(rows.first + r) * 2 * n.U + k] * inverse[part][r] * scale) : T{0};
+    return vsilu(raw[(rows.first + r) * 2 * n.U + k] * inverse[part][r] * scale);
   });
   T out[1][2];
   product.finish(out);
@@ -115,7 +117,7 @@ __global__ void __launch_bounds__(kThreads) hidden_layer(Observe<T, O> a, int64_
 }
 
 template <typename T, typename O>
-__global__ void __launch_bounds__(kThreads) gates_and_deter(Observe<T, O> a, int64_t t) {
+__global__ void __launch_bounds__(kThreads, 1) gates_and_deter(Observe<T, O> a, int64_t t) {
   __shared__ typename TileProduct<O, 3>::Shared shared;
   __shared__ T inverse[kTileRows];
   const RssmSizes& n = a.p.n;
@@ -123,11 +125,11 @@ __global__ void __launch_bounds__(kThreads) gates_and_deter(Observe<T, O> a, int
   const int64_t tiles = a.gates[0].tiles(), g = blockIdx.x / tiles, tile = blockIdx.x % tiles, J = n.J();
   inverse_rms(rows, a.hidden_sums, n.G * tiles, n.D, static_cast<T>(a.p.gru.eps), inverse);
   const T *raw = a.hidden_at(t), *scale = a.scale(a.p.gru.w.n_hidden);
-  TileProduct<O, 3> product(shared);
+  TileProduct<O, 3> product(shared, rows.count);
   product.add({a.gates[0].tile(g, tile), a.gates[1].tile(g, tile), a.gates[2].tile(g, tile)}, J,
               [&](int r, int64_t k) {
                 const int64_t d = g * J + k;
-                return rows.has(r) ? vsilu(raw[(rows.first + r) * n.D + d] * inverse[r] * scale[d]) : T{0};
+                return vsilu(raw[(rows.first + r) * n.D + d] * inverse[r] * scale[d]);
               });
   T out[3][2];
   product.finish(out);
@@ -156,9 +158,9 @@ __global__ void __launch_bounds__(kThreads) posterior_logits(Observe<T, O> a, in
   const Rows rows(n.B);
   inverse_rms(rows, a.post_sums, a.post.tiles(), n.U, static_cast<T>(a.p.gru.eps), inverse);
   const T *raw = a.post_at(t), *scale = a.scale(a.p.w.n_post);
-  TileProduct<O> product(shared);
+  TileProduct<O> product(shared, rows.count);
   product.add({a.logits.tile(0, blockIdx.x)}, n.U, [&](int r, int64_t k) {
-    return rows.has(r) ? vsilu(raw[(rows.first + r) * n.U + k] * inverse[r] * scale[k]) : T{0};
+    return vsilu(raw[(rows.first + r) * n.U + k] * inverse[r] * scale[k]);
   });
   T out[1][2];
   product.finish(out);
@@ -173,28 +175,31 @@ __global__ void __launch_bounds__(kThreads) posterior_logits(Observe<T, O> a, in
   }
 }
 
-// One block a row: a warp samples one categorical after another; then all threads add up the samples' S rows.
-// memory: S indices, then C shares for each warp.
+// One block a row, a warp a categorical; then all threads add up the samples' S rows, in groups of as many threads as
+// there are units. memory: S indices, C shares for each warp, a sum for each thread.
 template <typename T, typename O>
-__global__ void __launch_bounds__(kThreads, 1) sample_and_embed(Observe<T, O> a, int64_t t) {
+__global__ void __launch_bounds__(kSampleThreads) sample_and_embed(Observe<T, O> a, int64_t t) {
   extern __shared__ __align__(16) unsigned char memory[];
-  __shared__ T squares[kWarps];
   const RssmSizes& n = a.p.n;
   const int64_t row = t * n.B + blockIdx.x;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int threads = blockDim.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int* chosen = reinterpret_cast<int*>(memory);
-  T* share = reinterpret_cast<T*>(memory + round_up(n.S * sizeof(int), 16)) + warp * n.C;
+  T* shares = reinterpret_cast<T*>(memory + round_up(n.S * sizeof(int), 16));
+  T *share = shares + warp * n.C, *sums = shares + threads / 32 * n.C;
   const T unimix = static_cast<T>(a.p.w.unimix);
-  for (int64_t s = warp; s < n.S; s += kWarps) {
+  for (int64_t s = warp; s < n.S; s += threads / 32) {
     const int64_t at = row * n.Z() + s * n.C;
-    softmax(static_cast<const T*>(a.p.logits) + at, n.C, [&](int64_t c, T probability) { share[c] = probability; });
+    const T draw = static_cast<const T*>(a.p.uniform)[row * n.S + s];
+    softmax(static_cast<const T*>(a.p.logits) + at, n.C, [&](int64_t c, T probability) {
+      share[c] = (1 - unimix) * probability + unimix / static_cast<T>(n.C);
+    });
     __syncwarp();
     if (lane == 0) {
-      const T draw = static_cast<const T*>(a.p.uniform)[row * n.S + s];
       T cdf = 0;
       int index = 0;
+#pragma unroll 8
       for (int64_t c = 0; c + 1 < n.C; ++c) {
-        cdf += (1 - unimix) * share[c] + unimix / static_cast<T>(n.C);
+        cdf += share[c];
         index += cdf <= draw ? 1 : 0;
       }
       chosen[s] = index;
@@ -209,17 +214,24 @@ __global__ void __launch_bounds__(kThreads, 1) sample_and_embed(Observe<T, O> a,
   const bool first = a.first(t + 1, blockIdx.x);
   T* out = a.embeds_at(t + 1) + int64_t{blockIdx.x} * 2 * n.U + n.U;
   const int64_t tiles = a.stoch.tiles();
-  for (int64_t u = threadIdx.x; u < round_up(n.U, kThreads); u += kThreads) {
+  const int width = static_cast<int>(round_up(n.U, 32) < threads ? round_up(n.U, 32) : threads);
+  const int groups = threads / width, group = threadIdx.x / width;
+  for (int64_t u0 = 0; u0 < n.U; u0 += width) {
+    const int64_t u = u0 + threadIdx.x % width;
     T sum = 0;
-    if (u < n.U) {
-      sum = static_cast<const T*>(a.p.w.b_stoch)[u];
-      for (int64_t s = 0; !first && s < n.S; ++s)
+    if (group < groups && u < n.U && !first)
+#pragma unroll 4
+      for (int64_t s = group; s < n.S; s += groups)
         sum += static_cast<const T*>(w.data)[(s * n.C + chosen[s]) * w.sk + u * w.sn];
-      out[u] = sum;
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (group == 0) {
+      for (int other = 1; other < groups; ++other) sum += sums[other * width + threadIdx.x];
+      if (u < n.U) out[u] = sum += static_cast<const T*>(a.p.w.b_stoch)[u];
+      const T square = group_sum<32>(u < n.U ? sum * sum : T{0});
+      if (lane == 0 && u / kTileColumns < tiles) a.embed_sums[1][blockIdx.x * tiles + u / kTileColumns] = square;
     }
-    const T square = group_sum<32>(u < n.U ? sum * sum : T{0});
-    const int64_t tile = u / kTileColumns;
-    if (lane == 0 && tile < tiles) a.embed_sums[1][blockIdx.x * tiles + tile] = square;
+    __syncthreads();
   }
 }
 
@@ -276,7 +288,8 @@ void observe(const RssmObserve& p, cudaStream_t on) {
   const auto grid = [&](int64_t tiles) {
     return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>((n.B + kTileRows - 1) / kTileRows));
   };
-  const size_t memory = round_up(n.S * sizeof(int), 16) + kWarps * n.C * sizeof(T);
+  const unsigned samplers = sample_threads(n);
+  const size_t memory = round_up(n.S * sizeof(int), 16) + (samplers / 32 * n.C + samplers) * sizeof(T);
   embed_start<T, O><<<grid(a.stoch.tiles()), kThreads, 0, on>>>(a);
   posterior_and_embed<T, O><<<grid(a.deter.tiles()), kThreads, 0, on>>>(a, -1);
   for (int64_t t = 0; t < n.T; ++t) {
@@ -284,7 +297,7 @@ void observe(const RssmObserve& p, cudaStream_t on) {
     gates_and_deter<T, O><<<grid(n.G * a.own.tiles()), kThreads, 0, on>>>(a, t);
     posterior_and_embed<T, O><<<grid(a.post.tiles() + (t + 1 < n.T ? a.deter.tiles() : 0)), kThreads, 0, on>>>(a, t);
     posterior_logits<T, O><<<grid(a.logits.tiles()), kThreads, 0, on>>>(a, t);
-    sample_and_embed<T, O><<<static_cast<unsigned>(n.B), kThreads, memory, on>>>(a, t);
+    sample_and_embed<T, O><<<static_cast<unsigned>(n.B), samplers, memory, on>>>(a, t);
   }
 }
 

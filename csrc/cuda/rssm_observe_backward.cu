@@ -23,13 +23,13 @@ struct Backward {
   // deter and stoch before step `at / B`, zero where it resets.
   __device__ T past_deter(int64_t at, int64_t d) const {
     const int64_t B = p.n.B, D = p.n.D;
-    if (p.gru.is_first[at]) return 0;
-    return at < B ? read(p.gru.h0)[at * D + d] : read(p.gru.h)[(at - B) * D + d];
+    const T before = (at < B ? read(p.gru.h0) + at * D : read(p.gru.h) + (at - B) * D)[d];
+    return p.gru.is_first[at] ? T{0} : before;
   }
   __device__ T past_stoch(int64_t at, int64_t z) const {
     const int64_t B = p.n.B, Z = p.n.Z();
-    if (p.gru.is_first[at]) return 0;
-    return at < B ? read(p.stoch0)[at * Z + z] : read(p.stoch)[(at - B) * Z + z];
+    const T before = (at < B ? read(p.stoch0) + at * Z : read(p.stoch) + (at - B) * Z)[z];
+    return p.gru.is_first[at] ? T{0} : before;
   }
 };
 
@@ -96,13 +96,13 @@ __global__ void __launch_bounds__(kThreads) norms(Backward<T, O> a) {
 
 // One block a row, one warp a categorical. memory: C shares for each warp.
 template <typename T, typename O>
-__global__ void __launch_bounds__(kThreads) sample_backward(Backward<T, O> a, int64_t t) {
+__global__ void __launch_bounds__(kSampleThreads) sample_backward(Backward<T, O> a, int64_t t) {
   extern __shared__ __align__(16) unsigned char memory[];
   const RssmSizes& n = a.p.n;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   T* share = reinterpret_cast<T*>(memory) + warp * n.C;
   const T keep = 1 - static_cast<T>(a.p.w.unimix);
-  for (int64_t s = warp; s < n.S; s += kWarps) {
+  for (int64_t s = warp; s < n.S; s += blockDim.x / 32) {
     const int64_t at = (t * n.B + blockIdx.x) * n.Z() + s * n.C;
     const T* d_z = a.d_z + blockIdx.x * n.Z() + s * n.C;
     const T* g = a.read(a.p.g_stoch) + at;
@@ -143,9 +143,9 @@ __global__ void __launch_bounds__(kThreads) logits_backward(Backward<T, O> a, in
   __shared__ typename TileProduct<O>::Shared shared;
   const RssmSizes& n = a.p.n;
   const Rows rows(n.B);
-  TileProduct<O> product(shared);
+  TileProduct<O> product(shared, rows.count);
   product.add({a.logits.tile(0, blockIdx.x)}, n.Z(), [&](int r, int64_t k) {
-    return rows.has(r) ? a.d_logits[(t * n.B + rows.first + r) * n.Z() + k] : T{0};
+    return a.d_logits[(t * n.B + rows.first + r) * n.Z() + k];
   });
   T out[1][2];
   product.finish(out);
@@ -162,19 +162,18 @@ __global__ void __launch_bounds__(kThreads, 1) deter_backward(Backward<T, O> a, 
   const Rows rows(n.B);
   row_means(rows, a.post_dots, a.logits.tiles(), n.U, mean_dot);
   const Layer<T> post = post_of(a);
-  TileProduct<O> product(shared);
-  product.add({a.post.tile(0, blockIdx.x)}, n.U, [&](int r, int64_t k) {
-    if (!rows.has(r)) return T{0};
-    const int64_t row = t * n.B + rows.first + r;
-    const T d = post.at(row, k).d_pre(post.inverse[row], mean_dot[r]);
-    if (blockIdx.x == 0) static_cast<T*>(a.p.d_post)[row * n.U + k] = d;
-    return d;
-  });
+  TileProduct<O> product(shared, rows.count);
+  const auto row_of = [&](int r) { return t * n.B + rows.first + r; };
+  product.add({a.post.tile(0, blockIdx.x)}, n.U,
+              [&](int r, int64_t k) { return post.at(row_of(r), k).d_pre(post.inverse[row_of(r)], mean_dot[r]); },
+              [&](int r, int64_t k, T d) {
+                if (blockIdx.x == 0) static_cast<T*>(a.p.d_post)[row_of(r) * n.U + k] = d;
+              });
   const bool last = t + 1 == n.T;
   if (!last)
     product.add({a.deter.tile(0, blockIdx.x)}, n.U, [&](int r, int64_t k) {
-      if (!rows.has(r) || a.first(t + 1, rows.first + r)) return T{0};
-      return a.d_embeds[((t + 1) * n.B + rows.first + r) * 2 * n.U + k];
+      const T d = a.d_embeds[((t + 1) * n.B + rows.first + r) * 2 * n.U + k];
+      return a.first(t + 1, rows.first + r) ? T{0} : d;
     });
   T out[1][2];
   product.finish(out);
@@ -204,11 +203,11 @@ __global__ void __launch_bounds__(kThreads) gates_backward(Backward<T, O> a, int
   const RssmSizes& n = a.p.n;
   const Rows rows(n.B);
   const int64_t tiles = a.gates[0].tiles(), g = blockIdx.x / tiles, tile = blockIdx.x % tiles, J = n.J();
-  TileProduct<O> product(shared);
+  TileProduct<O> product(shared, rows.count);
 #pragma unroll 1
   for (int part = 0; part < 3; ++part)
     product.add({a.gates[part].tile(g, tile)}, J, [&](int r, int64_t k) {
-      return rows.has(r) ? a.d_gates[3 * ((t * n.B + rows.first + r) * n.D + g * J) + part * J + k] : T{0};
+      return a.d_gates[3 * ((t * n.B + rows.first + r) * n.D + g * J) + part * J + k];
     });
   T out[1][2];
   product.finish(out);
@@ -228,20 +227,16 @@ __global__ void __launch_bounds__(kThreads) hidden_backward(Backward<T, O> a, in
   row_means(rows, a.hidden_dots, n.G * a.gates[0].tiles(), n.D, mean_dot);
   const Layer<T> hidden = hidden_of(a);
   const auto d_hidden = [&](int r, int64_t d) {
-    if (!rows.has(r)) return T{0};
     const int64_t row = t * n.B + rows.first + r;
     return hidden.at(row, d).d_pre(hidden.inverse[row], mean_dot[r]);
   };
-  TileProduct<O> product(shared);
+  TileProduct<O> product(shared, rows.count);
   T out[1][2];
   if (blockIdx.x < 2 * embed_tiles) {
     const int part = blockIdx.x >= embed_tiles;
     const int64_t tile = blockIdx.x - part * embed_tiles;
-    product.add({a.embeds[part].tile(0, tile)}, n.D, [&](int r, int64_t d) {
-      const T value = d_hidden(r, d);
-      if (blockIdx.x == 0 && rows.has(r))
-        static_cast<T*>(a.p.gru.d_hidden)[(t * n.B + rows.first + r) * n.D + d] = value;
-      return value;
+    product.template add<8>({a.embeds[part].tile(0, tile)}, n.D, d_hidden, [&](int r, int64_t d, T value) {
+      if (blockIdx.x == 0) static_cast<T*>(a.p.gru.d_hidden)[(t * n.B + rows.first + r) * n.D + d] = value;
     });
     product.finish(out);
     const int64_t u = tile * kTileColumns + threadIdx.x % 32;
@@ -268,18 +263,19 @@ __global__ void __launch_bounds__(kThreads) embeds_backward(Backward<T, O> a, in
   const Rows rows(n.B);
   const Layer<T> layers[2] = {embed_layer(a, 0), embed_layer(a, 1)};
   for (int part = 0; part < 2; ++part) row_means(rows, a.dots[part], a.embeds[0].tiles(), n.U, mean_dot[part]);
+  const auto row_of = [&](int r) { return t * n.B + rows.first + r; };
   const auto d_embed = [&](int part, int r, int64_t u) {
-    const int64_t row = t * n.B + rows.first + r;
-    const T d = layers[part].at(row, u).d_pre(layers[part].inverse[row], mean_dot[part][r]);
-    if (blockIdx.x == 0) a.d_embeds[row * 2 * n.U + part * n.U + u] = d;
-    return d;
+    const int64_t row = row_of(r);
+    return layers[part].at(row, u).d_pre(layers[part].inverse[row], mean_dot[part][r]);
   };
-  if (blockIdx.x == 0)
-    for (int64_t i = threadIdx.x; i < kTileRows * n.U; i += kThreads)
-      if (rows.has(static_cast<int>(i / n.U))) d_embed(0, static_cast<int>(i / n.U), i % n.U);
-  TileProduct<O> product(shared);
-  product.add({a.stoch.tile(0, blockIdx.x)}, n.U,
-              [&](int r, int64_t k) { return rows.has(r) ? d_embed(1, r, k) : T{0}; });
+  for (int64_t u = int64_t{blockIdx.x} * 32 + threadIdx.x % 32; u < n.U; u += int64_t{gridDim.x} * 32)
+    for (int r = threadIdx.x / 32; r < kTileRows; r += kWarps)
+      if (rows.has(r)) a.d_embeds[row_of(r) * 2 * n.U + u] = d_embed(0, r, u);
+  TileProduct<O> product(shared, rows.count);
+  product.add({a.stoch.tile(0, blockIdx.x)}, n.U, [&](int r, int64_t k) { return d_embed(1, r, k); },
+              [&](int r, int64_t k, T d) {
+                if (blockIdx.x == 0) a.d_embeds[row_of(r) * 2 * n.U + n.U + k] = d;
+              });
   T out[1][2];
   product.finish(out);
   const int64_t z = int64_t{blockIdx.x} * kTileColumns + threadIdx.x % 32;
@@ -308,36 +304,40 @@ struct Grads {
   }
 };
 
-enum class Grad { deter, stoch, own, embeds, gates, post, logits };
-
-template <Grad which, typename T, typename O>
-__global__ void __launch_bounds__(kThreads) weight_grad(Backward<T, O> a, Grads<T> to) {
+// All weights' gradients in one launch, so that the small ones share the chip.
+template <typename T, typename O>
+__global__ void __launch_bounds__(kThreads) weight_grads(Backward<T, O> a, Grads<T> to) {
+  __shared__ typename GradProduct<T, O>::Shared shared;
   const RssmSizes& n = a.p.n;
-  const int64_t R = n.T * n.B, U = n.U, D = n.D, Z = n.Z(), J = n.J(), g = blockIdx.z;
-  const T *d_hidden = a.read(a.p.gru.d_hidden) + g * J, *d_gates = a.d_gates + 3 * g * J;
-  if constexpr (which == Grad::deter)
-    grad_product(R, U, D, to.w_deter, [&](int64_t r, int64_t m) { return a.d_embeds[r * 2 * U + m]; },
-                 [&](int64_t r, int64_t k) { return a.past_deter(r, k); });
-  if constexpr (which == Grad::stoch)
-    grad_product(R, U, Z, to.w_stoch, [&](int64_t r, int64_t m) { return a.d_embeds[r * 2 * U + U + m]; },
-                 [&](int64_t r, int64_t k) { return a.past_stoch(r, k); });
-  if constexpr (which == Grad::own)
-    grad_product(R, J, J, to.w_own + g * J * J, [&](int64_t r, int64_t m) { return a.past_deter(r, g * J + m); },
-                 [&](int64_t r, int64_t k) { return d_hidden[r * D + k]; });
-  if constexpr (which == Grad::embeds)
-    grad_product(R, 2 * U, J, to.w_embeds + g * 2 * U * J,
-                 [&](int64_t r, int64_t m) { return embed_layer(a, m >= U).act(r, m >= U ? m - U : m); },
-                 [&](int64_t r, int64_t k) { return d_hidden[r * D + k]; });
-  if constexpr (which == Grad::gates)
-    grad_product(R, J, 3 * J, to.w_gates + g * 3 * J * J,
-                 [&](int64_t r, int64_t m) { return hidden_of(a).act(r, g * J + m); },
-                 [&](int64_t r, int64_t k) { return d_gates[r * 3 * D + k]; });
-  if constexpr (which == Grad::post)
-    grad_product(R, U, D, to.w_post, [&](int64_t r, int64_t m) { return a.read(a.p.d_post)[r * U + m]; },
-                 [&](int64_t r, int64_t k) { return a.read(a.p.gru.h)[r * D + k]; });
-  if constexpr (which == Grad::logits)
-    grad_product(R, Z, U, to.w_logits, [&](int64_t r, int64_t m) { return a.d_logits[r * Z + m]; },
-                 [&](int64_t r, int64_t k) { return post_of(a).act(r, k); });
+  const int64_t R = n.T * n.B, U = n.U, D = n.D, Z = n.Z(), J = n.J();
+  const T *d_hidden = a.read(a.p.gru.d_hidden), *d_gates = a.d_gates;
+  Square at(blockIdx.x);
+  const auto product = [&](int64_t M, int64_t N, T* out, auto rows_a, auto rows_b) {
+    GradProduct<T, O>::run(shared, at, R, M, N, out, rows_a, rows_b);
+  };
+  if (at.of(U, D))
+    return product(U, D, to.w_deter, [&](int64_t r, int64_t m) { return a.d_embeds[r * 2 * U + m]; },
+                   [&](int64_t r, int64_t k) { return a.past_deter(r, k); });
+  if (at.of(U, Z))
+    return product(U, Z, to.w_stoch, [&](int64_t r, int64_t m) { return a.d_embeds[r * 2 * U + U + m]; },
+                   [&](int64_t r, int64_t k) { return a.past_stoch(r, k); });
+  if (at.of(J, J, n.G))
+    return product(J, J, to.w_own + at.g * J * J, [&](int64_t r, int64_t m) { return a.past_deter(r, at.g * J + m); },
+                   [&](int64_t r, int64_t k) { return d_hidden[r * D + at.g * J + k]; });
+  if (at.of(2 * U, J, n.G))
+    return product(2 * U, J, to.w_embeds + at.g * 2 * U * J,
+                   [&](int64_t r, int64_t m) { return embed_layer(a, m >= U).act(r, m >= U ? m - U : m); },
+                   [&](int64_t r, int64_t k) { return d_hidden[r * D + at.g * J + k]; });
+  if (at.of(J, 3 * J, n.G))
+    return product(J, 3 * J, to.w_gates + at.g * 3 * J * J,
+                   [&](int64_t r, int64_t m) { return hidden_of(a).act(r, at.g * J + m); },
+                   [&](int64_t r, int64_t k) { return d_gates[(r * D + at.g * J) * 3 + k]; });
+  if (at.of(U, D))
+    return product(U, D, to.w_post, [&](int64_t r, int64_t m) { return a.read(a.p.d_post)[r * U + m]; },
+                   [&](int64_t r, int64_t k) { return a.read(a.p.gru.h)[r * D + k]; });
+  if (at.of(Z, U))
+    return product(Z, U, to.w_logits, [&](int64_t r, int64_t m) { return a.d_logits[r * Z + m]; },
+                   [&](int64_t r, int64_t k) { return post_of(a).act(r, k); });
 }
 
 // blockIdx.y: which of the eight vectors.
@@ -423,9 +423,10 @@ void observe_backward(const RssmObserveBackward& p, cudaStream_t on) {
   const auto grid = [&](int64_t tiles) {
     return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>((n.B + kTileRows - 1) / kTileRows));
   };
+  const unsigned samplers = sample_threads(n);
   if (R > 0) norms<T, O><<<static_cast<unsigned>((kNorms * R + kWarps - 1) / kWarps), kThreads, 0, on>>>(a);
   for (int64_t t = n.T - 1; n.B > 0 && t >= 0; --t) {
-    sample_backward<T, O><<<static_cast<unsigned>(n.B), kThreads, kWarps * n.C * sizeof(T), on>>>(a, t);
+    sample_backward<T, O><<<static_cast<unsigned>(n.B), samplers, samplers / 32 * n.C * sizeof(T), on>>>(a, t);
     logits_backward<T, O><<<grid(a.logits.tiles()), kThreads, 0, on>>>(a, t);
     deter_backward<T, O><<<grid(a.post.tiles()), kThreads, 0, on>>>(a, t);
     gates_backward<T, O><<<grid(n.G * a.gates[0].tiles()), kThreads, 0, on>>>(a, t);
@@ -433,13 +434,9 @@ void observe_backward(const RssmObserveBackward& p, cudaStream_t on) {
     embeds_backward<T, O><<<grid(a.stoch.tiles()), kThreads, 0, on>>>(a, t);
   }
   const Grads<T> to(n, static_cast<T*>(p.d_weights));
-  weight_grad<Grad::deter, T, O><<<squares(n.U, n.D), kThreads, 0, on>>>(a, to);
-  weight_grad<Grad::stoch, T, O><<<squares(n.U, n.Z()), kThreads, 0, on>>>(a, to);
-  weight_grad<Grad::own, T, O><<<squares(J, J, n.G), kThreads, 0, on>>>(a, to);
-  weight_grad<Grad::embeds, T, O><<<squares(2 * n.U, J, n.G), kThreads, 0, on>>>(a, to);
-  weight_grad<Grad::gates, T, O><<<squares(J, 3 * J, n.G), kThreads, 0, on>>>(a, to);
-  weight_grad<Grad::post, T, O><<<squares(n.U, n.D), kThreads, 0, on>>>(a, to);
-  weight_grad<Grad::logits, T, O><<<squares(n.Z(), n.U), kThreads, 0, on>>>(a, to);
+  const int64_t blocks = 2 * squares(n.U, n.D) + squares(n.U, n.Z()) + squares(J, J, n.G) +
+                         squares(2 * n.U, J, n.G) + squares(J, 3 * J, n.G) + squares(n.Z(), n.U);
+  weight_grads<T, O><<<static_cast<unsigned>(blocks), kThreads, 0, on>>>(a, to);
   const int64_t widest = 3 * n.D > n.Z() ? 3 * n.D : n.Z();
   const int64_t columns = widest > n.U ? widest : n.U;
   vector_grads<T, O><<<dim3(static_cast<unsigned>((columns + 31) / 32), 8), kThreads, 0, on>>>(a, to);

@@ -52,6 +52,12 @@ struct Scratch {
   }
 };
 
+// A row's categoricals: a warp for each of them, as far as a block has warps.
+constexpr int kSampleThreads = 512;
+static inline unsigned sample_threads(const RssmSizes& n) {
+  return static_cast<unsigned>(32 * n.S < kSampleThreads ? 32 * n.S : kSampleThreads);
+}
+
 // Softmax of C logits by one warp: returns each class's share at `lane` + 32 i through `each(c, probability)`.
 template <typename A, typename Each>
 __device__ void softmax(const A* logits, int64_t C, Each each) {

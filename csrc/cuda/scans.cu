@@ -79,10 +79,10 @@ __global__ void __launch_bounds__(kThreads, 1) step(Forward<T, O> a, int64_t t) 
   constexpr int kGates = cell == ScanCell::lstm ? 4 : cell == ScanCell::planet_gru ? 2 : 3;
   __shared__ typename TileProduct<O, kGates>::Shared shared;
   const Rows rows(a.p.n.B);
-  TileProduct<O, kGates> product(shared);
+  TileProduct<O, kGates> product(shared, rows.count);
   const O* tiles[kGates];
   for (int gate = 0; gate < kGates; ++gate) tiles[gate] = a.w[gate].tile(0, blockIdx.x);
-  product.add(tiles, a.D(), [&](int r, int64_t k) { return rows.has(r) ? a.h(t, rows.first + r, k) : T{0}; });
+  product.add(tiles, a.D(), [&](int r, int64_t k) { return a.h(t, rows.first + r, k); });
   T out[kGates][2];
   product.finish(out);
   const int64_t i = int64_t{blockIdx.x} * kTileColumns + threadIdx.x % 32;
@@ -103,10 +103,10 @@ __global__ void __launch_bounds__(kThreads) planet_candidate(Forward<T, O> a, in
   __shared__ typename TileProduct<O>::Shared shared;
   const Rows rows(a.p.n.B);
   const int64_t D = a.D();
-  TileProduct<O> product(shared);
+  TileProduct<O> product(shared, rows.count);
   product.add({a.w[2].tile(0, blockIdx.x)}, D, [&](int r, int64_t k) {
     const int64_t row = rows.first + r;
-    return rows.has(r) ? a.saved(t, row)[k] * a.h(t, row, k) : T{0};
+    return a.saved(t, row)[k] * a.h(t, row, k);
   });
   T out[1][2];
   product.finish(out);
@@ -230,11 +230,12 @@ __global__ void __launch_bounds__(kThreads) step_backward(Backward<T, O> a, int6
   const Rows rows(a.p.n.B);
   const int64_t D = a.D();
   const bool last = t + 1 == a.p.n.T;
-  TileProduct<O> product(shared);
+  TileProduct<O> product(shared, rows.count);
   if (!last)
     product.add({a.early.tile(0, blockIdx.x)}, a.early.K, [&](int r, int64_t k) {
       const int64_t row = a.at(t + 1, rows.first + r);
-      return rows.has(r) && !a.first(row) ? a.d_sum(row, k) : T{0};
+      const T d = a.d_sum(row, k);
+      return a.first(row) ? T{0} : d;
     });
   T out[1][2];
   product.finish(out);
@@ -265,9 +266,9 @@ __global__ void __launch_bounds__(kThreads) planet_candidate_backward(Backward<T
   __shared__ typename TileProduct<O>::Shared shared;
   const Rows rows(a.p.n.B);
   const int64_t D = a.D();
-  TileProduct<O> product(shared);
+  TileProduct<O> product(shared, rows.count);
   product.add({a.late.tile(0, blockIdx.x)}, D, [&](int r, int64_t k) {
-    return rows.has(r) ? a.d_input(a.at(t, rows.first + r))[2 * D + k] : T{0};
+    return a.d_input(a.at(t, rows.first + r))[2 * D + k];
   });
   T out[1][2];
   product.finish(out);
@@ -324,10 +325,14 @@ __global__ void __launch_bounds__(kThreads) layernorm_backward(Backward<T, O> a,
 // blockIdx.z: the gate.
 template <typename T, typename O>
 __global__ void __launch_bounds__(kThreads, 1) weight_grad(Backward<T, O> a) {
-  const int64_t D = a.D(), gate = blockIdx.z;
+  __shared__ typename GradProduct<T, O>::Shared shared;
+  const int64_t D = a.D();
+  Square at(blockIdx.x);
+  at.of(D, D, scan_gates(a.p.cell));
+  const int64_t gate = at.g;
   const bool late = a.p.cell == ScanCell::planet_gru && gate == 2;
-  grad_product(
-      a.p.n.T * a.p.n.B, D, D, static_cast<T*>(a.p.d_weight) + gate * D * D,
+  GradProduct<T, O>::run(
+      shared, at, a.p.n.T * a.p.n.B, D, D, static_cast<T*>(a.p.d_weight) + gate * D * D,
       [&](int64_t r, int64_t m) { return a.d_sum(r, gate * D + m); },
       [&](int64_t r, int64_t k) { return late ? a.saved(r)[k] * a.h(r, k) : a.h(r, k); });
 }
@@ -426,7 +431,7 @@ void scan_backward(const ScanBackward& p, cudaStream_t on) {
     }
     step_backward<cell, T, O><<<grid, kThreads, 0, on>>>(a, -1);
   }
-  weight_grad<T, O><<<squares(D, D, scan_gates(cell)), kThreads, 0, on>>>(a);
+  weight_grad<T, O><<<static_cast<unsigned>(squares(D, D, scan_gates(cell))), kThreads, 0, on>>>(a);
   const auto columns = [](int64_t width) { return static_cast<unsigned>((width + 31) / 32); };
   if constexpr (cell == ScanCell::layernorm_gru)
     vector_grads<cell, T, O><<<dim3(columns(3 * D), 2), kThreads, 0, on>>>(a);
