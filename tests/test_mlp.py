@@ -12,6 +12,7 @@ from torch.testing import assert_close
 import fastwm
 from fastwm import _lib
 from fastwm.ops import DenseWeights, LinearWeights, MLPWeights, mlp
+from fastwm.ops.mlp import by_layers
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
 needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
@@ -61,7 +62,7 @@ def run(call: Call, backend: str) -> list[Tensor]:
     """The output and the gradients of everything."""
     with fastwm.backend(backend):
         y = mlp(*call)
-        weight = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape)
+        weight = torch.linspace(-1, 2, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
         return [
             y,
             *torch.autograd.grad((y.float() if y.dtype == torch.bfloat16 else y).mul(weight).sum(), tensors(call)),
@@ -79,6 +80,23 @@ SHAPES: list[dict[str, Any]] = [
     {"batch": (1100,), "U": 64, "D": 40, "O": 255},
     {"batch": (257,), "U": 33, "D": 1, "layers": 2},
 ]
+
+
+@needs_cpu
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_layer_by_layer_equals_reference(shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What serves a GPU."""
+    call = make(**shape)
+    exact = run(call, "ref")
+    monkeypatch.setitem(globals(), "mlp", by_layers)
+    assert_close(run(call, "cpu"), exact, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.gpu
+def test_equals_reference_on_a_gpu() -> None:
+    call = make(batch=(257,))
+    on_gpu = torch.utils._pytree.tree_map_only(Tensor, lambda x: x.detach().cuda().requires_grad_(), call)
+    assert_close([x.cpu() for x in run(on_gpu, "cuda")], run(call, "ref"), atol=1e-10, rtol=1e-10)
 
 
 @needs_cpu

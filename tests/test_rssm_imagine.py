@@ -14,6 +14,7 @@ from fastwm import _lib
 from fastwm.nn import Actor, BlockRSSM, State
 from fastwm.nn.spaces import as_dict, decode, encode, total_width
 from fastwm.ops import rssm_imagine, rssm_open_loop
+from fastwm.ops.rssm_imagine import _by_steps
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
 needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
@@ -53,6 +54,35 @@ def test_equals_reference(act: Any, layers: int) -> None:
         with fastwm.backend("ref"):
             assert_close(ours, rssm_imagine(*args, *weights), atol=1e-10, rtol=1e-10)
         assert not any(x.requires_grad for x in ours)
+
+
+@needs_cpu
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("act", ACTIONS.values(), ids=ACTIONS)
+def test_fused_parts_equal_reference(act: Any, layers: int) -> None:
+    """What serves a GPU: a step at a time, out of the operators that have kernels there."""
+    for H, N in [(1, 1), (4, 7), (3, 0)]:
+        _, _, args, weights = make(act, H, N, layers)
+        ours = _by_steps(*args, *weights, 1e-4)
+        with fastwm.backend("ref"):
+            assert_close(ours, rssm_imagine(*args, *weights), atol=1e-10, rtol=1e-10)
+        assert not any(x.requires_grad for x in ours)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+def test_equals_reference_on_a_gpu(precision: str) -> None:
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    _, _, args, weights = make(ACTIONS["dict"], 3, 37, dtype=dtype, deter=96, hidden=40, stoch=5, classes=7)
+    to_gpu = torch.utils._pytree.tree_map_only(Tensor, Tensor.cuda, (args, weights))
+    with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
+        ours = rssm_imagine(*to_gpu[0], *to_gpu[1])
+    with fastwm.backend("ref"):
+        exact = rssm_imagine(*args, *weights)
+    if precision == "float64":
+        assert_close(ours, tuple(x.cuda() for x in exact), atol=1e-10, rtol=1e-10)
+    else:  # one flipped sample parts two trajectories
+        assert_close(ours[0][1].cpu(), exact[0][1], atol=0.1, rtol=0.1)
 
 
 @needs_cpu

@@ -2,10 +2,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import Operator
+from fastwm.ops._backend import Operator, select
+from fastwm.ops.norm_act import rms_norm_silu
 from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
+from fastwm.ref.block_gru_scan import DenseWeights
 from fastwm.ref.mlp import MLPWeights
 
 __all__ = ["MLPWeights", "mlp"]
@@ -38,13 +41,25 @@ def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-
     _check(x, w, onehot)
     library = _forward.library(x) if x.dtype in _KERNEL_DTYPES else None
     if library is None:
-        return ref.mlp(x, w, onehot, eps)
+        return ref.mlp(x, w, onehot, eps) if select(x) is None else by_layers(x, w, onehot, eps)
     rows = x.reshape(-1, x.shape[-1])
     latents = x.new_empty(len(rows), 0) if onehot is None else onehot.reshape(len(rows), onehot.shape[-1])
     inputs = (rows, latents, *stacked(w), *w.out)
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     y: Tensor = _forward(library, *inputs, eps, save, bf16_products(x))[0]
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def by_layers(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-4) -> Tensor:
+    """`mlp` out of torch's products and fused norms, where no kernel takes rows through all layers."""
+    x = x if onehot is None else torch.cat([x, onehot], -1)
+    for layer in w.layers:
+        x = dense(x, layer, eps)
+    return F.linear(x, *w.out)
+
+
+def dense(x: Tensor, layer: DenseWeights, eps: float) -> Tensor:
+    return rms_norm_silu(F.linear(x, layer.weight, layer.bias), layer.norm, eps)
 
 
 def stacked(w: MLPWeights) -> tuple[Tensor, ...]:

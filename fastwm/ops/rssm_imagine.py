@@ -5,11 +5,14 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator
-from fastwm.ops.mlp import stacked
+from fastwm.ops._backend import Operator, select
+from fastwm.ops.categorical import straight_through_categorical
+from fastwm.ops.cell_steps import block_gru_step
+from fastwm.ops.mlp import by_layers, dense, stacked
+from fastwm.ops.norm_act import rms_norm_silu
 from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
 from fastwm.ref.mlp import MLPWeights
-from fastwm.ref.rssm_imagine import ActionHead
+from fastwm.ref.rssm_imagine import ActionHead, _sample_action
 from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights
 
 __all__ = ["ActionHead", "rssm_imagine", "rssm_open_loop"]
@@ -48,9 +51,8 @@ def rssm_imagine(
     _check(deter, stoch, uniform, noise, w, prior, actor, heads)
     library = _forward.library(deter) if deter.dtype in _KERNEL_DTYPES else None
     if library is None:
-        return ref.rssm_imagine(
-            deter, stoch, uniform, noise, w, prior, actor, heads, unimix, policy_unimix, eps
-        )  # fmt: skip
+        rollout = ref.rssm_imagine if select(deter) is None else _by_steps
+        return rollout(deter, stoch, uniform, noise, w, prior, actor, heads, unimix, policy_unimix, eps)
     draws = uniform, noise
     return _imagine(library, deter, stoch, draws, None, w, prior, actor, heads, unimix, policy_unimix, eps)
 
@@ -102,6 +104,56 @@ def _imagine(
             *stacked(actor), *actor.out, None if action is None else action.to(dtype), unimix, policy_unimix, eps,
             bf16_products(deter),
         )  # fmt: skip
+
+
+@torch.no_grad()
+def _by_steps(
+    deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor, w: RSSMWeights, prior: MLPWeights, actor: MLPWeights,
+    heads: tuple[ActionHead, ...], unimix: float, policy_unimix: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """`rssm_imagine` out of fused parts, where no kernel walks all of it. Products in `dtype`, as autocast asks."""
+    dtype = torch.bfloat16 if bf16_products(deter) else deter.dtype
+    w, prior, actor = _in_dtype(w, dtype), _in_dtype(prior, dtype), _in_dtype(actor, dtype)
+    states, actions, all_logits = [(deter, stoch)], [], []
+    with torch.autocast(deter.device.type, enabled=False):
+        h, z = deter.to(dtype), stoch.flatten(1).to(dtype)
+        for step in range(len(noise)):
+            out = by_layers(h, actor, z, eps).to(deter.dtype)
+            actions.append(_sample_action(out, noise[step], heads, policy_unimix, straight_through_categorical))
+            if step == len(uniform):
+                break
+            action = actions[-1] / actions[-1].abs().clamp(min=1)
+            deter = _next_deter(h, z, action.to(dtype), deter, w, eps)
+            h = deter.to(dtype)
+            logits = by_layers(h, prior, eps=eps).to(deter.dtype).unflatten(-1, stoch.shape[1:])
+            stoch = straight_through_categorical(logits, uniform[step], unimix).sample
+            z = stoch.flatten(1).to(dtype)
+            states.append((deter, stoch))
+            all_logits.append(logits)
+    deters, stochs = map(torch.stack, zip(*states))
+    return deters, stochs, torch.stack(all_logits), torch.stack(actions)
+
+
+def _in_dtype(w: Any, dtype: torch.dtype) -> Any:
+    """Nested weights with what products read in `dtype`; the norms stay."""
+    if isinstance(w, Tensor):
+        return w.to(dtype)
+    if isinstance(w, DenseWeights):
+        return w._replace(weight=w.weight.to(dtype), bias=w.bias.to(dtype))
+    parts = [_in_dtype(part, dtype) for part in w]
+    return type(w)(*parts) if hasattr(w, "_fields") else tuple(parts)
+
+
+def _next_deter(h: Tensor, z: Tensor, action: Tensor, deter: Tensor, w: RSSMWeights, eps: float) -> Tensor:
+    """The block GRU's step of `deter` [N, D], whose factor in products is `h`."""
+    blocks = len(w.gates.weight)
+    embeds = torch.cat(
+        [dense(h, w.embed_deter, eps), dense(z, w.embed_stoch, eps), dense(action, w.embed_action, eps)], 1
+    )
+    own = h.unflatten(1, (blocks, -1))  # [N, G, J]
+    x = torch.cat([own, embeds[:, None].expand(-1, blocks, -1)], -1).transpose(0, 1)  # [G, N, J + 3U]
+    hidden = torch.baddbmm(w.hidden.bias.view(blocks, 1, -1), x, w.hidden.weight).transpose(0, 1).flatten(1)
+    return block_gru_step(rms_norm_silu(hidden, w.hidden.norm, eps), deter, *w.gates)
 
 
 def _no_layer(like: Tensor, inputs: int) -> DenseWeights:

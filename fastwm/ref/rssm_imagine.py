@@ -1,4 +1,5 @@
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,13 +59,15 @@ def _step(
     return deter, _sample(logits, uniform, unimix)[0], logits
 
 
-def _sample_action(out: Tensor, noise: Tensor, heads: tuple[ActionHead, ...], unimix: float) -> Tensor:
+def _sample_action(
+    out: Tensor, noise: Tensor, heads: tuple[ActionHead, ...], unimix: float, sample: Callable[..., Any] = _sample
+) -> Tensor:
     """The encoded action [N, A] from the outputs of all heads [N, O] and their noise [N, sum of sizes]."""
     parts = []
     sizes = [head.size * (head.classes or 2) for head in heads]
     for head, x, draw in zip(heads, out.split(sizes, -1), noise.split([head.size for head in heads], -1)):
         if head.classes:
-            onehot, _ = _sample(x.unflatten(-1, (head.size, head.classes)), draw, unimix)
+            onehot = sample(x.unflatten(-1, (head.size, head.classes)), draw, unimix)[0]
             parts.append(onehot.flatten(-2))
         else:
             mean, std = x.chunk(2, -1)
