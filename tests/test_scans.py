@@ -14,6 +14,7 @@ from torch.testing import assert_close
 import fastwm
 from fastwm import _lib, ops
 from fastwm import nn as fnn
+from fastwm.ops import scans
 from tests.conftest import Target
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -278,6 +279,29 @@ def test_layers_are_torchs(on: Target, kind: str, layers: int, bias: bool, batch
             results.append([output, *last, *torch.autograd.grad(loss, [x, *module.parameters()])])
     assert_close(results[0], results[2])
     assert_close(results[1], results[3])
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_cudnns_way_equals_reference(kind: str, bias: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What serves a plain cell without resets on a GPU; on the CPU PyTorch's own layer takes its place."""
+    if device == "cpu":
+        monkeypatch.setattr(scans, "_is_cudnns", lambda *_: True)
+    torch.manual_seed(0)
+    options = {"forget_bias": 0.7} if kind == "LSTM" else {}
+    module = getattr(fnn, kind)(5, 8, 2, bias, **options).double().to(device)
+    x = torch.randn(6, 4, 5, dtype=torch.float64, device=device, requires_grad=True)
+
+    def run() -> list[Tensor]:
+        output, last = module(x)
+        loss = output.square().sum() + sum(y.sin().sum() for y in (last if kind == "LSTM" else [last]))
+        return [output, *torch.autograd.grad(loss, [x, *module.parameters()])]
+
+    ours = run()
+    monkeypatch.setattr(scans, "_is_cudnns", lambda *_: False)
+    with fastwm.backend("ref"):
+        assert_close(ours, run())
 
 
 @pytest.mark.parametrize("kind", ["GRU", "LSTM"])

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
+from fastwm.ops import _backend
 from fastwm.ops._backend import Operator, autocast_float32
 from fastwm.ops.cell_steps import InputOrder
 from fastwm.ops.cells import GateOrder
@@ -43,12 +44,13 @@ def gru_scan(
         x: `[T, B, X]`, T >= 1; h: `[B, D]`, the carry before the first step, float32 or float64 for the kernel.
         weight_ih, weight_hh, bias_ih, bias_hh: `[3D, X]`, `[3D, D]`, `[3D]`, `[3D]`, as in torch.nn.GRU, of h's dtype.
             16-bit weights beside a float32 carry, other dtypes and other devices are served by plain PyTorch.
-        is_first: `[T, B]` bool.
+        is_first: `[T, B]` bool. Without it, cuDNN's persistent kernel serves a GPU, where no backend is forced.
 
     Returns:
         every step's carry `[T, B, D]`, and the last one `[B, D]`, in h's dtype. Differentiable once in all but
         `is_first`; with the `ref` backend any number of times. Under autocast to bfloat16 the products are in bfloat16,
-        within the chain with float32 sums where the CPU has them; the carry and the gates stay float32.
+        within the chain with float32 sums where the CPU has them; the carry and the gates stay float32 (cuDNN: as
+        torch.nn.GRU has them).
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or T = 0, or D = 0.
@@ -59,6 +61,8 @@ def gru_scan(
     X, D = x.shape[-1], h.shape[-1]
     expected = {"weight_ih": (3 * D, X), "weight_hh": (3 * D, D), "bias_ih": (3 * D,), "bias_hh": (3 * D,)}
     _check(x, is_first, {"h": h}, expected, (weight_ih, weight_hh, bias_ih, bias_hh))
+    if _is_cudnns(x, h, weight_ih, is_first):
+        return _torchs_gru(x, h, weight_ih, weight_hh, bias_ih, bias_hh)
     library = _library(h, weight_ih)
     if library is None:
         return ref.gru_scan(x, h, weight_ih, weight_hh, bias_ih, bias_hh, is_first)
@@ -105,6 +109,8 @@ def lstm_scan(
     _check(x, is_first, {"h": h, "c": c}, expected, (weight_ih, weight_hh, bias_ih, bias_hh))
     if order not in ("ifgo", "ijfo"):
         raise ValueError(f"order must be 'ifgo' or 'ijfo', not {order!r}")
+    if order == "ifgo" and _is_cudnns(x, h, weight_ih, is_first):
+        return _torchs_lstm(x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, forget_bias)
     library = _library(h, weight_ih)
     if library is None:
         return ref.lstm_scan(x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, is_first, forget_bias, order)
@@ -234,6 +240,38 @@ def _check(
 
 def _describe(x: Tensor) -> str:
     return f"{list(x.shape)} {x.dtype} {x.device}"
+
+
+def _is_cudnns(x: Tensor, h: Tensor, weight: Tensor, is_first: Tensor | None) -> bool:
+    """Whether cuDNN takes the sequence: a plain cell without resets, whose weights it keeps in registers."""
+    if is_first is not None or not h.is_cuda or _backend._forced is not None or torch.compiler.is_compiling():
+        return False
+    alike = x.dtype == h.dtype == weight.dtype and x.numel() > 0
+    return alike and bool(torch.backends.cudnn.is_acceptable(h))
+
+
+def _torchs_gru(
+    x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    weights = [weight_ih, weight_hh, *_biases(weight_ih, bias_ih, bias_hh)]
+    output, h_T = torch.gru(x, h[None], weights, True, 1, 0.0, torch.is_grad_enabled(), False, False)
+    return output.to(h.dtype), h_T[0].to(h.dtype)
+
+
+def _torchs_lstm(
+    x: Tensor, h: Tensor, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None,
+    bias_hh: Tensor | None, forget_bias: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    bias_ih, bias_hh = _biases(weight_ih, bias_ih, bias_hh)
+    if forget_bias:
+        bias_ih = bias_ih + F.pad(bias_ih.new_full(h.shape[-1:], forget_bias), (h.shape[-1], 2 * h.shape[-1]))
+    weights = [weight_ih, weight_hh, bias_ih, bias_hh]
+    output, h_T, c_T = torch.lstm(x, (h[None], c[None]), weights, True, 1, 0.0, torch.is_grad_enabled(), False, False)
+    return output.to(h.dtype), h_T[0].to(h.dtype), c_T[0].to(h.dtype)
+
+
+def _biases(weight: Tensor, *biases: Tensor | None) -> tuple[Tensor, ...]:
+    return tuple(weight.new_zeros(len(weight)) if bias is None else bias for bias in biases)
 
 
 def _library(h: Tensor, weight: Tensor) -> str | None:
