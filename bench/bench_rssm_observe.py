@@ -1,6 +1,7 @@
 """DreamerV3's observe sequence against the loop over its plain modules, B = 16, T = 64."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.testing import assert_close
 from bench.conftest import DEVICE, Measure
 from fastwm.nn import BlockRSSM, State
 
+Step = Callable[..., tuple[State, Tensor]]
 T, B, ACTION = 64, 16, 6
 SIZES = {  # tokens, deter, hidden, stoch, classes
     "size1m": (64, 512, 64, 32, 4),
@@ -18,11 +20,11 @@ SIZES = {  # tokens, deter, hidden, stoch, classes
 }
 
 
-def loop(rssm: BlockRSSM, state: State, action: Tensor, tokens: Tensor, first: Tensor, uniform: Tensor) -> list[Tensor]:
+def loop(step: Step, state: State, action: Tensor, tokens: Tensor, first: Tensor, uniform: Tensor) -> list[Tensor]:
     """As the peers write it: one step after the other, stacked."""
     states, logits = [], []
     for t in range(len(tokens)):
-        state, logit = rssm.observe_step(state, action[t], tokens[t], first[t], uniform[t])
+        state, logit = step(state, action[t], tokens[t], first[t], uniform[t])
         states.append(state)
         logits.append(logit)
     return [*(torch.stack(part) for part in zip(*states)), torch.stack(logits)]
@@ -45,10 +47,15 @@ def test_rssm_observe(measure: Measure, size: str, backward: bool, name: str) ->
     tokens = torch.randn(T, B, tokens_width, requires_grad=backward)
     first = torch.rand(T, B) < 0.02
     args = (rssm.initial(B), torch.randn(T, B, ACTION), tokens, first, torch.rand(T, B, rssm.stoch))
-    fn: Callable[..., list[Tensor]] = fused if name.startswith("fastwm") else loop
-    if "compile" in name:  # captured in a CUDA graph like all others
-        torch._dynamo.reset()
-        fn = torch.compile(loop, fullgraph=True, dynamic=False)
+    fn: Callable[..., list[Tensor]] = partial(fused, rssm)
+    if not name.startswith("fastwm"):
+        step = rssm.observe_step
+        if (
+            "compile" in name
+        ):  # the step alone: 64 of them unrolled take minutes; captured in a CUDA graph like all others
+            torch._dynamo.reset()
+            step = torch.compile(step, fullgraph=True, dynamic=False)
+        fn = partial(loop, step)
     cotangents = [torch.randn_like(x) for x in fused(rssm, *args)]
     leaves = [tokens, *(p for n, p in rssm.named_parameters() if not n.startswith("prior"))]
 
@@ -56,13 +63,13 @@ def test_rssm_observe(measure: Measure, size: str, backward: bool, name: str) ->
         for x in leaves:
             x.grad = None
         with torch.set_grad_enabled(backward), torch.autocast(DEVICE, torch.bfloat16, enabled="bf16" in name):
-            outputs = fn(rssm, *args)
+            outputs = fn(*args)
             if backward:
                 torch.autograd.backward(outputs, cotangents)
 
     with torch.no_grad():
         # One flipped sample parts two trajectories, so only the first step is compared here.
-        assert_close(fused(rssm, *args)[0][0], loop(rssm, *args)[0][0])
+        assert_close(fused(rssm, *args)[0][0], loop(rssm.observe_step, *args)[0][0])
     weights = 4 * sum(p.numel() for p in leaves[1:])
     passes = 3 if backward else 1  # weights read at every step, and once more with their gradients
     measure(run, group=f"{size} {'forward+backward' if backward else 'forward'}", variant=name,

@@ -136,12 +136,15 @@ def bench(args: Sequence[str]) -> None:
     parser.add_argument("--obs", default="vector", choices=("vector", "image"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--no-graph", action="store_true", help="of the update on a GPU: launch it, record no graph")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args(args)
     if options.what == ["update"]:
         from fastwm.runner.measure import measure_update
 
-        result = measure_update(options.size, options.obs, options.precision, options.device)
+        result = measure_update(
+            options.size, options.obs, options.precision, options.device, graph=not options.no_graph
+        )
         if options.json:
             options.json.write_text(json.dumps(result, indent=1))
         print(
