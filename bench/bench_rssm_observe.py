@@ -50,9 +50,7 @@ def test_rssm_observe(measure: Measure, size: str, backward: bool, name: str) ->
     fn: Callable[..., list[Tensor]] = partial(fused, rssm)
     if not name.startswith("fastwm"):
         step = rssm.observe_step
-        if (
-            "compile" in name
-        ):  # the step alone: 64 of them unrolled take minutes; captured in a CUDA graph like all others
+        if "compile" in name:  # the step alone, since 64 of them take minutes; then captured like all others
             torch._dynamo.reset()
             step = torch.compile(step, fullgraph=True, dynamic=False)
         fn = partial(loop, step)
