@@ -65,8 +65,8 @@ class LaProp(torch.optim.Optimizer):
         for p, state in zip(params, states):
             if not state:
                 state.update(nu=torch.zeros_like(p), mu=torch.zeros_like(p))
-        if group["capturable"] and not isinstance(group["step"], Tensor):
-            group["step"] = torch.tensor(group["step"], device=params[0].device)
+        if group["capturable"]:  # a loaded step may be a number, or lie on the device it was saved from
+            group["step"] = torch.as_tensor(group["step"], device=params[0].device)
         laprop_step_(
             params,
             [p.grad for p in params if p.grad is not None],

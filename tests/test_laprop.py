@@ -188,8 +188,8 @@ def test_a_direct_call_with_wrong_tensors_does_not_crash() -> None:
             torch.ops.fastwm.laprop_step_(*bad, *settings)
 
 
-def optimizers(capturable: bool) -> tuple[torch.nn.Parameter, LaProp]:
-    p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+def optimizers(capturable: bool, device: str = "cpu") -> tuple[torch.nn.Parameter, LaProp]:
+    p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], device=device))
     return p, LaProp([p], lr=0.1, warmup=2, capturable=capturable)
 
 
@@ -225,6 +225,23 @@ def test_a_tensor_rate_needs_capturable() -> None:
 def test_cuda_equals_reference() -> None:
     state = lists([*SHAPES, *[(10,)] * 600], device="cuda")  # more tensors than one launch takes
     assert_close(stepped(laprop_step_, state), stepped(ref.laprop_step_, state), atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("source", "target"), [("cpu", "cuda"), ("cuda", "cpu")])
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_saved_state_continues_on_another_device(source: str, target: str, capturable: bool) -> None:
+    (p, saved), (q, loaded) = optimizers(capturable, source), optimizers(True, target)
+    for i in range(4):
+        if i == 2:
+            q.data.copy_(p)
+            loaded.load_state_dict(saved.state_dict())
+        for x, optimizer in ((p, saved), (q, loaded))[: 1 + i // 2]:
+            x.grad = torch.tensor([0.3, -0.1, 0.2], device=x.device) * (i + 1)
+            optimizer.step()
+    assert_close(p.cpu(), q.cpu())
+    step = loaded.param_groups[0]["step"]
+    assert step == 4 and (step.device.type == target if capturable else isinstance(step, int))
 
 
 @pytest.mark.gpu

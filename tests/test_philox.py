@@ -131,7 +131,7 @@ def test_seed_and_offset_both_change_everything(on: Target, draw) -> None:  # ty
 def test_distributions(on: Target) -> None:
     n = 200_000 if on.backend != "triton" else 20_000
     pair = streams((11, 0), device=on.device)
-    u = philox_uniform(pair, n)[0].double()
+    u = philox_uniform(pair, n)[0].double().cpu()  # CUDA's histogram has no deterministic form
     assert u.min() >= 0 and u.max() < 1
     counts = torch.histc(u, 20, 0, 1)
     assert ((counts - n / 20).square() / (n / 20)).sum() < 52  # 19 degrees of freedom: one in ten thousand

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def with_grads(rssm: BlockRSSM, args: list[Tensor], seed: int = 1) -> dict[str, 
     outputs = rssm_observe(*args, rssm.observe_weights(), rssm.unimix)
     generator = torch.Generator().manual_seed(seed)
     outs = [outputs[0], outputs[1], outputs[3]]
-    cotangents = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in outs]
+    cotangents = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in outs]
     leaves = {"tokens": args[0], "action": args[1]}
     leaves |= {name: p for name, p in rssm.named_parameters() if not name.startswith("prior")}
     grads = torch.autograd.grad(outs, list(leaves.values()), cotangents)
@@ -134,11 +135,7 @@ def make_double(rssm: BlockRSSM, args: list[Tensor]) -> tuple[BlockRSSM, list[Te
     doubled = [x.detach().double() if x.is_floating_point() else x for x in args]
     for x in doubled[:2]:
         x.requires_grad_()
-    copy = BlockRSSM(
-        7, 3, rssm.deter, len(rssm.core.embed_carry.norm.weight), rssm.stoch, rssm.classes, rssm.core.blocks
-    ).double()
-    copy.load_state_dict(rssm.state_dict())
-    return copy, doubled
+    return deepcopy(rssm).double(), doubled
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -429,9 +426,10 @@ def test_bfloat16_error_is_within_twice_pytorchs(native: Target, T: int, B: int)
         ours, theirs = with_grads(rssm, args), reference(rssm, args)
     assert torch.equal(ours["index"], exact["index"]) and torch.equal(theirs["index"], exact["index"])
     for name, truth in exact.items():
-        assert ours[name].dtype == (torch.int64 if name == "index" else torch.float32), name
         if name == "index":
             continue
+        if native.backend != "triton":  # which has no kernel
+            assert ours[name].dtype == torch.float32, name
         error, allowed = (x[name].double().sub(truth).norm() for x in (ours, theirs))
         assert error <= 2 * allowed + 1e-5 * truth.norm() + 1e-6, name
         assert error <= 0.05 * truth.norm() + 1e-4, name

@@ -14,8 +14,8 @@ from torch.testing import assert_close
 
 import fastwm
 from fastwm import _lib
-from fastwm.nn.functional import symexp, symexp_bins
-from fastwm.ops import two_hot_loss, two_hot_mean
+from fastwm.nn.functional import symexp_bins
+from fastwm.ops import symexp, two_hot_loss, two_hot_mean
 from tests.conftest import INTERPRETED, Target
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -66,8 +66,8 @@ def with_grad(fn, logits: Tensor, seed: int = 1) -> list[Tensor]:  # type: ignor
 )
 def test_g2_g3_t24_t26_encoding(on: Target, value: float, low: int, w_low: float) -> None:
     """The gradient at uniform logits shows the encoding: softmax less two-hot."""
-    half = symexp(torch.linspace(-20, 0, 128, dtype=torch.float64))
-    bins = torch.cat([half, -half[:-1].flip(0)]).to(on.device)
+    half = symexp(torch.linspace(-20, 0, 128, dtype=torch.float64, device=on.device))
+    bins = torch.cat([half, -half[:-1].flip(0)])
     target = torch.tensor(value, dtype=torch.float64, device=on.device)
     logits = torch.zeros(255, dtype=torch.float64, device=on.device, requires_grad=True)
     loss = two_hot_loss(logits, target, bins)

@@ -29,7 +29,8 @@ class GraphedUpdate:
 
     Takes what `update` takes, with batches on any device; all must have the shapes and dtypes of the one recorded.
     Replays read the parameters, the optimiser's state and torch's generator where they lie, so checkpoints and
-    resumes are those of plain updates. The metrics lie in the same memory at every call.
+    resumes are those of plain updates; a state dict is loaded before this is made. The metrics lie in the same
+    memory at every call.
 
     Raises:
         ValueError: a batch of another shape than the recorded one's.
