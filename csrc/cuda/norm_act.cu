@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 4) backward_rows(NormActBackward p) 
 
 // Block (c, b) sums `columns` columns over the b-th block of rows; `columns` divides kThreads.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) backward_columns(NormActBackward p, int columns) {
+__global__ void __launch_bounds__(kThreads, 1) backward_columns(NormActBackward p, int columns) {
   using A = accumulate_t<T>;
   __shared__ A sums[2][kThreads];
   const int64_t d = int64_t{blockIdx.x} * columns + threadIdx.x % columns;

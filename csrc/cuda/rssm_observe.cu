@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kThreads) posterior_logits(Observe<T, O> a, in
 // One block a row, a warp a categorical; then all threads add up the samples' S rows, in groups of as many threads as
 // there are units. memory: S indices, C shares for each warp, a sum for each thread.
 template <typename T, typename O>
-__global__ void __launch_bounds__(kSampleThreads) sample_and_embed(Observe<T, O> a, int64_t t) {
+__global__ void __launch_bounds__(kSampleThreads, 1) sample_and_embed(Observe<T, O> a, int64_t t) {
   extern __shared__ __align__(16) unsigned char memory[];
   const RssmSizes& n = a.p.n;
   const int64_t row = t * n.B + blockIdx.x;

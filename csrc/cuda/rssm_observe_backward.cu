@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads) norms(Backward<T, O> a) {
 
 // One block a row, one warp a categorical. memory: C shares for each warp.
 template <typename T, typename O>
-__global__ void __launch_bounds__(kSampleThreads) sample_backward(Backward<T, O> a, int64_t t) {
+__global__ void __launch_bounds__(kSampleThreads, 1) sample_backward(Backward<T, O> a, int64_t t) {
   extern __shared__ __align__(16) unsigned char memory[];
   const RssmSizes& n = a.p.n;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
