@@ -3,6 +3,10 @@
 
 #include "rssm_plan.h"
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace fastwm::FASTWM_ISA {
 namespace {
 
@@ -18,20 +22,24 @@ void linear(int64_t rows, const O* x, int64_t ldx, const Packed<O>& w, int64_t b
   }
 }
 
-// The places where a row is not zero; returns how many there are. In groups: the comparisons of one are vectors.
+// The places where a row is not zero; returns how many there are. `at` has room for kVectorBytes more.
 template <typename T>
 int64_t nonzeros(int64_t width, const T* x, int32_t* at) {
-  constexpr int64_t kGroup = 64;
-  int64_t count = 0;
-  for (int64_t first = 0; first < width; first += kGroup) {
-    const int64_t size = width - first < kGroup ? width - first : kGroup;
-    uint8_t there[kGroup];
-#pragma omp simd
-    for (int64_t i = 0; i < size; ++i) there[i] = x[first + i] != 0;
-    for (int64_t i = 0; i < size; ++i) {
-      at[count] = static_cast<int32_t>(first + i);
-      count += there[i];
+  int64_t count = 0, first = 0;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (; first + 16 <= width; first += 16) {
+      const __mmask16 there = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + first), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+      _mm512_storeu_si512(at + count, _mm512_maskz_compress_epi32(there, places));
+      count += __builtin_popcount(there);
+      places = _mm512_add_epi32(places, _mm512_set1_epi32(16));
     }
+  }
+#endif
+  for (; first < width; ++first) {
+    at[count] = static_cast<int32_t>(first);
+    count += x[first] != 0;
   }
   return count;
 }
@@ -51,6 +59,22 @@ void add_gathered(int64_t count, const int32_t* at, const T* x, const T* w, int6
     for (int64_t v = 0; v < vectors; ++v) *reinterpret_cast<V*>(sum + n + v * lanes) = part[v];
   }
   for (int64_t i = 0; n < width && i < count; ++i) add_scaled(width - n, x[at[i]], w + at[i] * width + n, sum + n);
+}
+
+// The way back: rows of w at those places += x times the sum's gradient, of which `width` columns of `stride`.
+template <typename T>
+void scatter_rows(int64_t count, const int32_t* at, const T* x, const T* d_sum, int64_t width, int64_t stride, T* w) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t lanes = kVectorBytes / sizeof(T), vectors = 2;
+  int64_t n = 0;
+  for (; n + vectors * lanes <= width; n += vectors * lanes) {
+    V part[vectors];
+    for (int64_t v = 0; v < vectors; ++v) part[v] = *reinterpret_cast<const V*>(d_sum + n + v * lanes);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t v = 0; v < vectors; ++v)
+        *reinterpret_cast<V*>(w + at[i] * stride + n + v * lanes) += x[at[i]] * part[v];
+  }
+  for (int64_t i = 0; n < width && i < count; ++i) add_scaled(width - n, x[at[i]], d_sum + n, w + at[i] * stride + n);
 }
 
 }  // namespace

@@ -46,7 +46,7 @@ class Forward {
 
   void run() const {
     const int64_t tiles = (p_.rows + kTile - 1) / kTile;
-#pragma omp parallel for schedule(static) if (p_.rows * n_.weights() > kColumnWork)
+#pragma omp parallel for schedule(dynamic) if (p_.rows * n_.weights() > kColumnWork)
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t row = tile * kTile;
       run(row, p_.rows - row < kTile ? p_.rows - row : kTile);
@@ -58,11 +58,11 @@ class Forward {
     const int64_t U = n_.U(), D = n_.D, Z = n_.Z;
     const AmxTiles tiles(use_amx<O>(), rows);
     Arena arena(Arena::bytes<O>(kSame<T, O> ? 0 : rows * D) + Arena::bytes<O>(rows * U) + Arena::bytes<T>(rows * U) +
-                Arena::bytes<int32_t>(Z + 1));
+                Arena::bytes<int32_t>(Z + kVectorBytes));
     O* x = arena.take<O>(kSame<T, O> ? 0 : rows * D);
     O* act = arena.take<O>(rows * U);
     T* scratch = arena.take<T>(rows * U);
-    int32_t* at = arena.take<int32_t>(Z + 1);
+    int32_t* at = arena.take<int32_t>(Z + kVectorBytes);
     for (int64_t i = 0; i < n_.count(); ++i) {
       T* pre = p_.pre ? ptr<T>(p_.pre) + (i * p_.rows + row) * U : scratch;
       if (i == 0) {
@@ -155,11 +155,11 @@ class Backward {
   void run(Team team) {
     const int64_t needed = scratch(kRows);
     Arena arena(Arena::bytes<O>(kTile * n_.O) + Arena::bytes<O>(kTile * U_) + Arena::bytes<T>(kTile * U_) +
-                Arena::bytes<int32_t>(n_.Z + 1) + Arena::bytes<O>(needed));
+                Arena::bytes<int32_t>(n_.Z + kVectorBytes) + Arena::bytes<O>(needed));
     O* o_grad = arena.take<O>(kTile * n_.O);
     O* o_pre = arena.take<O>(kTile * U_);
     T* d_act = arena.take<T>(kTile * U_);
-    int32_t* at = arena.take<int32_t>(n_.Z + 1);
+    int32_t* at = arena.take<int32_t>(n_.Z + kVectorBytes);
     O* panel = arena.take<O>(needed);
     for (int64_t row = 0; row < p_.rows; row += kRows) {
       const int64_t rows = p_.rows - row < kRows ? p_.rows - row : kRows;
@@ -228,10 +228,8 @@ class Backward {
     add_columns(rows, outputs, ptr<T>(p_.grad) + row * n_.O, n_.O, grads_.b_out);
     for (int64_t r = 0; r < rows; ++r) {
       const T* z = ptr<T>(p_.z) + (row + r) * n_.Z;
-      const int64_t count = nonzeros(n_.Z, z, at);
-      for (int64_t i = 0; i < count; ++i)
-        add_scaled(units.last - units.first, z[at[i]], d_pre_ + r * U_ + units.first,
-                   sparse_ + at[i] * U_ + units.first);
+      scatter_rows(nonzeros(n_.Z, z, at), at, z, d_pre_ + r * U_ + units.first, units.last - units.first, U_,
+                   sparse_ + units.first);
     }
   }
 

@@ -67,17 +67,19 @@ struct Scratch {
   O *h, *x, *act;   // operands [R, D] [R, 3U] [R, W], W the widest layer
   O* scaled;        // [R, A]: the action as the model sees it
   T *pre, *gates;   // [R, W] [R, 3D]
-  int64_t* index;   // [R, S]
+  int64_t* index;   // [S], of one row
+  int32_t* places;  // of one row's ones
 
   Scratch(const RssmImagine& p, int64_t rows, int64_t widest)
-      : arena((4 * p.n.D + 3 * p.n.U + 2 * widest + p.A() + 2 * p.n.S) * rows * 8 + 4096) {
+      : arena((4 * p.n.D + 3 * p.n.U + 2 * widest + p.A()) * rows * 8 + p.n.S * 8 + p.n.Z() * 4 + 4096) {
     h = arena.take<O>(rows * p.n.D);
     x = arena.take<O>(rows * 3 * p.n.U);
     act = arena.take<O>(rows * widest);
     pre = arena.take<T>(rows * widest);
     gates = arena.take<T>(rows * 3 * p.n.D);
     scaled = arena.take<O>(rows * p.A());
-    index = arena.take<int64_t>(rows * p.n.S);
+    index = arena.take<int64_t>(p.n.S);
+    places = arena.take<int32_t>(p.n.Z() + kVectorBytes);
   }
 };
 
@@ -120,18 +122,11 @@ class Imagine {
     }
   }
 
-  // sum += z W for the state before step t: a gather of S rows, or what the start state holds.
+  // sum += z W for the state before step t: a gather of S rows, or of what the start state holds.
   void add_stoch(int64_t t, const T* table, int64_t width, T* sum) const {
-    for (int64_t r = 0; r < rows_; ++r, sum += width) {
-      if (t == 0) {
-        const T* start = at(p_.stoch0, 0, n_.Z()) + r * n_.Z();
-        for (int64_t z = 0; z < n_.Z(); ++z)
-          if (start[z] != 0) add_scaled(width, start[z], table + z * width, sum);
-      } else {
-        for (int64_t s = 0; s < n_.S; ++s)
-          add_scaled(width, T(1), table + (s * n_.C + s_.index[r * n_.S + s]) * width, sum);
-      }
-    }
+    const T* z = at(p_.stochs, t, n_.Z());
+    for (int64_t r = 0; r < rows_; ++r, z += n_.Z(), sum += width)
+      add_gathered(nonzeros(n_.Z(), z, s_.places), s_.places, z, table, width, sum);
   }
 
   void act(int64_t t) const {
@@ -219,7 +214,7 @@ class Imagine {
     linear(rows_, s_.act, V, w_.logits, 0, ptr<T>(p_.b_logits), at(p_.all_logits, t, Z), Z);
     for (int64_t r = 0; r < rows_; ++r)
       sample_row(n_.S, n_.C, at(p_.all_logits, t, Z) + r * Z, static_cast<T>(p_.unimix),
-                 at(p_.uniform, t, n_.S) + r * n_.S, at(p_.stochs, t + 1, Z) + r * Z, s_.index + r * n_.S);
+                 at(p_.uniform, t, n_.S) + r * n_.S, at(p_.stochs, t + 1, Z) + r * Z, s_.index);
   }
 
   const RssmImagine& p_;

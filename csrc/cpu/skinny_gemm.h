@@ -215,8 +215,11 @@ struct GradFactors {
       const T* a = p.a + g * p.a_step;
       if (many && (task == tasks.first || (p.a_step > 0 && n == 0))) cut(a, p.M, p.lda, K, tiles);
       if (valid < kPanel<T>) std::memset(panel, 0, K * kPanel<T> * sizeof(T));
-      for (int64_t k = 0; k < K; ++k)
-        std::memcpy(panel + k * kPanel<T>, p.b + k * p.ldb + g * p.N + n, valid * sizeof(T));
+      for (int64_t k = 0; k < K; ++k) {
+        const T* row = p.b + k * p.ldb + g * p.N + n;
+        if (valid == kPanel<T>) std::memcpy(panel + k * kPanel<T>, row, sizeof(T) * kPanel<T>);  // without a call
+        else std::memcpy(panel + k * kPanel<T>, row, valid * sizeof(T));
+      }
       for (int64_t m = 0; m < p.M; m += kTileRows) {
         const int64_t rows = p.M - m < kTileRows ? p.M - m : kTileRows;
         T* c = p.c + (g * p.M + m) * p.N + n;

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastwm.agents.agent import Agent, WriteBack
+from fastwm.runner.process import settle
 
 Update = Callable[..., dict[str, Tensor]]
 WARM_UP = 3  # updates that run as they are: they make the optimiser's state and load the libraries
@@ -15,6 +16,7 @@ WARM_UP = 3  # updates that run as they are: they make the optimiser's state and
 
 def fastest_update(agent: Agent) -> Update:
     """`agent.update` of batches on any device, behind a CUDA graph where the agent is on a GPU and allows it."""
+    settle()
     return GraphedUpdate(agent) if agent.capturable and agent.device.type == "cuda" else partial(plain_update, agent)
 
 
