@@ -151,7 +151,7 @@ def test_each_row_follows_its_own_controller_and_stream(task: str) -> None:
 
 
 def test_lengths_and_returns() -> None:
-    """The step that ends a dream counts, its reward too, and nothing is written behind it."""
+    """Trap 35: the step that ends a dream counts, its reward too, and nothing is written behind it."""
     made = make("doom", extra=("reward", "done"))
     result = rollout(made, 20)
     assert result.z is not None and result.action is not None and result.done is not None
@@ -198,6 +198,19 @@ def move(made: Any, device: str) -> Any:
     bias = None if bias is None else bias.to(device)
     w = MDNRNNWeights(*(x.to(device) for x in w))
     return (z.to(device), controllers.to(device), bias, w, stream.to(device)), options
+
+
+@pytest.mark.parametrize("logit", [-1e-6, 0.0, 1e-6])
+def test_the_end_is_certain_at_every_temperature(logit: float, native: Target) -> None:
+    """Trap 14: a dream ends where the logit is above 0, strictly; temperature does not touch it."""
+    made = move(make("doom"), native.device)
+    made[0][3].out_weight[0], made[0][3].out_bias[0] = 0, logit
+    for temperature in (0.01, 1.0, 1.3):
+        lengths = rollout(made, 7, temperature=temperature).lengths
+        assert (lengths == (1 if logit > 0 else 7)).all()
+    made = move(make("doom"), native.device)
+    first = [rollout(made, 1, temperature=temperature) for temperature in (0.01, 1.3)]
+    assert torch.equal(first[0].done, first[1].done) and not torch.equal(first[0].z, first[1].z)
 
 
 @pytest.mark.parametrize("order", ["ijfo", "ifgo"])
