@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "fastwm/dtype.h"
+#include "fastwm/memory.h"
 
 namespace fastwm {
 
@@ -56,7 +57,10 @@ inline Tensor empty_dense(const Tensor& like, torch::headeronly::IntHeaderOnlyAr
   AtenTensorHandle out = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
                                                   static_cast<int32_t>(dtype), device_type, device, &out));
-  return Tensor(out);
+  Tensor tensor(out);
+  if (device_type == aoti_torch_device_type_cpu())
+    use_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * static_cast<int64_t>(tensor.element_size()));
+  return tensor;
 }
 
 inline Tensor empty_dense(const Tensor& like) { return empty_dense(like, like.sizes(), like.scalar_type()); }

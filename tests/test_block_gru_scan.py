@@ -16,6 +16,7 @@ import fastwm
 from fastwm import _lib
 from fastwm.nn import BlockGRU, BlockGRUCell
 from fastwm.ops import block_gru_scan
+from tests.memory import peak_memory
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
 needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
@@ -358,7 +359,7 @@ def test_bfloat16_error_is_within_twice_pytorchs(
     T: int, B: int, outside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T48: only products are bfloat16; values and gradients against float64."""
-    monkeypatch.setattr(sys.modules["fastwm.ops.block_gru_scan"], "_NATIVE_BF16", outside)
+    monkeypatch.setattr(sys.modules["fastwm.ops.rssm_observe"], "_NATIVE_BF16", outside)
     sizes: dict[str, Any] = dict(input_size=(9, 4), hidden_size=192, embed_size=40, blocks=3)
     gru, args = make(T, B, sizes, torch.float32)
     exact = reference(*make_double(gru, args, sizes))
@@ -403,3 +404,14 @@ def test_the_operators_own_arguments() -> None:
     """`block_gru_scan` without the module; one tensor is one input."""
     gru, (inputs, hx, is_first) = make(3, 2, dict(input_size=7, hidden_size=8, embed_size=6, blocks=2))
     assert_close(block_gru_scan(inputs[0], hx, gru.params, is_first), gru(inputs, hx, is_first), atol=0, rtol=0)
+
+
+@needs_cpu
+def test_peak_memory_is_not_above_the_loops() -> None:
+    peak = peak_memory("""
+from fastwm.nn import BlockGRU
+gru = BlockGRU(128, 1024, embed_size=128)
+def sequence(T, B):
+    return gru(torch.randn(T, B, 128), torch.randn(B, 1024))[:1]
+""")
+    assert peak["cpu"] <= peak["ref"], peak

@@ -17,6 +17,7 @@ import fastwm
 from fastwm import _lib
 from fastwm.nn.gru_rssm import GRURSSM, VARIANTS, GRUState
 from fastwm.ops import GRURSSMKind, GRURSSMWeights, gru_rssm_observe
+from tests.memory import peak_memory
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
 needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
@@ -461,3 +462,15 @@ def test_the_systems_own_sizes(variant: str) -> None:
     rssm = GRURSSM(variant, 16, 2, 48, 40, 6)
     stats = rssm.observe(rssm.initial(2), torch.zeros(3, 2, 2), torch.randn(3, 2, 16), torch.zeros(3, 2).bool())[1]
     assert stats.requires_grad and stats.shape == ((3, 2, 6, 32) if rssm.kind.classes else (3, 2, 12))
+
+
+@needs_cpu
+def test_peak_memory_is_not_above_the_loops() -> None:
+    peak = peak_memory("""
+from fastwm.nn.gru_rssm import GRURSSM, VARIANTS
+rssm = GRURSSM(VARIANTS["dreamer_v2"], 256, 6, 400, 400, 32)
+def sequence(T, B):
+    inputs = torch.randn(T, B, 256), torch.randn(T, B, 6), torch.zeros(T, B, dtype=torch.bool)
+    return fastwm.ops.gru_rssm_observe(*inputs, *rssm.initial(B), rssm.noise(T, B), rssm.weights, rssm.kind)
+""")
+    assert peak["cpu"] <= peak["ref"], peak

@@ -1,6 +1,5 @@
 """The observe sequence: every backend against the reference, gradients, resets, contracts (T1-T3, T5-T8, T10, T13)."""
 
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from fastwm import _lib
 from fastwm.nn import BlockRSSM, State
 from fastwm.ops import rssm_observe
 from tests.conftest import Target
+from tests.memory import peak_memory
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
 needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
@@ -373,30 +373,16 @@ def test_a_direct_call_with_wrong_tensors_does_not_crash() -> None:
                 torch.ops.fastwm.rssm_observe(*wrong, 0.01, 1e-4, True, False)
 
 
-MEMORY = """
-import resource, sys, torch
-from fastwm.nn import BlockRSSM, State
-import fastwm
-torch.set_num_threads(1)
-rssm = BlockRSSM(64, 6, 1024, 128, 32, 8)
-args = torch.randn(64, 16, 6), torch.randn(64, 16, 64), torch.zeros(64, 16, dtype=torch.bool)
-def run():
-    state, logits = rssm.observe(rssm.initial(16), *args)
-    (state.deter.sum() + state.stoch.sum() + logits.sum()).backward()
-with fastwm.backend(sys.argv[1]):
-    rssm.observe(rssm.initial(1), *(x[:1, :1] for x in args))[1].sum().backward()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
 @needs_cpu
 def test_peak_memory_is_not_above_the_loops() -> None:
-    peak = {}
-    for name in ("cpu", "ref"):
-        command = [sys.executable, "-c", MEMORY, name]
-        peak[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    peak = peak_memory("""
+from fastwm.nn import BlockRSSM
+rssm = BlockRSSM(64, 6, 1024, 128, 32, 8)
+def sequence(T, B):
+    first = torch.zeros(T, B, dtype=torch.bool)
+    state, logits = rssm.observe(rssm.initial(B), torch.randn(T, B, 6), torch.randn(T, B, 64), first)
+    return *state, logits
+""")
     assert peak["cpu"] <= peak["ref"], peak
 
 

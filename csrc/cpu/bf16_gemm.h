@@ -149,14 +149,27 @@ __attribute__((target("avx512bf16"))) void multiply_pairs(const bf16* a, int64_t
     for (int v = 0; v < 2; ++v) _mm512_storeu_ps(c + m * ldc + 16 * v, sum[m][v]);
 }
 
+inline void multiply_few(int64_t rows, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* c, int64_t ldc) {
+  switch (rows) {
+    case 1: return multiply_pairs<1>(a, lda, panel, K, c, ldc);
+    case 2: return multiply_pairs<2>(a, lda, panel, K, c, ldc);
+    case 3: return multiply_pairs<3>(a, lda, panel, K, c, ldc);
+    case 4: return multiply_pairs<4>(a, lda, panel, K, c, ldc);
+    case 5: return multiply_pairs<5>(a, lda, panel, K, c, ldc);
+    case 6: return multiply_pairs<6>(a, lda, panel, K, c, ldc);
+    case 7: return multiply_pairs<7>(a, lda, panel, K, c, ldc);
+    case 8: return multiply_pairs<8>(a, lda, panel, K, c, ldc);
+  }
+}
+
 // `rest`: tiles 5 to 7 are there for so many rows below 16.
 inline void multiply_bf16(int64_t rows, bool amx, bool rest, bool fetch, const bf16* a, int64_t lda, const bf16* panel,
                           int64_t K, float* c, int64_t ldc) {
   if (amx && (rest || rows == kAmxRows)) return rows == kAmxRows ? multiply_amx<false>(a, lda, panel, K, c, ldc, fetch)
                                    : multiply_amx<true>(a, lda, panel, K, c, ldc, fetch);
-  int64_t m = 0;
-  for (; m + 8 <= rows; m += 8) multiply_pairs<8>(a + m * lda, lda, panel, K, c + m * ldc, ldc);
-  for (; m < rows; ++m) multiply_pairs<1>(a + m * lda, lda, panel, K, c + m * ldc, ldc);
+  const int64_t step = rows > kTileRows ? (rows + 1) / 2 : rows;  // rows are at most kAmxRows, twice kTileRows
+  for (int64_t m = 0; m < rows; m += step)
+    multiply_few(rows - m < step ? rows - m : step, a + m * lda, lda, panel, K, c + m * ldc, ldc);
 }
 
 inline void multiply_panel(int64_t M, const bf16* a, int64_t lda, const bf16* panel, int64_t valid, int64_t K, bool amx,

@@ -71,9 +71,11 @@ GruGrads<T> grads_in(const BlockGruSizes& n, T* array) {
 
 template <typename T, typename O>
 void walk_back(const BlockGruScanBackward& p, const GruBackWeights<T, O>& weights, int64_t first, int64_t rows,
-               Team team, const GruBackScratch<T, O>& scratch, T* all, T* own) {
+               Team team, const GruBackScratch<T, O>& scratch, T* sums, T* own_norms) {
   const AmxTiles tiles(use_amx<O>(), rows);
-  const GruGrads<T> shared = grads_in(p.n, all), mine = grads_in(p.n, own);
+  const GruGrads<T> shared = grads_in(p.n, sums);
+  GruGrads<T> mine = shared;
+  if (own_norms) mine.n_carry = own_norms, mine.n_hidden = own_norms + p.n.U;
   GruBackSteps<T, O> gru(p, weights, first, rows, team, scratch, shared, mine);
   const Range my_rows = team.range(rows);
   gru.start();
@@ -107,11 +109,14 @@ void scan_backward(const BlockGruScanBackward& p) {
   const int64_t bytes = packings.bytes();
   Arena arena(bytes);
   packings.pack(arena, threads);
+  const GruGrads<T> grads = grads_in(p.n, ptr<T>(p.d_weights));
+  const int64_t n_carry = grads.n_carry - grads.w_carry, n_hidden = grads.n_hidden - grads.w_carry;
+  const Range norms[] = {{n_carry, n_carry + p.n.U}, {n_hidden, n_hidden + p.n.D}};
   for_each_team_summing<BackScratch<T, O>>(
-      p.n.B, packings.weights(), bytes, threads, p.n.weights(), ptr<T>(p.d_weights),
+      p.n.B, packings.weights(), bytes, threads, p.n.weights(), ptr<T>(p.d_weights), norms,
       [&](int64_t rows) { return BackScratch<T, O>(p.n, rows); },
-      [&](int64_t first, int64_t rows, Team team, const BackScratch<T, O>& scratch, T* all, T* own) {
-        walk_back(p, weights, first, rows, team, scratch.gru, all, own);
+      [&](int64_t first, int64_t rows, Team team, const BackScratch<T, O>& scratch, T* sums, T* own_norms) {
+        walk_back(p, weights, first, rows, team, scratch.gru, sums, own_norms);
       });
 }
 

@@ -27,12 +27,14 @@ struct Scratch {
 template <typename T, typename O>
 class ObserveBackward {
  public:
-  // `sums` takes the weights' gradients of the whole team, `mine` those of the norms that this member sums.
+  using Norms = typename GruRssmCoreBackward<T, O>::Norms;
+
+  // `sums` takes the weights' gradients of the whole team, `norms` those of the norms that this member sums.
   ObserveBackward(const GruRssmObserveBackward& p, const GruRssmPackedBackward<T, O>& packed, int64_t first_row,
-                  int64_t rows, Team team, const Scratch<T, O>& s, T* sums, T* mine)
+                  int64_t rows, Team team, const Scratch<T, O>& s, T* sums, const Norms& norms)
       : p_(p), n_(p.n), at_(p.n), row0_(first_row), rows_(rows), steps_(chunk_steps(p.n.T, rows)), team_(team), s_(s),
         sums_(sums),
-        core_(n_, p.w, packed, rows, team, s.step, {mine + at_.n_input, mine + at_.n_gates, mine + at_.n_layer}) {}
+        core_(n_, p.w, packed, rows, team, s.step, norms) {}
 
   void run() {
     const AmxTiles tiles(use_amx<O>(), rows_);
@@ -139,11 +141,18 @@ void observe_backward(const GruRssmObserveBackward& p) {
   const int64_t bytes = packed.bytes();
   Arena arena(bytes);
   packed.pack(p.w, p.n, arena, threads);
+  const GruRssmGrads at(p.n);
+  const int64_t U = p.n.U, D = p.n.D;
+  const Range norms[] = {
+      {at.n_input, at.n_input + 2 * U}, {at.n_gates, at.n_gates + 6 * D}, {at.n_layer, at.n_layer + 2 * U}};
   for_each_team_summing<Scratch<T, O>>(
-      p.n.B, packed.count(), bytes, threads, GruRssmGrads(p.n).size, ptr<T>(p.d_weights),
+      p.n.B, packed.count(), bytes, threads, at.size, ptr<T>(p.d_weights), norms,
       [&](int64_t rows) { return Scratch<T, O>(p.n, rows); },
-      [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch, T* shared, T* mine) {
-        ObserveBackward<T, O>(p, packed, first, rows, team, scratch, shared, mine).run();
+      [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch, T* sums, T* own) {
+        using Norms = typename ObserveBackward<T, O>::Norms;
+        const Norms mine = own ? Norms{own, own + 2 * U, own + 2 * U + 6 * D}
+                               : Norms{sums + at.n_input, sums + at.n_gates, sums + at.n_layer};
+        ObserveBackward<T, O>(p, packed, first, rows, team, scratch, sums, mine).run();
       });
 }
 

@@ -34,6 +34,13 @@ struct Grads {
     w_post = all.take(n.U * n.D), n_post = all.take(n.U);
     w_logits = all.take(n.Z() * n.U), b_logits = all.take(n.Z());
   }
+
+  // The norms' gradients, in their order and in an array of their own.
+  void move_norms(const RssmSizes& n, T* array) {
+    GradLayout<T> norms{array};
+    gru.n_carry = norms.take(n.U), n_stoch = norms.take(n.U);
+    gru.n_hidden = norms.take(n.D), n_post = norms.take(n.U);
+  }
 };
 
 template <typename T, typename O>
@@ -199,11 +206,20 @@ void observe_backward(const RssmObserveBackward& p) {
   const int64_t bytes = weights.packings.bytes();
   Arena arena(bytes);
   weights.packings.pack(arena, threads);
+  const Grads<T> grads(p.n, ptr<T>(p.d_weights));
+  const auto range = [&](const T* norm, int64_t width) {
+    const int64_t first = norm - grads.gru.w_carry;
+    return Range{first, first + width};
+  };
+  const Range norms[] = {range(grads.gru.n_carry, p.n.U), range(grads.n_stoch, p.n.U),
+                         range(grads.gru.n_hidden, p.n.D), range(grads.n_post, p.n.U)};
   for_each_team_summing<Scratch<T, O>>(
-      p.n.B, weights.packings.weights(), bytes, threads, p.n.weights(), ptr<T>(p.d_weights),
+      p.n.B, weights.packings.weights(), bytes, threads, p.n.weights(), ptr<T>(p.d_weights), norms,
       [&](int64_t rows) { return Scratch<T, O>(p.n, rows); },
-      [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch, T* all, T* own) {
-        const Grads<T> shared(p.n, all), mine(p.n, own);
+      [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch, T* sums, T* own_norms) {
+        const Grads<T> shared(p.n, sums);
+        Grads<T> mine = shared;
+        if (own_norms) mine.move_norms(p.n, own_norms);
         ObserveBackward<T, O>(p, weights, first, rows, team, scratch, shared, mine).run();
       });
 }

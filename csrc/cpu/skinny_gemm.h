@@ -3,12 +3,10 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 
-#include <sys/mman.h>
-
 #include "team.h"
+#include "fastwm/memory.h"
 #include "fastwm/weight.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -42,20 +40,14 @@ constexpr int64_t kPanel = kTileVectors * kVectorBytes / static_cast<int64_t>(si
 // Scratch of a call: one allocation, handed out in aligned pieces.
 class Arena {
  public:
-  explicit Arena(int64_t bytes) {
-    const int64_t align = bytes < kHugePage ? kAlign : kHugePage, whole = (bytes + align) / align * align;
-    data_ = static_cast<char*>(std::aligned_alloc(align, whole));
-#ifdef MADV_HUGEPAGE
-    if (align == kHugePage) madvise(data_, whole, MADV_HUGEPAGE);
-#endif
-  }
-  ~Arena() { std::free(data_); }
+  explicit Arena(int64_t bytes) : memory_(borrow_memory(bytes)) {}
+  ~Arena() { give_back_memory(memory_); }
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
   template <typename T>
   T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(data_ + used_);
+    T* piece = reinterpret_cast<T*>(memory_.data + used_);
     used_ += round(count * static_cast<int64_t>(sizeof(T)));
     return piece;
   }
@@ -66,9 +58,9 @@ class Arena {
   }
 
  private:
-  static constexpr int64_t kAlign = 64, kHugePage = 2 << 20;
+  static constexpr int64_t kAlign = 64;
   static int64_t round(int64_t bytes) { return (bytes + kAlign) / kAlign * kAlign; }
-  char* data_;
+  const Memory memory_;
   int64_t used_ = 0;
 };
 

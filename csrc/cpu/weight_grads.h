@@ -55,6 +55,14 @@ void add_sparse_products(int64_t count, int64_t Z, const T* const* z, const T* d
     }
 }
 
+template <typename T>
+void clear_all(int64_t size, T* all, int threads) {
+  constexpr int64_t kPiece = 1 << 16;
+#pragma omp parallel for schedule(static) num_threads(threads) if (size > (1 << 18))
+  for (int64_t i = 0; i < size; i += kPiece)
+    std::memset(all + i, 0, (size - i < kPiece ? size - i : kPiece) * sizeof(T));
+}
+
 // Threads that own rows sum into arrays of their own, added up in order at the end.
 template <typename T>
 class ThreadSums {
@@ -62,7 +70,7 @@ class ThreadSums {
   ThreadSums(T* all, int64_t size, int threads)
       : all_(all), size_(size), threads_(threads), arena_(Arena::bytes<T>((threads - 1) * size)),
         extra_(arena_.template take<T>((threads - 1) * size)) {
-    std::memset(all, 0, size * sizeof(T));
+    clear_all(size, all, threads);
   }
 
   T* mine() {
@@ -91,18 +99,29 @@ class ThreadSums {
   bool used_[kMaxThreads] = {};
 };
 
-// for_each_team where sums over rows are wanted, all[size]: body(first row, number of rows, team, shared, team's sums,
-// own sums). A team shares the sums that it splits by columns; what a member adds row by row goes to an array of its
-// own, and so do all sums of threads that own rows.
-template <typename Shared, typename T, typename Make, typename Body>
-void for_each_team_summing(int64_t B, int64_t weights, int64_t bytes, int threads, int64_t size, T* all, Make make,
-                           Body body) {
+// for_each_team where sums over rows are wanted, all[size]: body(first row, number of rows, team, shared, sums, norms).
+// A team shares the sums that it splits by columns. What a member adds row by row, the parts `by_row` of all, it sums
+// in `norms`, where they lie one behind the other; a team of one has them in `sums`, and null here.
+template <typename Shared, typename T, int parts, typename Make, typename Body>
+void for_each_team_summing(int64_t B, int64_t weights, int64_t bytes, int threads, int64_t size, T* all,
+                           const Range (&by_row)[parts], Make make, Body body) {
+  int64_t width = 0;
+  for (const Range& part : by_row) width += part.last - part.first;
   ThreadSums<T> sums(all, size, threads);
+  Arena arena(Arena::bytes<T>(threads * width));
+  T* norms = arena.take<T>(threads * width);
   for_each_team<Shared>(B, weights, bytes, threads, make,
                         [&](int64_t first, int64_t rows, Team team, const Shared& shared) {
-                          T* own = sums.mine();
-                          body(first, rows, team, shared, team.size > 1 ? all : own, own);
-                        });
+    if (team.size == 1) return body(first, rows, team, shared, sums.mine(), static_cast<T*>(nullptr));
+    T* mine = norms + team.rank * width;
+    std::memset(mine, 0, width * sizeof(T));
+    body(first, rows, team, shared, all, mine);
+    team.wait();
+    if (team.rank > 0) return;
+    for (const T* sum = norms; sum < norms + team.size * width;)
+      for (const Range& part : by_row)
+        for (int64_t i = part.first; i < part.last; ++i) all[i] += *sum++;
+  });
   sums.finish();
 }
 

@@ -21,7 +21,7 @@ inline Tensor dense_shaped(const Tensor& x, std::initializer_list<int64_t> shape
 
 inline Tensor empty_shaped(const Tensor& like, std::initializer_list<int64_t> shape,
                            std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::new_empty(like, shape, dtype);
+  return empty_dense(like, {shape.begin(), shape.size()}, dtype.value_or(like.scalar_type()));
 }
 
 // A weight of shape [n0, n1] or [n0, n1, n2], of any strides, as a product x W reads it.

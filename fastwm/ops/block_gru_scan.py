@@ -9,12 +9,10 @@ from fastwm import ref
 from fastwm.ops._backend import Operator
 from fastwm.ops.cell_steps import in_dtype_of
 from fastwm.ops.norm_act import rms_norm_silu
-from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
+from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products, products_outside
 from fastwm.ref.block_gru_scan import BlockGRUWeights
 
 __all__ = ["BlockGRUWeights", "block_gru_scan"]
-
-_NATIVE_BF16 = torch.cpu._is_avx512_bf16_supported()  # elsewhere PyTorch's bfloat16 products are slower than float32
 
 
 def block_gru_scan(
@@ -58,7 +56,7 @@ def block_gru_scan(
     block, units = w.gates.weight.shape[1], len(w.embed_carry.weight)
     own, of_carry, of_inputs = w.hidden[0].weight.split([block, units, len(inputs) * units], 1)
     bf16 = bf16_products(h)
-    with torch.autocast(h.device.type, enabled=bf16 and _NATIVE_BF16):
+    with products_outside(h, bf16):
         hidden_in = _of_inputs(inputs, h, w, of_inputs, eps)
     tensors = (hidden_in, is_first, h, *w.embed_carry, own, of_carry, w.hidden[0].norm, *w.gates)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

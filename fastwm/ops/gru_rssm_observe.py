@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fastwm import ref
 from fastwm.ops._backend import Operator
-from fastwm.ops.rssm_observe import _no_vmap, bf16_products
+from fastwm.ops.rssm_observe import _no_vmap, bf16_products, products_outside
 from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights, LayerWeights
 from fastwm.ref.rssm_observe import LinearWeights
 
@@ -43,8 +43,8 @@ def gru_rssm_observe(
         mixing `[T, B, S, C]`, or means and raw deviations `[T, B, 2S]` with std = softplus(raw) + 0.1. A one-hot's
         gradient is that of the mixed probabilities (straight through), a Gaussian's that of mean + std * noise.
         Differentiable once in tokens, action and all weights that are used; with the `ref` backend any number of times.
-        Under autocast to bfloat16 the products inside are in bfloat16 with float32 sums where the CPU has them,
-        and all else stays float32; with `ref` it is as autocast has it.
+        Under autocast to bfloat16 the products are in bfloat16 with float32 sums where the CPU has them, and all
+        else stays float32; with `ref` it is as autocast has it.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or T = 0.
@@ -57,8 +57,6 @@ def gru_rssm_observe(
     if library is None:
         return ref.gru_rssm_observe(tokens, action, is_first, deter, stoch, noise, w, kind)
     bf16 = bf16_products(deter)
-    if not torch.is_autocast_enabled(deter.device.type):
-        return _observe(library, tokens, action, is_first, deter, stoch, noise, w, kind, bf16)
     with torch.autocast(deter.device.type, enabled=False):
         return _observe(library, tokens, action, is_first, deter, stoch, noise, w, kind, bf16)
 
@@ -72,7 +70,8 @@ def _observe(
     w_stoch, w_action = w.input.weight.split([w.input.weight.shape[1] - action.shape[2], action.shape[2]], 1)
     input_in = F.linear(action, w_action, w.input.bias)
     w_deter, w_tokens = w.post.weight.split([deter.shape[1], tokens.shape[2]], 1)
-    post_in = F.linear(tokens.to(deter.dtype), w_tokens, w.post.bias)
+    with products_outside(deter, bf16):
+        post_in = F.linear(tokens.to(deter.dtype), w_tokens, w.post.bias).to(deter.dtype)
     inputs = (input_in, post_in, is_first, deter.detach(), stoch.detach(), noise.to(deter.dtype))
     return gru_rssm_sequence(library, *inputs, w_stoch, w, w_deter, w.post, w.post_stats, kind, bf16)
 

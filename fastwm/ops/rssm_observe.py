@@ -13,6 +13,7 @@ from fastwm.ref.rssm_observe import RSSMWeights
 __all__ = ["DenseWeights", "LinearWeights", "RSSMWeights", "rssm_observe"]
 
 _KERNEL_DTYPES = (torch.float32, torch.float64)
+_NATIVE_BF16 = torch.cpu._is_avx512_bf16_supported()  # elsewhere PyTorch's bfloat16 products are slower than float32
 
 
 def rssm_observe(
@@ -39,8 +40,8 @@ def rssm_observe(
         deter `[T, B, D]`, the one-hot sample `[T, B, S, C]`, its index `[T, B, S]` int64, and the posterior's
         logits before mixing `[T, B, S, C]`. The sample's gradient is that of the mixed probabilities (straight
         through). Differentiable once in tokens, action and all weights; with the `ref` backend any number of times.
-        Under autocast to bfloat16 the products inside are in bfloat16 with float32 sums where the CPU has them,
-        and all else stays float32; with `ref` it is as autocast has it.
+        Under autocast to bfloat16 the products are in bfloat16 with float32 sums where the CPU has them, and all
+        else stays float32; with `ref` it is as autocast has it.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or T = 0.
@@ -68,9 +69,11 @@ def _observe(
     action = action.to(dtype).masked_fill(is_first[..., None], 0)
     action = action / action.detach().abs().clamp(min=1)
     a = F.silu(F.rms_norm(F.linear(action, *w.embed_action[:2]), (units,), w.embed_action.norm, eps))
-    hidden_in = torch.addmm(w.hidden.bias, a.flatten(0, 1), acts.transpose(0, 1).flatten(1)).unflatten(0, a.shape[:2])
     w_post, w_tokens = w.post.weight.split([deter.shape[1], tokens.shape[2]], 1)
-    post_in = F.linear(tokens.to(dtype), w_tokens, w.post.bias)
+    with products_outside(deter, bf16):
+        hidden_in = torch.addmm(w.hidden.bias, a.flatten(0, 1), acts.transpose(0, 1).flatten(1)).to(dtype)
+        post_in = F.linear(tokens.to(dtype), w_tokens, w.post.bias).to(dtype)
+    hidden_in = hidden_in.unflatten(0, a.shape[:2])
     weights = (
         *w.embed_deter, *w.embed_stoch, own, embeds, w.hidden.norm, *w.gates, w_post, w.post.norm, *w.logits
     )  # fmt: skip
@@ -157,6 +160,11 @@ def bf16_products(like: Tensor) -> bool:
     """Whether autocast asks for products in bfloat16 (with float32 sums; all else stays float32)."""
     device = like.device.type
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+
+
+def products_outside(like: Tensor, bf16: bool) -> Any:
+    """Autocast for the large products that wait for no step."""
+    return torch.autocast(like.device.type, torch.bfloat16, enabled=bf16 and _NATIVE_BF16 and like.device.type == "cpu")
 
 
 def _no_vmap(name: str) -> Callable[..., Any]:
