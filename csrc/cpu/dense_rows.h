@@ -37,9 +37,16 @@ int64_t nonzeros(int64_t width, const T* x, int32_t* at) {
     }
   }
 #endif
-  for (; first < width; ++first) {
-    at[count] = static_cast<int32_t>(first);
-    count += x[first] != 0;
+  constexpr int64_t kGroup = 64;  // elsewhere in groups, whose comparisons are vectors
+  for (; first < width; first += kGroup) {
+    const int64_t size = width - first < kGroup ? width - first : kGroup;
+    uint8_t there[kGroup];
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) there[i] = x[first + i] != 0;
+    for (int64_t i = 0; i < size; ++i) {
+      at[count] = static_cast<int32_t>(first + i);
+      count += there[i];
+    }
   }
   return count;
 }
