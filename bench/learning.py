@@ -47,7 +47,7 @@ def draw(tasks: dict[str, list[dict[str, Any]]], path: Path) -> Path:
         for agent, curves in sorted(agents.items()):
             grid = np.linspace(max(c["steps"][0] for c in curves), min(c["steps"][-1] for c in curves), 200)
             returns = np.stack([np.interp(grid, c["steps"], c["returns"]) for c in curves])
-            (line,) = panel.plot(grid, returns.mean(0), label=f"{agent} ({len(curves)} seeds)")
+            (line,) = panel.plot(grid, returns.mean(0), label=f"{agent}, {len(curves)} seed{'s' * (len(curves) > 1)}")
             panel.fill_between(grid, returns.min(0), returns.max(0), color=line.get_color(), alpha=0.2, lw=0)
         panel.set(xlabel="environment steps", ylabel=f"return (mean of {WINDOW} episodes)", title=env)
         panel.grid(alpha=0.3)
