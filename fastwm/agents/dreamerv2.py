@@ -104,13 +104,18 @@ class DreamerV2(Dreamer):
         c = self.config
         return ops.balanced_categorical_kl(world.post_stats, world.prior_stats, c.kl_balance, c.free_nats)
 
+    def led_to(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """The same, but the action that led to the window's first row is not remembered either."""
+        rows, prev_action = super().led_to(batch)
+        is_first = rows["is_first"].clone()
+        is_first[0] = True
+        return rows | {"is_first": is_first}, prev_action
+
     def update(
         self, batch: Mapping[str, Tensor], noise: Noise | None = None, write_back: WriteBack | None = None
     ) -> dict[str, Tensor]:
         """One step of the model on rows 1..T of a batch [1+T, B, ...], then of actor and critic in its dreams."""
         rows, prev_action = self.led_to(batch)
-        rows["is_first"] = rows["is_first"].clone()
-        rows["is_first"][0] = True  # the window's first action is not remembered either
         noise = noise or Noise()
         model = self.model_loss(rows, prev_action, noise=noise.post)
         norms = {"model": self.model_optimizer.minimize(model.total)}

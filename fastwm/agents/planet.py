@@ -129,7 +129,9 @@ class PlaNet(WorldAgent):
             batch = actions.flatten(0, 1).movedim(1, 0)  # [H, B * candidates, A]
             latent = None if latent_noise is None else latent_noise[iteration]
             reached, _ = rssm.imagine(start, batch.contiguous(), latent)
-            return self.world.reward(rssm.feat(reached)).mean.sum(0).unflatten(0, actions.shape[:2])
+            # So many rows pass through the reward's layers while they are in cache.
+            parts = [self.world.reward(rows).mean for rows in rssm.feat(reached).flatten(0, 1).split(1024)]
+            return torch.cat(parts).unflatten(0, batch.shape[:2]).sum(0).unflatten(0, actions.shape[:2])
 
         shape = (len(state.deter), c.candidates, c.horizon, total_width(self.act_space))
         if noise is None:
