@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fastwm.errors import FastwmError
 from fastwm.runner.compare import WINDOW, read_curve, repeat_of
 from fastwm.runner.evaluate import run_config
 from fastwm.runner.log import read_lines
@@ -62,8 +63,12 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("bench/results/learning"))
     parser.add_argument("--picture", type=Path, default=Path("docs/images/learning.png"))
     options = parser.parse_args()
+    try:
+        runs = sorted(map(read_run, options.runs), key=lambda run: (run["env"], run["agent"], run["seed"]))
+    except (FastwmError, FileNotFoundError) as error:
+        parser.error(f"{error}; name folders of runs that were trained and evaluated")
     tasks = defaultdict(list)
-    for run in sorted(map(read_run, options.runs), key=lambda run: (run["env"], run["agent"], run["seed"])):
+    for run in runs:
         tasks[run.pop("env")].append(run)
     options.results.mkdir(parents=True, exist_ok=True)
     for env, runs in tasks.items():
