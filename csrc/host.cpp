@@ -67,8 +67,8 @@ std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint3
 
 // Replaces the numbers of a float32 or float64 buffer by a function of vecmath.h.
 void vecmath(const std::string& function, const py::buffer& x) {
-  const std::array<const char*, 9> names = {"exp",     "expm1", "log", "log1p",     "tanh",
-                                            "sigmoid", "silu",  "elu", "exp_normal"};
+  const std::array<const char*, 10> names = {"exp",     "expm1", "log", "log1p",     "tanh",
+                                            "sigmoid", "silu",  "elu", "exp_normal", "softplus"};
   const py::buffer_info info = x.request(/*writable=*/true);
   const bool is_float = info.format == py::format_descriptor<float>::format();
   if (info.ndim != 1 || (!is_float && info.format != py::format_descriptor<double>::format()))

@@ -116,8 +116,8 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
         "Tensor? scale_layer, Tensor? shift_layer, Tensor w_stats, Tensor actor, int[] layers, int[] heads, "
         "float[] scales, int cell, int activation, float unimix, float eps, bool bf16) -> Tensor");
   m.def("mlp(Tensor x, Tensor z, Tensor w, Tensor b, Tensor norm, Tensor ws, Tensor bs, Tensor norms, Tensor w_out, "
-        "Tensor b_out, float eps, bool save, bool bf16) -> (Tensor, Tensor)");
+        "Tensor b_out, int activation, float eps, bool save, bool bf16) -> (Tensor, Tensor)");
   m.def("mlp_backward(Tensor grad, Tensor pre, Tensor x, Tensor z, Tensor w, Tensor b, Tensor norm, Tensor ws, "
-        "Tensor bs, Tensor norms, Tensor w_out, Tensor b_out, float eps, bool inputs, bool bf16) "
-        "-> (Tensor, Tensor, Tensor)");
+        "Tensor bs, Tensor norms, Tensor w_out, Tensor b_out, int activation, float eps, bool inputs, bool weights, "
+        "bool bf16) -> (Tensor, Tensor, Tensor)");
 }

@@ -86,7 +86,8 @@ class Golden(KerasFile):
     def compare_world(self, prefix: str, loss: ModelLoss, rows: dict[str, Tensor]) -> Iterator[Check]:
         world = loss.world
         ours = {
-            "embed": world.tokens, "feat": world.feat, "deter": world.state.deter, "post_stoch": world.state.stoch,
+            "embed": world.tokens, "feat": world.state.feat, "deter": world.state.deter,
+            "post_stoch": world.state.stoch,
             "kl": normal_kl(world.post_stats, world.prior_stats), "reward_mean": world.reward.mean,
             "recon/image": world.recon["image"].mean,
         }  # fmt: skip
@@ -111,7 +112,7 @@ class Golden(KerasFile):
         mean, raw = dream.stats.chunk(2, -1)
         ours = {
             "mean": mean, "std": softplus_std(raw), **dream.state._asdict(), "action": dream.action,
-            "feat": self.agent.world.rssm.feat(dream.state), "reward": dream.reward, "value": dream.value,
+            "feat": dream.state.feat, "reward": dream.reward, "value": dream.value,
             "pcont": dream.discount, "returns": dream.returns, "weight": dream.weight,
         }  # fmt: skip
         yield from self.compare(prefix + "imag/", ours, self.rows)

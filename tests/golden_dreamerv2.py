@@ -122,7 +122,7 @@ class Golden(KerasFile):
         world, model = loss.world, self.agent.world
         kl = world.post_stats.softmax(-1) * (world.post_stats.log_softmax(-1) - world.prior_stats.log_softmax(-1))
         ours = {
-            "wm/embed": world.tokens, "wm/feat": world.feat, "wm/deter": world.state.deter,
+            "wm/embed": world.tokens, "wm/feat": world.state.feat, "wm/deter": world.state.deter,
             "wm/stoch": world.state.stoch, "wm/post_logit": world.post_stats, "wm/prior_logit": world.prior_stats,
             "wm/kl": kl.sum((-1, -2)), "wm/reward_mean": world.reward.mean,
         }  # fmt: skip

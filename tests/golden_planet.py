@@ -71,7 +71,7 @@ class Golden(KerasFile):
     def compare_world(self, prefix: str, loss: ModelLoss) -> Iterator[Check]:
         world = loss.world
         ours = {
-            "post_sample": world.state.stoch, "belief": world.state.deter, "feat": world.feat,
+            "post_sample": world.state.stoch, "belief": world.state.deter, "feat": world.state.feat,
             "divergence": normal_kl(world.post_stats, world.prior_stats), "obs_mean": world.recon["obs"].prediction,
             "reward_mean": world.reward.mean, "logprob/obs": -world.losses["rec/obs"],
             "logprob/reward": -world.losses["reward"],

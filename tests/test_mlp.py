@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 import fastwm
 from fastwm import _lib
-from fastwm.ops import DenseWeights, LinearWeights, MLPWeights, mlp
-from fastwm.ops.mlp import by_layers
+from fastwm.ops import DenseWeights, LayerWeights, LinearWeights, MLPWeights, mlp
+from fastwm.ops.mlp import _tensors, by_layers
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
 needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
@@ -22,9 +22,9 @@ Call = tuple[Tensor, MLPWeights, Tensor | None]
 
 def make(
     batch: tuple[int, ...] = (37,), D: int = 7, latents: tuple[int, int] | None = (4, 5), U: int = 19, O: int = 11,
-    layers: int = 3, dtype: torch.dtype = torch.float64,
+    layers: int = 3, dtype: torch.dtype = torch.float64, kind: str = "rms",
 ) -> Call:  # fmt: skip
-    """Input, weights, one-hot latents of which one is no one-hot."""
+    """Input, weights, one-hot latents of which one is no one-hot. `kind`: rms, or another norm and the activation."""
     torch.manual_seed(0)
     x, onehot, inputs = torch.randn(*batch, D), None, D
     if latents:
@@ -32,11 +32,16 @@ def make(
         onehot = F.one_hot(torch.randint(C, (*batch, S)), C).flatten(-2).float()
         onehot.view(-1, S * C)[:1] = torch.randn(S * C)
         inputs += S * C
-    dense = []
+    norm, _, activation = kind.partition(" ")
+    dense: list[Any] = []
     for _ in range(layers):
-        dense.append(DenseWeights(torch.randn(U, inputs) / 3, torch.randn(U), 1 + torch.rand(U)))
+        weight, bias, scale, shift = torch.randn(U, inputs) / 3, torch.randn(U), 1 + torch.rand(U), torch.randn(U)
+        if norm == "rms":
+            dense.append(DenseWeights(weight, bias, scale))
+        else:
+            dense.append(LayerWeights(weight, bias, *([scale, shift] if norm == "layer_norm" else [])))
         inputs = U
-    weights = MLPWeights(tuple(dense), LinearWeights(torch.randn(O, U), torch.randn(O)))
+    weights = MLPWeights(tuple(dense), LinearWeights(torch.randn(O, U), torch.randn(O)), activation or "silu")
     return convert((x, weights, onehot), dtype)
 
 
@@ -45,8 +50,12 @@ def convert(call: Call, dtype: torch.dtype) -> Call:
         return x.to(dtype).requires_grad_()
 
     x, w, onehot = call
-    layers = tuple(DenseWeights(*map(to, layer)) for layer in w.layers)
-    return to(x), MLPWeights(layers, LinearWeights(*map(to, w.out))), None if onehot is None else to(onehot)
+    layers: Any = tuple(type(layer)(*(part if part is None else to(part) for part in layer)) for layer in w.layers)
+    return (
+        to(x),
+        MLPWeights(layers, LinearWeights(*map(to, w.out)), w.activation),
+        None if onehot is None else to(onehot),
+    )
 
 
 def tensors(call: Call) -> Iterator[Tensor]:
@@ -55,7 +64,7 @@ def tensors(call: Call) -> Iterator[Tensor]:
     if onehot is not None:
         yield onehot
     for layer in (*w.layers, w.out):
-        yield from layer
+        yield from (part for part in layer if part is not None)
 
 
 def run(call: Call, backend: str) -> list[Tensor]:
@@ -79,6 +88,12 @@ SHAPES: list[dict[str, Any]] = [
     {"batch": (2, 3, 5), "O": 1},
     {"batch": (1100,), "U": 64, "D": 40, "O": 255},
     {"batch": (257,), "U": 33, "D": 1, "layers": 2},
+    {"kind": "layer_norm elu"},
+    {"kind": "layer_norm silu", "layers": 1},
+    {"kind": "layer_norm relu", "batch": (530,), "U": 40},
+    {"kind": "none elu", "latents": None},
+    {"kind": "none silu", "batch": (0,)},
+    {"kind": "none relu", "batch": (257,), "layers": 2, "O": 1},
 ]
 
 
@@ -108,8 +123,9 @@ def test_values_and_gradients_equal_the_reference(sizes: dict[str, Any]) -> None
 
 
 @needs_cpu
-def test_gradcheck() -> None:
-    call = make((3,), D=2, latents=(1, 3), U=4, O=2, layers=2)
+@pytest.mark.parametrize("kind", ["rms", "layer_norm elu", "none silu"])
+def test_gradcheck(kind: str) -> None:
+    call = make((3,), D=2, latents=(1, 3), U=4, O=2, layers=2, kind=kind)
     x, w, onehot = call
 
     def function(*_: Tensor) -> Tensor:
@@ -118,15 +134,16 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(function, tuple(tensors(call)))
 
 
+@pytest.mark.parametrize("kind", ["rms", "layer_norm elu", "none relu"])
 @pytest.mark.parametrize("isa", _lib.host.isa_levels() if _lib.host else [])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
+def test_every_instruction_set(isa: str, dtype: torch.dtype, kind: str) -> None:
     assert _lib.host is not None
-    exact = run(make((300,), D=70, U=96), "ref")
+    exact = run(make((300,), D=70, U=96, kind=kind), "ref")
     before = _lib.host.isa()
     _lib.host.set_isa(isa)
     try:
-        ours = run(make((300,), D=70, U=96, dtype=dtype), "cpu")
+        ours = run(make((300,), D=70, U=96, dtype=dtype, kind=kind), "cpu")
     finally:
         _lib.host.set_isa(before)
     bound = {torch.float32: 1e-5, torch.float64: 1e-13}[dtype]
@@ -148,9 +165,34 @@ def test_only_what_is_asked_for_gets_a_gradient(backend: str) -> None:
 
 
 @needs_cpu
-def test_threads_and_repeats_change_nothing() -> None:
+@pytest.mark.parametrize("kind", ["rms", "layer_norm silu"])
+def test_fixed_weights_get_no_gradient_and_the_input_the_same(kind: str) -> None:
+    x, w, onehot = make((257,), kind=kind)
+    assert onehot is not None
+    fixed: Any = torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, w)
+    results = []
+    for weights in (w, fixed):
+        y = mlp(x, weights, onehot)
+        results.append(torch.autograd.grad(y.square().sum(), (x, onehot)))
+    assert all(map(torch.equal, *results))
+    _, pre = torch.ops.fastwm.mlp.default(*(args := operands((x, fixed, onehot))), 1, 1e-4, True, False)
+    assert torch.ops.fastwm.mlp_backward.default(torch.ones(257, 11).double(), pre, *args, 1, 1e-4, True, False, False)[
+        2
+    ].shape == (0,)
+
+
+def operands(call: Call) -> list[Tensor]:
+    """As the operator takes them."""
+    x, w, onehot = call
+    assert onehot is not None
+    return [part.detach() for part in (x, onehot, *_tensors(w), *w.out)]
+
+
+@needs_cpu
+@pytest.mark.parametrize("kind", ["rms", "layer_norm elu"])
+def test_threads_and_repeats_change_nothing(kind: str) -> None:
     threads, results = torch.get_num_threads(), []
-    call = make((1300,), D=40, U=48, O=33, dtype=torch.float32)
+    call = make((1300,), D=40, U=48, O=33, dtype=torch.float32, kind=kind)
     for count in (1, 2, 2, 3):
         torch.set_num_threads(count)
         results.append(run(call, "cpu"))
@@ -173,23 +215,25 @@ def test_any_strides() -> None:
 
 
 @needs_cpu
-def test_opcheck_and_compile() -> None:
-    x, w, onehot = make()
+@pytest.mark.parametrize("kind", ["rms", "layer_norm silu", "none silu"])
+def test_opcheck_and_compile(kind: str) -> None:
+    x, w, onehot = make(kind=kind)
+    assert onehot is not None
     torch._dynamo.reset()
     compiled = torch.compile(lambda a, b: mlp(a, w, b), fullgraph=True, backend="aot_eager")
     assert_close(compiled(x, onehot), mlp(x, w, onehot))
-    first, *rest = w.layers
-    others = [torch.stack(part) for part in zip(*rest)]
-    args = [z.detach().requires_grad_() for z in (x, onehot, *first, *others, *w.out) if z is not None]
-    torch.library.opcheck(torch.ops.fastwm.mlp.default, (*args, 1e-4, True, False))
-    y, pre = torch.ops.fastwm.mlp.default(*args, 1e-4, True, False)
+    args = [z.requires_grad_() for z in operands((x, w, onehot))]
+    torch.library.opcheck(torch.ops.fastwm.mlp.default, (*args, 1, 1e-4, True, False))
+    y, pre = torch.ops.fastwm.mlp.default(*args, 1, 1e-4, True, False)
     args = [arg.detach() for arg in args]
     backward = (torch.randn_like(y), pre.detach(), *args)
-    torch.library.opcheck(torch.ops.fastwm.mlp_backward.default, (*backward, 1e-4, True, False))
+    torch.library.opcheck(torch.ops.fastwm.mlp_backward.default, (*backward, 1, 1e-4, True, True, False))
     for i, arg in enumerate(args):
         wrong = [*args[:i], arg[..., :-1], *args[i + 1 :]]
         with pytest.raises(RuntimeError, match="fastwm"):
-            torch.ops.fastwm.mlp(*wrong, 1e-4, True, False)
+            torch.ops.fastwm.mlp(*wrong, 1, 1e-4, True, False)
+    with pytest.raises(RuntimeError, match="RMSNorm goes with SiLU"):
+        torch.ops.fastwm.mlp(*args, 2 if kind == "rms" else 4, 1e-4, True, False)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +243,18 @@ def test_opcheck_and_compile() -> None:
         (lambda x, w, z: (x, w, z.float()), "like x"),
         (lambda x, w, z: (x, w, z[:5]), "like x"),
         (lambda x, w, z: (x, w._replace(layers=()), z), "at least one layer"),
+        (lambda x, w, z: (x, w._replace(activation="elu"), z), "activation silu"),
+        (lambda x, w, z: (x, make(kind="none elu")[1]._replace(activation="tanh"), z), "activation silu"),
+        (
+            lambda x, w, z: (
+                x,
+                make(kind="none elu")[1]._replace(
+                    layers=(*make(kind="none elu")[1].layers[:2], make(kind="layer_norm elu")[1].layers[2])
+                ),
+                z,
+            ),
+            "alike",
+        ),
         (lambda x, w, z: (x, w._replace(out=LinearWeights(w.out.weight[:, :2], w.out.bias)), z), "the output's weight"),
         (lambda x, w, z: (x.to("meta"), w, z), "meta"),
     ],
@@ -209,9 +265,10 @@ def test_wrong_arguments_are_explained(change: Any, message: str) -> None:
 
 
 @needs_cpu
+@pytest.mark.parametrize("kind", ["rms", "layer_norm elu", "none silu"])
 @pytest.mark.parametrize(("rows", "U"), [(7, 19), (37, 32), (1100, 64)])
-def test_bfloat16_error_is_within_twice_pytorchs(rows: int, U: int) -> None:
-    sizes: dict[str, Any] = {"batch": (rows,), "D": 64, "U": U, "O": 45}
+def test_bfloat16_error_is_within_twice_pytorchs(rows: int, U: int, kind: str) -> None:
+    sizes: dict[str, Any] = {"batch": (rows,), "D": 64, "U": U, "O": 45, "kind": kind}
     exact = run(make(**sizes), "ref")
     call = make(**sizes, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -89,7 +89,7 @@ def test_t33_which_presets_learn_the_continuation() -> None:
         assert config.predict_cont is head
     agent = tiny("dreamer_v2")
     assert agent.world.cont is None
-    assert (agent.world.discount_at(torch.zeros(2, agent.world.rssm.feat_dim)) == 0.99).all()
+    assert (agent.world.discount_at(agent.world.rssm.initial(2)) == 0.99).all()
     target = tiny("dreamer_v2", predict_cont=True).world.discount_after(torch.tensor([False, True]))
     torch.testing.assert_close(target, torch.tensor([0.99, 0.0]))
 
@@ -139,6 +139,25 @@ def test_t22_every_optimiser_moves_its_own(name: str) -> None:
     assert all(p.grad is None for p in agent.world.parameters())
     if name == "dreamer_v2":
         assert not any(p.requires_grad for p in agent.slow_critic.parameters())
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_t48_bfloat16_products_only(name: str) -> None:
+    """T48: every loss agrees with float32; gradients are float32, and those of all parts are there."""
+    reference, agent = tiny(name), tiny(name, precision="bf16")
+    agent.load_state_dict(reference.state_dict())
+    batch, losses = make_batch(agent), []
+    for each in (reference, agent):
+        torch.manual_seed(3)
+        losses.append({key: value for key, value in each.update(batch).items() if key.startswith("loss")})
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.05, atol=0.02)
+    for (key, p), q in zip(reference.named_parameters(), agent.named_parameters()):
+        if p.grad is not None:
+            assert q[1].grad is not None and q[1].grad.dtype == torch.float32
+            if p.grad.norm() > 1e-3:
+                assert torch.cosine_similarity(p.grad.flatten(), q[1].grad.flatten(), 0) > 0.9, key
+    action, state = agent.act({**{key: x[0] for key, x in batch.items()}, "is_first": torch.ones(3)})
+    assert state["deter"].dtype == torch.float32 and np.isfinite(np.asarray(action)).all()
 
 
 def test_v2_chooses_its_gradient_by_the_action_space() -> None:

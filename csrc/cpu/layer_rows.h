@@ -107,10 +107,7 @@ void for_each_nonzero(int64_t count, const T* x, Body body) {
 template <typename T>
 void gaussian_row(int64_t S, const T* stats, const T* noise, T* z) {
 #pragma omp simd
-  for (int64_t s = 0; s < S; ++s) {
-    const T raw = stats[S + s], softplus = (raw > 0 ? raw : 0) + vlog1p(vexp(raw > 0 ? -raw : raw));
-    z[s] = stats[s] + (softplus + T(0.1)) * noise[s];
-  }
+  for (int64_t s = 0; s < S; ++s) z[s] = stats[s] + (vsoftplus(stats[S + s]) + T(0.1)) * noise[s];
 }
 
 template <typename T>

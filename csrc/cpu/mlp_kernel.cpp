@@ -2,6 +2,7 @@
 #include <type_traits>
 
 #include "dense_rows.h"
+#include "layer_rows.h"
 #include "fastwm/mlp.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -20,10 +21,44 @@ const O* factors(int64_t count, const T* x, O* scratch) {
   else return convert(count, x, scratch), scratch;
 }
 
-// The biases of layer i, and its norm.
 template <typename T>
-const T* of_layer(const MlpLayers& n, int64_t i, const void* first, const void* rest) {
-  return i == 0 ? ptr<T>(first) : ptr<T>(rest) + (i - 1) * n.U();
+LayerNorm norm_of(const MlpLayers& n, int64_t layer) {
+  const T* scale = layer == 0 ? ptr<T>(n.first.norm) : ptr<T>(n.rest.norm) + (layer - 1) * n.norms * n.U();
+  return n.norms ? LayerNorm{scale, scale + n.U()} : LayerNorm{};
+}
+
+// Norm and activation of some rows of a layer.
+template <typename T, typename O>
+void activate(const MlpLayers& n, int64_t layer, int64_t rows, const T* pre, O* act) {
+  const int64_t U = n.U();
+  const LayerNorm norm = norm_of<T>(n, layer);
+  const T eps = static_cast<T>(n.eps);
+  if (n.norms == 1) {
+    for (int64_t r = 0; r < rows; ++r) rms_silu(U, pre + r * U, ptr<T>(norm.scale), eps, act + r * U);
+    return;
+  }
+  with_activation(n.activation, [&](auto f) {
+    for (int64_t r = 0; r < rows; ++r) layer_row<decltype(f)::value>(U, pre + r * U, norm, eps, act + r * U);
+  });
+}
+
+// From d_act, which is overwritten, to d_pre; adds to the norm's gradients, and computes act again.
+template <typename T>
+void activate_backward(const MlpLayers& n, int64_t layer, int64_t rows, const T* pre, T* d_act, T* d_pre, T* act,
+                       T* d_norm) {
+  const int64_t U = n.U();
+  const LayerNorm norm = norm_of<T>(n, layer);
+  const T eps = static_cast<T>(n.eps);
+  if (n.norms == 1) {
+    for (int64_t r = 0; r < rows; ++r)
+      rms_silu_backward(U, pre + r * U, ptr<T>(norm.scale), eps, d_act + r * U, d_pre + r * U, act + r * U, d_norm);
+    return;
+  }
+  with_activation(n.activation, [&](auto f) {
+    for (int64_t r = 0; r < rows; ++r)
+      layer_row_backward<decltype(f)::value>(U, pre + r * U, norm, eps, d_act + r * U, d_pre + r * U, act + r * U,
+                                             d_norm);
+  });
 }
 
 template <typename T, typename O>
@@ -74,8 +109,7 @@ class Forward {
       } else {
         linear(rows, act, U, rest_, i - 1, ptr<T>(n_.rest.bias) + (i - 1) * U, pre, U);
       }
-      const T* norm = of_layer<T>(n_, i, n_.first.norm, n_.rest.norm);
-      for (int64_t r = 0; r < rows; ++r) rms_silu(U, pre + r * U, norm, static_cast<T>(n_.eps), act + r * U);
+      activate(n_, i, rows, static_cast<const T*>(pre), act);
     }
     linear(rows, act, U, out_, 0, ptr<T>(n_.b_out), ptr<T>(p_.y) + row * n_.O, n_.O);
   }
@@ -98,7 +132,7 @@ struct Grads {
   Grads(const MlpLayers& n, T* all) {
     const auto take = [&all](int64_t size) { return (all += size) - size; };
     w_x = take(n.U() * n.D), w_z = take(n.U() * n.Z), ws = take(n.rest.count * n.U() * n.U());
-    w_out = take(n.O * n.U()), bs = take(n.count() * n.U()), b_out = take(n.O), norms = take(n.count() * n.U());
+    w_out = take(n.O * n.U()), bs = take(n.count() * n.U()), b_out = take(n.O), norms = take(n.count() * n.norms * n.U());
   }
 };
 
@@ -113,6 +147,7 @@ class Backward {
       : p_(p),
         n_(p.n),
         U_(p.n.U()),
+        norm_(p.n.norms * p.n.U()),
         grads_(p.n, ptr<T>(p.d_weights)),
         out_{1, n_.O, U_},
         rest_{n_.rest.count, U_, U_},
@@ -127,10 +162,10 @@ class Backward {
     pack_all(items, 4, max_threads());
     d_pre_ = arena_.template take<T>(n_.count() * kRows * U_);
     act_ = arena_.template take<T>(n_.count() * kRows * U_);
-    norms_ = arena_.template take<T>(kTiles * n_.count() * U_);
+    norms_ = arena_.template take<T>(kTiles * n_.count() * norm_);
     sparse_ = arena_.template take<T>(n_.Z * U_);
     std::memset(sparse_, 0, n_.Z * U_ * sizeof(T));
-    std::memset(p.d_weights, 0, n_.weights() * sizeof(T));
+    if (p.d_weights) std::memset(p.d_weights, 0, n_.weights() * sizeof(T));
   }
 
   void run() {
@@ -146,7 +181,7 @@ class Backward {
 
  private:
   int64_t bytes() const {
-    int64_t sum = 2 * Arena::bytes<T>(n_.count() * kRows * U_) + Arena::bytes<T>(kTiles * n_.count() * U_) +
+    int64_t sum = 2 * Arena::bytes<T>(n_.count() * kRows * U_) + Arena::bytes<T>(kTiles * n_.count() * norm_) +
                   Arena::bytes<T>(n_.Z * U_);
     for (const Packed<O>* w : {&out_, &rest_, &x_, &z_}) sum += Arena::bytes<O>(w->size());
     return sum;
@@ -168,10 +203,12 @@ class Backward {
         const int64_t slot = tile * kTile;
         down(row + slot, slot, rows - slot < kTile ? rows - slot : kTile, o_grad, o_pre, d_act);
       }
+      if (!p_.d_weights) continue;
       team.wait();
       weights(team, row, rows, at, panel);
       team.wait();
     }
+    if (!p_.d_weights) return;
     const Range units = team.range(U_);
     for (int64_t u = units.first; u < units.last; ++u)
       for (int64_t z = 0; z < n_.Z; ++z) grads_.w_z[u * n_.Z + z] = sparse_[z * U_ + u];
@@ -183,15 +220,13 @@ class Backward {
   void down(int64_t row, int64_t slot, int64_t rows, O* o_grad, O* o_pre, T* d_act) const {
     const AmxTiles tiles(use_amx<O>(), rows);
     const T* no_bias = nullptr;
-    T* norms = norms_ + slot / kTile * n_.count() * U_;
-    std::memset(norms, 0, n_.count() * U_ * sizeof(T));
+    T* norms = norms_ + slot / kTile * n_.count() * norm_;
+    std::memset(norms, 0, n_.count() * norm_ * sizeof(T));
     linear(rows, factors(rows * n_.O, ptr<T>(p_.grad) + row * n_.O, o_grad), n_.O, out_, 0, no_bias, d_act, U_);
     for (int64_t i = n_.count() - 1; i >= 0; --i) {
-      const T* scale = of_layer<T>(n_, i, n_.first.norm, n_.rest.norm);
       T* d_pre = chunk(d_pre_, i) + slot * U_;
-      for (int64_t r = 0; r < rows; ++r)
-        rms_silu_backward(U_, ptr<T>(p_.pre) + (i * p_.rows + row + r) * U_, scale, static_cast<T>(n_.eps),
-                          d_act + r * U_, d_pre + r * U_, chunk(act_, i) + (slot + r) * U_, norms + i * U_);
+      activate_backward(n_, i, rows, ptr<T>(p_.pre) + (i * p_.rows + row) * U_, d_act, d_pre,
+                        chunk(act_, i) + slot * U_, norms + i * norm_);
       const O* d = factors(rows * U_, static_cast<const T*>(d_pre), o_pre);
       if (i > 0) {
         linear(rows, d, U_, rest_, i - 1, no_bias, d_act, U_);
@@ -220,10 +255,10 @@ class Backward {
       const GradProduct<T> p = product(i, row);
       GradFactors<T, O>::add(p, team.range(GradFactors<T, O>::tasks(p)), rows, panel);
     }
-    const Range units = team.range(U_), outputs = team.range(n_.O);
+    const Range units = team.range(U_), norms = team.range(norm_), outputs = team.range(n_.O);
     for (int64_t i = 0; i < n_.count(); ++i) {
       add_columns(rows, units, chunk(d_pre_, i), U_, grads_.bs + i * U_);
-      add_columns((rows + kTile - 1) / kTile, units, norms_ + i * U_, n_.count() * U_, grads_.norms + i * U_);
+      add_columns((rows + kTile - 1) / kTile, norms, norms_ + i * norm_, n_.count() * norm_, grads_.norms + i * norm_);
     }
     add_columns(rows, outputs, ptr<T>(p_.grad) + row * n_.O, n_.O, grads_.b_out);
     for (int64_t r = 0; r < rows; ++r) {
@@ -242,13 +277,13 @@ class Backward {
 
   const MlpBackward& p_;
   const MlpLayers& n_;
-  const int64_t U_;
+  const int64_t U_, norm_;  // units; numbers of a layer's norm
   const Grads<T> grads_;
   Packed<O> out_, rest_, x_, z_;
   Arena arena_;
   Barrier barrier_;
   T *d_pre_, *act_;  // [count, kRows, U], of the chunk
-  T* norms_;         // [kTiles, count, U]: each tile's share of the norms' gradients
+  T* norms_;         // [kTiles, count, norms, U]: each tile's share of the norms' gradients
   T* sparse_;        // [Z, U], the gradient of the first layer's rows for z
 };
 

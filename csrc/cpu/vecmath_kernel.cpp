@@ -22,6 +22,7 @@ void run(const VecmathCheck& p) {
     case Function::tanh: return apply<A>(p, [](A x) { return vtanh(x); });
     case Function::sigmoid: return apply<A>(p, [](A x) { return vsigmoid(x); });
     case Function::silu: return apply<A>(p, [](A x) { return vsilu(x); });
+    case Function::softplus: return apply<A>(p, [](A x) { return vsoftplus(x); });
     case Function::elu: return apply<A>(p, [](A x) { return velu(x); });
   }
 }

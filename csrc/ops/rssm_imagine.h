@@ -6,12 +6,14 @@
 
 namespace fastwm {
 
-// Layers [count, N, K] (or one, [N, K]) with their biases and norms; keeps what it had to make contiguous alive.
+// Layers [count, N, K] (or one, [N, K]) with their biases [count, N] and norms [count, N], or [count, norms, N] where
+// `norms` is told; keeps what it had to make contiguous alive.
 struct DenseArgs {
   Tensor bias, norm;
   DenseLayers layers;
 
-  DenseArgs(const Tensor& w, const Tensor& b, const Tensor& n, int64_t K, const Tensor& like, const char* name)
+  DenseArgs(const Tensor& w, const Tensor& b, const Tensor& n, int64_t K, const Tensor& like, const char* name,
+            std::optional<int64_t> norms = std::nullopt)
       : bias(dense(b)), norm(dense(n)) {
     const bool one = w.dim() == 2;
     STD_TORCH_CHECK(w.dim() >= 2 && w.dim() <= 3 && w.size(w.dim() - 1) == K && w.device() == like.device() &&
@@ -20,8 +22,8 @@ struct DenseArgs {
                         n.device() == like.device(),
                     "fastwm: wrong shape, dtype or device of ", name);
     const int64_t count = one ? 1 : w.size(0), N = w.size(w.dim() - 2);
-    STD_TORCH_CHECK(b.numel() == count * N && n.numel() == count * N && b.dim() == w.dim() - 1 &&
-                        n.dim() == w.dim() - 1,
+    STD_TORCH_CHECK(b.numel() == count * N && n.numel() == count * N * norms.value_or(1) &&
+                        b.dim() == w.dim() - 1 && n.dim() == w.dim() - !norms && n.size(n.dim() - 1) == N,
                     "fastwm: wrong shape of the bias or norm of ", name);
     layers = {{w.const_data_ptr(), one ? 0 : w.stride(0), w.stride(w.dim() - 1), w.stride(w.dim() - 2)},
               bias.const_data_ptr(),

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -96,6 +97,13 @@ class Agent(nn.Module, ABC):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         for name, optimizer in self.optimizers().items():
             optimizer.load_state_dict(clone(state[name]))  # torch's optimisers would share the tensors
+
+    @property
+    def reduced_precision(self) -> bool:
+        return self.config.precision == "bf16" and has_bfloat16(self.device)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced_precision)
 
     @property
     def device(self) -> torch.device:

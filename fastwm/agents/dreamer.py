@@ -1,12 +1,13 @@
 """What Dreamer V1 and DreamerV2 share: an actor that learns in dreams, and values that include a state's own reward."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastwm import ops
 from fastwm.agents.world import Noise, WorldAgent, WorldConfig
@@ -54,7 +55,7 @@ class Dreamer(WorldAgent):
         self.actor_optimizer = self.adam(self.actor, c.actor_lr)
         self.critic_optimizer = self.adam(self.critic, c.critic_lr)
 
-    def adam(self, module: torch.nn.Module, lr: float) -> KerasAdam:
+    def adam(self, module: nn.Module, lr: float) -> KerasAdam:
         c = self.config
         return KerasAdam(module.parameters(), lr, c.eps, c.clip, c.decay)
 
@@ -62,25 +63,47 @@ class Dreamer(WorldAgent):
         return {"model": self.model_optimizer, "actor": self.actor_optimizer, "critic": self.critic_optimizer}
 
     def choose(self, state: GRUState, mode: str) -> Action:
-        policy = self.actor(self.world.rssm.feat(state))
+        policy = self.actor(*state.parts)
         return policy.mode() if mode == "eval" else policy.sample()
 
     def dream(self, start: GRUState, noise: Noise) -> tuple[GRUState, Tensor, Tensor]:
         """States 1..H [H, N, ...] dreamt from `start` [N, ...], the prior's statistics there, and the encoded actions
-        that led there. The gradient goes through the dynamics to the actor."""
+        that led there. The gradient goes through the dynamics to the actor.
+
+        It has an autocast region of its own: casts cached here without gradient must not serve the losses.
+        """
         horizon, count, rssm = self.config.imag_length, len(start.deter), self.world.rssm
         latent_noise = rssm.noise(horizon, count) if noise.prior is None else noise.prior
         action_noise = self.actor.noise(horizon, count) if noise.action is None else noise.action
-        deter, stoch, stats, action = ops.gru_rssm_dream(
-            *start, latent_noise, action_noise, rssm.weights, rssm.kind,
-            self.actor.mlp.params, self.actor.out_params, self.actor.heads,
-        )  # fmt: skip
+        with self.autocast():
+            deter, stoch, stats, action = ops.gru_rssm_dream(
+                *start, latent_noise, action_noise, rssm.weights, rssm.kind,
+                self.actor.mlp.params, self.actor.out_params, self.actor.heads,
+            )  # fmt: skip
         return GRUState(deter, stoch), stats, action
+
+
+@contextmanager
+def fixed(*modules: nn.Module) -> Iterator[None]:
+    """Their parameters are constants of what is computed inside: its gradient costs nothing."""
+    params = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for p in params:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in params:
+            p.requires_grad_(True)
 
 
 def flatten(state: GRUState) -> GRUState:
     """[T, B, ...] -> [T*B, ...], without gradient."""
     return GRUState(*(part.detach().flatten(0, 1) for part in state))
+
+
+def before_last(state: GRUState) -> GRUState:
+    """Rows 0..H-1 of [H+1, ...], without gradient."""
+    return GRUState(*(part[:-1].detach() for part in state))
 
 
 def lambda_targets(reward: Tensor, discount: Tensor, value: Tensor, lam: float) -> Tensor:

@@ -8,12 +8,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from fastwm.agents.agent import WriteBack
-from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, flatten, lambda_targets
+from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, before_last, fixed, flatten, lambda_targets
 from fastwm.agents.world import ModelLoss, Noise, World
 from fastwm.nn.distributions import normal_kl
 from fastwm.nn.gru_rssm import VARIANTS, GRUState
@@ -87,10 +86,13 @@ class DreamerV1(Dreamer):
         if c.predict_cont:
             posterior = GRUState(*(part[:-1] for part in posterior))
         state, stats, action = self.dream(flatten(posterior), noise)
-        feat = self.world.rssm.feat(state)
-        reward, discount, value = self.world.reward(feat).mean, self.world.discount_at(feat), self.critic(feat)
-        returns = lambda_targets(reward, discount, value.mean, c.lam)
+        with self.autocast(), fixed(self.world, self.critic):
+            reward, value = self.world.reward(*state.parts).mean, self.critic(*state.parts).mean
+            discount = self.world.discount_at(state)
+        returns = lambda_targets(reward, discount, value, c.lam)
         weight = arrival_weights(discount)[:-1]
         actor_loss = -(weight * returns).mean()
-        critic_loss = (weight * value.loss(torch.cat([returns, returns[-1:]]))[:-1]).mean()
-        return Dream(state, stats, action, reward, discount, weight, value.mean, returns, actor_loss, critic_loss)
+        with self.autocast():
+            judged = self.critic(*before_last(state).parts)
+        critic_loss = (weight * judged.loss(returns.detach())).mean()
+        return Dream(state, stats, action, reward, discount, weight, value, returns, actor_loss, critic_loss)

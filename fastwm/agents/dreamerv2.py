@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastwm import ops
 from fastwm.agents.agent import WriteBack
-from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, flatten, lambda_targets
+from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, before_last, fixed, flatten, lambda_targets
 from fastwm.agents.world import Noise, World
 from fastwm.nn.gru_rssm import VARIANTS, GRUState
 from fastwm.nn.heads import Policy
@@ -132,23 +132,23 @@ class DreamerV2(Dreamer):
     def behaviour(self, posterior: GRUState, is_terminal: Tensor, noise: Noise) -> Dream:
         """Dream from every posterior state [T, B, ...], terminal ones included, and score actor and critic there."""
         c, start = self.config, flatten(posterior)
-        with torch.set_grad_enabled(self.actor_grad != "reinforce"):
+        with fixed(self.world), torch.set_grad_enabled(self.actor_grad != "reinforce"):
             dreamt, prior_stats, action = self.dream(start, noise)
             state = GRUState(*(torch.cat([first[None], rest]) for first, rest in zip(start, dreamt)))
-            feat = self.world.rssm.feat(state)
-            reward, slow_value = self.world.reward(feat).mean, self.slow_critic(feat).mean
-            discount = self.world.discount_at(feat)
+            with self.autocast():
+                reward, slow_value = self.world.reward(*state.parts).mean, self.slow_critic(*state.parts).mean
+                discount = self.world.discount_at(state)
             if c.predict_cont:
                 discount = torch.cat([self.world.discount_after(is_terminal).flatten()[None], discount[1:]])
             targets = lambda_targets(reward, discount, slow_value, c.lam)
-        weight, feat = arrival_weights(discount), feat.detach()
-        policy = self.actor(feat[:-1])
+        weight, judged = arrival_weights(discount), before_last(state)
+        with self.autocast():
+            policy, value = self.actor(*judged.parts), self.critic(*judged.parts)
         # The action in state k is judged by the return of state k+1: both the first return and the last action go.
         score = policy.log_prob(decode(self.act_space, action))[:-1] * (targets[1:] - slow_value[:-2]).detach()
         mix = {"reinforce": 0.0, "dynamics": 1.0, "both": c.actor_mix}[self.actor_grad]
         objective = mix * targets[1:] + (1 - mix) * score + c.actor_entropy * policy.entropy()[:-1]
         actor_loss = -(weight[:-2] * objective).mean()
-        value = self.critic(feat[:-1])
         critic_loss = (weight[:-1] * value.loss(targets)).mean()
         return Dream(state, prior_stats, action, reward, discount, weight, slow_value, value.mean, targets, policy,
                      actor_loss, critic_loss)  # fmt: skip

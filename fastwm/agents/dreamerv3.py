@@ -5,7 +5,6 @@ from what the model dreams. Every equation is named in `loss`; tensors are time-
 """
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from fastwm import ops
-from fastwm.agents.agent import Agent, WriteBack, has_bfloat16
+from fastwm.agents.agent import Agent, WriteBack
 from fastwm.nn.distributions import Categorical, SquaredError, TwoHot
 from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.heads import Action, Actor, BernoulliHead, Policy, TwoHotHead
@@ -374,10 +373,3 @@ class DreamerV3(Agent):
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"optimizer": self.optimizer}
-
-    @property
-    def reduced_precision(self) -> bool:
-        return self.config.precision == "bf16" and has_bfloat16(self.device)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced_precision)

@@ -107,7 +107,8 @@ class PlaNet(WorldAgent):
         start = [torch.where(is_first[..., None], 0, x).flatten(0, 1) for x in start]
         first_action = torch.where(is_first[..., None], 0, prev_action)
         actions = torch.cat([first_action[None], ahead(prev_action)[1:]])
-        _, stats = self.world.rssm.imagine(GRUState(*start), actions.flatten(1, 2), noise)
+        with self.autocast():
+            _, stats = self.world.rssm.imagine(GRUState(*start), actions.flatten(1, 2), noise)
         resets = ahead(is_first)[1:].cumsum(0) > 0
         same_episode = torch.cat([torch.ones_like(resets[:1]), ~resets])
         inside = ahead(torch.ones_like(is_first))
@@ -129,9 +130,7 @@ class PlaNet(WorldAgent):
             batch = actions.flatten(0, 1).movedim(1, 0)  # [H, B * candidates, A]
             latent = None if latent_noise is None else latent_noise[iteration]
             reached, _ = rssm.imagine(start, batch.contiguous(), latent)
-            # So many rows pass through the reward's layers while they are in cache.
-            parts = [self.world.reward(rows).mean for rows in rssm.feat(reached).flatten(0, 1).split(1024)]
-            return torch.cat(parts).unflatten(0, batch.shape[:2]).sum(0).unflatten(0, actions.shape[:2])
+            return self.world.reward(*reached.parts).mean.sum(0).unflatten(0, actions.shape[:2])
 
         shape = (len(state.deter), c.candidates, c.horizon, total_width(self.act_space))
         if noise is None:

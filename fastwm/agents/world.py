@@ -6,7 +6,7 @@ The agents say what the divergence between posterior and prior costs, how an act
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
@@ -49,6 +49,8 @@ class WorldConfig:
     reward_scale: float = 1.0
     cont_scale: float = 10.0
     discount: float = 0.99
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Matrix products in float32, or in bfloat16 where the hardware has it. Everything else is float32."""
     explore: float = 0.3
     """Deviation of the noise added to real actions; share of discrete ones drawn at random."""
 
@@ -59,7 +61,6 @@ class World:
 
     tokens: Tensor
     state: GRUState
-    feat: Tensor
     post_stats: Tensor
     prior_stats: Tensor
     recon: dict[str, UnitNormal | Categorical]
@@ -127,23 +128,24 @@ class WorldModel(nn.Module):
         tokens = self.encoder(obs)
         start = self.rssm.initial(tokens.shape[1]) if start is None else start
         state, post_stats = self.rssm.observe(start, prev_action, tokens, rows["is_first"].bool(), noise)
-        feat = self.rssm.feat(state)
-        recon, reward = self.decoder(feat), self.reward(feat)
+        recon, reward = self.decoder(*state.parts), self.reward(*state.parts)
         losses = {f"rec/{key}": over_time(dist.loss(obs[key])) for key, dist in recon.items()}
         losses["reward"] = reward.loss(torch.tanh(rows["reward"]) if self.config.tanh_reward else rows["reward"])
-        cont = self.cont(feat) if self.cont is not None else None
+        cont = self.cont(*state.parts) if self.cont is not None else None
         if cont is not None:
             losses["cont"] = cont.loss(self.discount_after(rows["is_terminal"]))
         prior_stats = self.rssm.prior_stats_of(state.deter)
-        return World(tokens, state, feat, post_stats, prior_stats, recon, reward, cont, losses)
+        return World(tokens, state, post_stats, prior_stats, recon, reward, cont, losses)
 
     def discount_after(self, is_terminal: Tensor) -> Tensor:
         """What the future of a state counts: the discount, and nothing after a terminal one."""
         return self.config.discount * (1 - is_terminal.float())
 
-    def discount_at(self, feat: Tensor) -> Tensor:
-        """The same of imagined states [..., F]: the head's probability, which holds the discount, or a constant."""
-        return self.cont(feat).prob if self.cont is not None else torch.full_like(feat[..., 0], self.config.discount)
+    def discount_at(self, state: GRUState) -> Tensor:
+        """The same of imagined states [...]: the head's probability, which holds the discount, or a constant."""
+        if self.cont is None:
+            return torch.full_like(state.deter[..., 0], self.config.discount)
+        return self.cont(*state.parts).prob
 
     def step(self, state: GRUState, prev_action: Tensor, obs: Mapping[str, Tensor], is_first: Tensor) -> GRUState:
         """Filter one observation [B, ...]."""
@@ -158,7 +160,7 @@ class WorldModel(nn.Module):
         seen, _ = self.rssm.observe(start, prev_action[:context], tokens, is_first)
         dreamt, _ = self.rssm.imagine(GRUState(seen.deter[-1], seen.stoch[-1]), prev_action[context:])
         state = GRUState(torch.cat([seen.deter, dreamt.deter]), torch.cat([seen.stoch, dreamt.stoch]))
-        recon = self.decoder(self.rssm.feat(state))
+        recon = self.decoder(*state.parts)
         return {key: dist.prediction + 0.5 * is_image(self.obs_space[key]) for key, dist in recon.items()}
 
 
@@ -206,7 +208,8 @@ class WorldAgent(Agent):
         noise: Tensor | None = None,
     ) -> ModelLoss:
         """Negative log-likelihood of all that is seen, and the divergence."""
-        world = self.world(rows, prev_action, start, noise)
+        with self.autocast():
+            world = self.world(rows, prev_action, start, noise)
         terms = {"kl": self.divergence(world)} | {key: loss.mean() for key, loss in world.losses.items()}
         return ModelLoss(torch.stack([self.scale(key) * term for key, term in terms.items()]).sum(), terms, world)
 
@@ -234,8 +237,9 @@ class WorldAgent(Agent):
         obs = {key: torch.as_tensor(obs[key], device=self.device) for key in (*self.obs_space, "is_first")}
         is_first = obs["is_first"].bool()
         state = self.initial(len(is_first)) if state is None else state
-        post = self.world.step(GRUState(state["deter"], state["stoch"]), state["action"], obs, is_first)
-        action = self.random_action(len(is_first)) if mode == "random" else self.choose(post, mode)
+        with self.autocast():
+            post = self.world.step(GRUState(state["deter"], state["stoch"]), state["action"], obs, is_first)
+            action = self.random_action(len(is_first)) if mode == "random" else self.choose(post, mode)
         if mode == "train":
             action = self.explore(action)
         state = {"deter": post.deter, "stoch": post.stoch, "action": encode(self.act_space, action)}
@@ -256,4 +260,5 @@ class WorldAgent(Agent):
     @torch.no_grad()
     def open_loop(self, batch: Mapping[str, Tensor], context: int) -> dict[str, Tensor]:
         """Predict the rows of a batch [1+T, B, ...] after the first `context` ones from the actions alone."""
-        return self.world.open_loop(*self.led_to(batch), context)
+        with self.autocast():
+            return self.world.open_loop(*self.led_to(batch), context)

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastwm import ops
 from fastwm.nn.cells import GRUCell, LayerNormGRUCell, PlanetGRUCell
@@ -18,17 +17,32 @@ VARIANTS = {
 """PlaNet (2019), Dreamer V1 (2020), DreamerV2 (2021) and the first DreamerV3 (2023)."""
 
 
+EPS = 1e-3
+"""Of Keras' LayerNorm."""
+
+
 class GRUState(NamedTuple):
     """`deter` [..., D] and `stoch`: one-hot [..., S, C], or [..., S] where Gaussian."""
 
     deter: Tensor
     stoch: Tensor
 
+    @property
+    def feat(self) -> Tensor:
+        """[stoch, deter] [..., F]."""
+        stoch = self.stoch if self.stoch.ndim == self.deter.ndim else self.stoch.flatten(-2)
+        return torch.cat([stoch, self.deter], -1)
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor | None]:
+        """What heads read: `feat`; or of one-hots `deter` and the flat `stoch`, whose zeros cost nothing."""
+        return (self.feat, None) if self.stoch.ndim == self.deter.ndim else (self.deter, self.stoch.flatten(-2))
+
 
 class Layer(nn.Module):
     """Linear -> LayerNorm where `norm` -> activation, with Keras' initialisation: Glorot uniform, zero bias."""
 
-    def __init__(self, inputs: int, units: int, norm: bool = False, eps: float = 1e-3, bias: bool = True):
+    def __init__(self, inputs: int, units: int, norm: bool = False, eps: float = EPS, bias: bool = True):
         super().__init__()
         self.linear = nn.Linear(inputs, units, bias=bias)
         self.norm = nn.LayerNorm(units, eps=eps) if norm else None
@@ -116,11 +130,6 @@ class GRURSSM(nn.Module):
         new, shape = self.post_stats.weight.new_zeros, (self.stoch, self.kind.classes)
         return GRUState(new(batch, self.deter), new(batch, *shape[: 2 if self.kind.classes else 1]))
 
-    def feat(self, state: GRUState) -> Tensor:
-        """[stoch, deter] [..., F], what the heads read."""
-        stoch = state.stoch.flatten(-2) if self.kind.classes else state.stoch
-        return torch.cat([stoch, state.deter], -1)
-
     def noise(self, *shape: int) -> Tensor:
         """What the latent's sample takes, [*shape, S]: uniform for categoricals, normal for Gaussians."""
         draw = torch.rand if self.kind.classes else torch.randn
@@ -142,8 +151,7 @@ class GRURSSM(nn.Module):
 
     def prior_stats_of(self, deter: Tensor) -> Tensor:
         """The prior's statistics at `deter` [..., D], as `observe` returns the posterior's."""
-        x = self.prior.linear(deter)
-        x = self.prior.norm(x) if self.prior.norm is not None else x
-        x = getattr(F, self.kind.activation)(x)
-        stats: Tensor = self.prior_stats(x).float()
+        out = ops.LinearWeights(self.prior_stats.weight, self.prior_stats.bias)
+        w = ops.MLPWeights((self.prior.params,), out, self.kind.activation)
+        stats = ops.mlp(deter, w, eps=self.kind.eps).to(deter.dtype)
         return stats.unflatten(-1, (self.stoch, self.kind.classes)) if self.kind.classes else stats

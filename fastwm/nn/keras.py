@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from fastwm import ops
 from fastwm.nn.distributions import Bernoulli, Categorical, TanhNormal, TruncatedNormal, UnitNormal
-from fastwm.nn.gru_rssm import Layer, glorot_
+from fastwm.nn.gru_rssm import EPS, Layer, glorot_
 from fastwm.nn.heads import Policy
 from fastwm.nn.spaces import SpaceDict, classes, shape, width
+from fastwm.ops.norm_act import activate
 
 
 class DenseLayer(Layer):
@@ -28,10 +29,9 @@ class DenseLayer(Layer):
 
 def norm_act(x: Tensor, norm: nn.LayerNorm | None, activation: str) -> Tensor:
     """The activation of x [..., D], normed before where there is a norm."""
-    if norm is not None and activation == "elu":
-        return ops.layer_norm_elu(x, norm.weight, norm.bias, norm.eps)
-    y: Tensor = getattr(F, activation)(x if norm is None else norm(x))
-    return y
+    if norm is None:
+        return activate(x, None, None, EPS, activation)
+    return activate(x, norm.weight, norm.bias, norm.eps, activation)
 
 
 class DenseMLP(nn.Sequential):
@@ -40,10 +40,21 @@ class DenseMLP(nn.Sequential):
     def __init__(self, inputs: int, units: int, layers: int, activation: str, norm: bool = False):
         super().__init__(*(DenseLayer(units if i else inputs, units, activation, norm) for i in range(layers)))
         self.out_dim = units if layers else inputs
+        self.activation = activation
 
     @property
     def params(self) -> tuple[ops.LayerWeights, ...]:
         return tuple(layer.params for layer in self if isinstance(layer, Layer))
+
+    def then(self, out: ops.LinearWeights, x: Tensor, onehot: Tensor | None = None) -> Tensor:
+        """A linear layer behind these, [onehot, x] [..., inputs] -> [..., O]."""
+        if not self:
+            return F.linear(x if onehot is None else torch.cat([onehot, x], -1), *out)
+        first, *rest = self.params
+        if onehot is not None:  # which `ops.mlp` reads behind x
+            columns = first.weight.split([onehot.shape[-1], x.shape[-1]], 1)
+            first = first._replace(weight=torch.cat(columns[::-1], 1))
+        return ops.mlp(x, ops.MLPWeights((first, *rest), out, self.activation), onehot, EPS)
 
 
 def glorot_linear(inputs: int, outputs: int) -> nn.Linear:
@@ -53,30 +64,29 @@ def glorot_linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class ScalarHead(nn.Module):
-    """MLP -> one number."""
+    """MLP -> one number. Heads read [onehot, x] [..., F], of which one-hots may be given apart."""
 
     def __init__(self, inputs: int, units: int, layers: int, activation: str, norm: bool = False):
         super().__init__()
         self.mlp = DenseMLP(inputs, units, layers, activation, norm)
         self.out = glorot_linear(self.mlp.out_dim, 1)
 
-    def forward(self, feat: Tensor) -> Tensor:
-        y: Tensor = self.out(self.mlp(feat))[..., 0]
-        return y
+    def forward(self, x: Tensor, onehot: Tensor | None = None) -> Tensor:
+        return self.mlp.then(ops.LinearWeights(self.out.weight, self.out.bias), x, onehot)[..., 0]
 
 
 class NormalHead(ScalarHead):
     """MLP -> N(mean, 1)."""
 
-    def forward(self, feat: Tensor) -> UnitNormal:  # type: ignore[override]
-        return UnitNormal(super().forward(feat), 0)
+    def forward(self, x: Tensor, onehot: Tensor | None = None) -> UnitNormal:  # type: ignore[override]
+        return UnitNormal(super().forward(x, onehot), 0)
 
 
 class LogitHead(ScalarHead):
     """MLP -> Bernoulli."""
 
-    def forward(self, feat: Tensor) -> Bernoulli:  # type: ignore[override]
-        return Bernoulli(super().forward(feat))
+    def forward(self, x: Tensor, onehot: Tensor | None = None) -> Bernoulli:  # type: ignore[override]
+        return Bernoulli(super().forward(x, onehot))
 
 
 class DenseActor(nn.Module):
@@ -125,11 +135,11 @@ class DenseActor(nn.Module):
         ]
         return torch.cat(draws, -1)
 
-    def forward(self, feat: Tensor) -> Policy:
-        outs = F.linear(self.mlp(feat), *self.out_params).split(self.sizes, -1)
+    def forward(self, x: Tensor, onehot: Tensor | None = None) -> Policy:
+        outs = self.mlp.then(self.out_params, x, onehot).split(self.sizes, -1)
         return Policy(
             {key: policy_dist(head, x, shape(self.space[key])) for key, head, x in zip(self.space, self.heads, outs)},
-            feat.ndim - 1,
+            x.ndim - 1,
         )
 
 

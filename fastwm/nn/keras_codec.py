@@ -7,8 +7,10 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from fastwm import ops
 from fastwm.nn.distributions import Categorical, UnitNormal
 from fastwm.nn.encoder import split_space
+from fastwm.nn.gru_rssm import EPS
 from fastwm.nn.keras import DenseMLP, glorot_linear, norm_act
 from fastwm.nn.spaces import SpaceDict, classes, encode, shape, total_width
 
@@ -23,7 +25,7 @@ class ConvStage(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, activation: str, norm: bool, transposed: bool = False):
         super().__init__()
         self.conv = glorot_conv(inputs, outputs, kernel, transposed)
-        self.norm = nn.LayerNorm(outputs, eps=1e-3) if norm else None
+        self.norm = nn.LayerNorm(outputs, eps=EPS) if norm else None
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
@@ -101,19 +103,23 @@ class ConvDecoder(nn.Module):
             widths = [prod(shape(leaf)) * (classes(leaf) or 1) for leaf in self.vectors.values()]
             self.heads = nn.ModuleList(glorot_linear(self.mlp.out_dim, outputs) for outputs in widths)
 
-    def forward(self, feat: Tensor) -> dict[str, UnitNormal | Categorical]:
-        """`feat` [..., F] -> distributions [..., *shape]."""
+    def forward(self, x: Tensor, onehot: Tensor | None = None) -> dict[str, UnitNormal | Categorical]:
+        """[onehot, x] [..., F] -> distributions [..., *shape]."""
+        batch = x.shape[:-1]
         outputs: dict[str, UnitNormal | Categorical] = {}
         if self.images:
-            x = self.conv_in(feat.flatten(0, -2))[..., None, None]
-            image = self.conv_out(self.cnn(x)).movedim(1, -1)  # [N, 64, 64, C]
-            image = image.reshape(*feat.shape[:-1], *image.shape[1:])
+            feat = x if onehot is None else torch.cat([onehot, x], -1)
+            coarse = self.conv_in(feat.flatten(0, -2))[..., None, None]
+            image = self.conv_out(self.cnn(coarse)).movedim(1, -1)  # [N, 64, 64, C]
+            image = image.reshape(*batch, *image.shape[1:])
             keys = sorted(self.images)
             for key, part in zip(keys, image.split([shape(self.images[key])[2] for key in keys], -1)):
                 outputs[key] = UnitNormal(part, 3)
         if self.vectors:
-            x = self.mlp(feat)
-            for (key, leaf), head in zip(self.vectors.items(), self.heads):
-                y = head(x).reshape(*feat.shape[:-1], *shape(leaf), *[classes(leaf)] * bool(classes(leaf)))
+            params = [(head.weight, head.bias) for head in self.heads]
+            out = ops.LinearWeights(*(torch.cat(part) for part in zip(*params)))
+            parts = self.mlp.then(out, x, onehot).split([head.out_features for head in self.heads], -1)
+            for (key, leaf), part in zip(self.vectors.items(), parts):
+                y = part.reshape(*batch, *shape(leaf), *[classes(leaf)] * bool(classes(leaf)))
                 outputs[key] = Categorical(y) if classes(leaf) else UnitNormal(y, len(shape(leaf)))
         return outputs

@@ -8,7 +8,6 @@ from torch import Tensor
 from fastwm import ref
 from fastwm.ops._backend import Operator
 from fastwm.ops.gru_rssm_observe import (
-    _ACTIVATIONS,
     _CELLS,
     _KERNEL_DTYPES,
     Shapes,
@@ -18,6 +17,7 @@ from fastwm.ops.gru_rssm_observe import (
     layer_shapes,
     weight_shapes,
 )
+from fastwm.ops.norm_act import ACTIVATIONS
 from fastwm.ops.rssm_observe import _no_vmap, bf16_products
 from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights, LayerWeights, PolicyHead
 from fastwm.ref.rssm_observe import LinearWeights
@@ -111,7 +111,7 @@ def _model_inputs(deter: Tensor, stoch: Tensor, w: GRURSSMWeights, kind: GRURSSM
 
 
 def _options(kind: GRURSSMKind) -> tuple[int, int, float, float]:
-    return _CELLS[kind.cell], _ACTIVATIONS[kind.activation], kind.unimix, kind.eps
+    return _CELLS[kind.cell], ACTIVATIONS[kind.activation], kind.unimix, kind.eps
 
 
 def _constants(w: GRURSSMWeights) -> GRURSSMWeights:

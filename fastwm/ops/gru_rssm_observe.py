@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 from fastwm import ref
 from fastwm.ops._backend import Operator
+from fastwm.ops.norm_act import ACTIVATIONS
 from fastwm.ops.rssm_observe import _no_vmap, bf16_products, products_outside
 from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights, LayerWeights
 from fastwm.ref.rssm_observe import LinearWeights
 
 _KERNEL_DTYPES = (torch.float32, torch.float64)
 _CELLS = {"gru": 0, "planet_gru": 1, "layernorm_gru": 2}
-_ACTIVATIONS = {"silu": 1, "elu": 2, "relu": 3}
 
 Shapes = dict[str, tuple[Tensor | None, tuple[int, ...]]]
 
@@ -92,7 +92,7 @@ def gru_rssm_sequence(
         w_deter, *_norm(layer), *stats,
     )  # fmt: skip
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    options = (_CELLS[kind.cell], _ACTIVATIONS[kind.activation], kind.unimix, kind.eps, save, bf16)
+    options = (_CELLS[kind.cell], ACTIVATIONS[kind.activation], kind.unimix, kind.eps, save, bf16)
     deters, stochs, all_stats = _forward(library, *inputs, *options)[:3]
     return deters, stochs, all_stats
 

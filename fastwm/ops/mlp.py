@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -6,18 +7,21 @@ from torch.nn import functional as F
 
 from fastwm import ref
 from fastwm.ops._backend import Operator, select
-from fastwm.ops.norm_act import rms_norm_silu
+from fastwm.ops.norm_act import ACTIVATIONS, activate, rms_norm_silu
 from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
 from fastwm.ref.block_gru_scan import DenseWeights
+from fastwm.ref.gru_rssm import LayerWeights
 from fastwm.ref.mlp import MLPWeights
 
 __all__ = ["MLPWeights", "mlp"]
 
 
 def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-4) -> Tensor:
-    """DreamerV3's heads in one call: Linear -> RMSNorm -> SiLU layers, then a linear one.
+    """The Dreamers' heads in one call: Linear -> norm -> activation layers, then a linear one.
 
         y_0 = [x, onehot],   y_i = silu(rms_norm(W_i y_{i-1} + b_i) * s_i),   mlp = W_out y_L + b_out
+
+    That is DreamerV3; PlaNet, V1 and V2 have LayerNorm or no norm, and another activation (see `MLPWeights`).
 
     Rows pass through all layers while they are in cache; the backward reads the layers before their norms. The
     second part of the input is for latents: what is zero in it costs nothing.
@@ -26,7 +30,7 @@ def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-
         x: `[..., D]`, float32 or float64.
         w: the parameters: layers of one width, the first `[U, D + Z]`, and the output `[O, U]`.
         onehot: `[..., Z]`, any values but mostly zeros. None: Z = 0.
-        eps: epsilon of the RMS norms.
+        eps: epsilon of the norms.
 
     Returns:
         `[..., O]`. Differentiable once in x, onehot and all weights; with the `ref` backend any number of times.
@@ -44,9 +48,9 @@ def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-
         return ref.mlp(x, w, onehot, eps) if select(x) is None else by_layers(x, w, onehot, eps)
     rows = x.reshape(-1, x.shape[-1])
     latents = x.new_empty(len(rows), 0) if onehot is None else onehot.reshape(len(rows), onehot.shape[-1])
-    inputs = (rows, latents, *stacked(w), *w.out)
+    inputs = (rows, latents, *_tensors(w), *w.out)
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    y: Tensor = _forward(library, *inputs, eps, save, bf16_products(x))[0]
+    y: Tensor = _forward(library, *inputs, ACTIVATIONS[w.activation], eps, save, bf16_products(x))[0]
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -54,26 +58,48 @@ def by_layers(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float
     """`mlp` out of torch's products and fused norms, where no kernel takes rows through all layers."""
     x = x if onehot is None else torch.cat([x, onehot], -1)
     for layer in w.layers:
-        x = dense(x, layer, eps)
+        x = dense(x, layer, eps, w.activation)
     return F.linear(x, *w.out)
 
 
-def dense(x: Tensor, layer: DenseWeights, eps: float) -> Tensor:
-    return rms_norm_silu(F.linear(x, layer.weight, layer.bias), layer.norm, eps)
+def dense(x: Tensor, layer: DenseWeights | LayerWeights, eps: float, activation: str = "silu") -> Tensor:
+    x = F.linear(x, layer.weight, layer.bias)
+    if isinstance(layer, DenseWeights):
+        return rms_norm_silu(x, layer.norm, eps)
+    return activate(x, layer.scale, layer.shift, eps, activation)
 
 
-def stacked(w: MLPWeights) -> tuple[Tensor, ...]:
-    """The first layer's three tensors, and those of all others, stacked [count, ...]."""
-    first, *rest = w.layers
-    if not rest:
-        units = len(first.weight)
-        return *first, first.weight.new_empty(0, units, units), *(first.bias.new_empty(0, units) for _ in range(2))
-    return *first, *(torch.stack(part) for part in zip(*rest))
+def stacked(layers: Sequence[Any]) -> tuple[Tensor, ...]:
+    """The first layer's tensors, and those of all others, stacked [count, ...]."""
+    first, *rest = layers
+    if rest:
+        return *first, *(torch.stack(part) for part in zip(*rest))
+    units = len(first[0])
+    return *first, first[0].new_empty(0, units, units), *(part.new_empty(0, *part.shape) for part in first[1:])
+
+
+def _tensors(w: MLPWeights) -> tuple[Tensor, ...]:
+    """Weight, bias and norm [0..2, U] of the first layer, and of all others, stacked."""
+
+    def parts(layer: DenseWeights | LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
+        weight, bias, *norm = layer
+        norms = [part for part in norm if part is not None]
+        return (
+            weight,
+            weight.new_zeros(len(weight)) if bias is None else bias,
+            torch.stack(norms) if len(norms) > 1 else norms[0][None] if norms else weight.new_empty(0, len(weight)),
+        )
+
+    return stacked([parts(layer) for layer in w.layers])
 
 
 def _check(x: Tensor, w: MLPWeights, onehot: Tensor | None) -> None:
     if x.dim() == 0 or not w.layers:
         raise ValueError(f"expected x [..., D] and at least one layer, got {list(x.shape)} and {len(w.layers)} layers")
+    if w.activation not in ("silu", "elu", "relu") or (
+        w.activation != "silu" and isinstance(w.layers[0], DenseWeights)
+    ):
+        raise ValueError(f"expected activation silu (alone behind an RMSNorm), elu or relu, got {w.activation!r}")
     if onehot is not None and (onehot.shape[:-1] != x.shape[:-1] or onehot.dtype != x.dtype):
         raise ValueError(
             f"expected onehot [..., Z] like x {list(x.shape)} {x.dtype}, got {list(onehot.shape)} {onehot.dtype}"
@@ -81,8 +107,11 @@ def _check(x: Tensor, w: MLPWeights, onehot: Tensor | None) -> None:
     inputs, units = x.shape[-1] + (0 if onehot is None else onehot.shape[-1]), len(w.layers[0].weight)
     for layer in w.layers:
         _check_shape("a layer's weight", layer.weight, (units, inputs), x)
-        _check_shape("a layer's bias", layer.bias, (units,), x)
-        _check_shape("a layer's norm", layer.norm, (units,), x)
+        for name, part in zip(layer._fields[1:], layer[1:]):
+            if (part is None) != (getattr(w.layers[0], name, None) is None):
+                raise ValueError(f"expected all layers alike, got one with and one without {name}")
+            if part is not None:
+                _check_shape(f"a layer's {name}", part, (units,), x)
         inputs = units
     _check_shape("the output's weight", w.out.weight, (len(w.out.bias), units), x)
 
@@ -96,22 +125,22 @@ def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor
 
 
 # The operator fastwm::mlp takes x, z, then w, b, norm of the first layer, ws, bs, norms of the others, w_out, b_out,
-# and eps, save, bf16.
+# and activation, eps, save, bf16. A norm is [k, U]: RMSNorm's scale, LayerNorm's scale and shift, or nothing.
 
 
 def _fake(x: Tensor, z: Tensor, *rest: Any) -> Any:
-    _, b, _, ws, _, _, _, b_out, _, save, _ = rest
+    _, b, _, ws, _, _, _, b_out, _, _, save, _ = rest
     return x.new_empty(len(x), len(b_out)), x.new_empty(1 + len(ws) if save else 0, len(x), len(b))
 
 
 def _fake_backward(grad: Tensor, pre: Tensor, x: Tensor, z: Tensor, *rest: Any) -> Any:
-    *weights, _, inputs, _ = rest
+    *weights, _, _, inputs, own, _ = rest
     rows, new = len(x) if inputs else 0, x.new_empty
-    return new(rows, x.shape[1]), new(rows, z.shape[1]), new(sum(w.numel() for w in weights))
+    return new(rows, x.shape[1]), new(rows, z.shape[1]), new(sum(w.numel() for w in weights) if own else 0)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.eps, _, ctx.bf16 = inputs
+    *tensors, ctx.activation, ctx.eps, _, ctx.bf16 = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], *tensors)
@@ -119,18 +148,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _derivative(library: str, ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 13
+        return (None,) * 14
     pre, x, z, *weights = ctx.saved_tensors
-    _, b, _, ws, bs, _, w_out, b_out = weights
-    inputs = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-    d_x, d_z, d_weights = _backward(library, grad, pre, x, z, *weights, ctx.eps, inputs, ctx.bf16)
+    _, b, norm, ws, bs, norms, w_out, b_out = weights
+    inputs, own = any(ctx.needs_input_grad[:2]), any(ctx.needs_input_grad[2:])
+    options = ctx.activation, ctx.eps, inputs, own, ctx.bf16
+    d_x, d_z, d_weights = _backward(library, grad, pre, x, z, *weights, *options)
+    d_inputs = (d_x, d_z) if inputs else (None, None)
+    if not own:
+        return *d_inputs, *(None,) * 12
     U, D = len(b), x.shape[1]
-    sizes = [U * D, U * z.shape[1], ws.numel(), w_out.numel(), U, bs.numel(), len(b_out), U, bs.numel()]
+    sizes = [U * D, U * z.shape[1], *map(Tensor.numel, (ws, w_out, b, bs, b_out, norm, norms))]
     d_wx, d_wz, d_ws, d_w_out, d_b, d_bs, d_b_out, d_norm, d_norms = d_weights.split(sizes)
     d_w = torch.cat([d_wx.view(U, D), d_wz.view(U, -1)], 1) if z.shape[1] else d_wx.view(U, D)
-    shaped = (d_ws.view(ws.shape), d_bs.view(bs.shape), d_norms.view(bs.shape), d_w_out.view(w_out.shape), d_b_out)
-    d_inputs = (d_x, d_z) if inputs else (None, None)
-    return *d_inputs, d_w, d_b, d_norm, *shaped, None, None, None
+    shaped = [d.view_as(w) for d, w in ((d_norm, norm), (d_ws, ws), (d_bs, bs), (d_norms, norms), (d_w_out, w_out))]
+    return *d_inputs, d_w, d_b, *shaped, d_b_out, None, None, None, None
 
 
 _backward = Operator("mlp_backward", fake=_fake_backward, vmap=_no_vmap("mlp"))

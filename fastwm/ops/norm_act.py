@@ -2,11 +2,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastwm import ref
 from fastwm.ops._backend import Operator, select, vmap_loop
 
-_ACTIVATIONS = {"none": 0, "silu": 1, "elu": 2}  # as in csrc/include/fastwm/norm_act.h
+ACTIVATIONS = {"none": 0, "silu": 1, "elu": 2, "relu": 3}  # as in csrc/include/fastwm/norm_act.h
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-4) -> Tensor:
@@ -63,6 +64,16 @@ def layer_norm_elu(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-3) -
     return _norm_act(x, weight, bias, eps, "elu")
 
 
+def activate(x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, activation: str) -> Tensor:
+    """The activation of x [..., D], behind a LayerNorm where there is one."""
+    if scale is None or shift is None:
+        y: Tensor = getattr(F, activation)(x)
+        return y
+    if activation == "relu":
+        return F.relu(_norm_act(x, scale, shift, eps, "none"))
+    return _norm_act(x, scale, shift, eps, activation)
+
+
 def _norm_act(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, activation: str) -> Tensor:
     if x.dim() == 0 or x.shape[-1] == 0 or not x.dtype.is_floating_point:
         raise ValueError(f"expected floating-point x [..., D] with D >= 1, got {list(x.shape)} {x.dtype}")
@@ -72,7 +83,7 @@ def _norm_act(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, activa
     library = select(x)
     if library is None:
         return ref.norm_act(x, weight, bias, eps, activation)
-    y: Tensor = _forward(library, x, weight, bias, eps, _ACTIVATIONS[activation])[0]
+    y: Tensor = _forward(library, x, weight, bias, eps, ACTIVATIONS[activation])[0]
     return y
 
 

@@ -97,12 +97,12 @@ def _imagine(
     dtype, block = deter.dtype, w.gates.weight.shape[1]
     with torch.no_grad():
         own, embeds = w.hidden.weight.split([block, w.hidden.weight.shape[1] - block], 1)
+        given = None if action is None else action.to(dtype)
         spec = torch.tensor([tuple(head) for head in heads], dtype=torch.int64).reshape(-1, 2)
         return _forward(
             library, deter, stoch, *(x.to(dtype) for x in draws), spec, *w.embed_deter, *w.embed_stoch,
-            *w.embed_action, own, embeds, w.hidden.bias, w.hidden.norm, *w.gates, *stacked(prior), *prior.out,
-            *stacked(actor), *actor.out, None if action is None else action.to(dtype), unimix, policy_unimix, eps,
-            bf16_products(deter),
+            *w.embed_action, own, embeds, w.hidden.bias, w.hidden.norm, *w.gates, *stacked(prior.layers), *prior.out,
+            *stacked(actor.layers), *actor.out, given, unimix, policy_unimix, eps, bf16_products(deter),
         )  # fmt: skip
 
 
@@ -140,6 +140,8 @@ def _in_dtype(w: Any, dtype: torch.dtype) -> Any:
         return w.to(dtype)
     if isinstance(w, DenseWeights):
         return w._replace(weight=w.weight.to(dtype), bias=w.bias.to(dtype))
+    if not isinstance(w, tuple):
+        return w
     parts = [_in_dtype(part, dtype) for part in w]
     return type(w)(*parts) if hasattr(w, "_fields") else tuple(parts)
 
@@ -178,14 +180,16 @@ def _check(
     J = D // G
     if not prior.layers or not actor.layers:
         raise ValueError("prior and actor need a hidden layer")
+    if not all(isinstance(layer, DenseWeights) for layer in (*prior.layers, *actor.layers)):
+        raise ValueError("prior and actor have DenseWeights, RMSNorm and SiLU; see gru_rssm_dream for LayerWeights")
     expected = {
         "stoch": (stoch, (N, S, C)), "uniform": (uniform, (H, N, S)), "embed_deter": (w.embed_deter.weight, (U, D)),
         "embed_stoch": (w.embed_stoch.weight, (U, S * C)), "embed_action": (w.embed_action.weight, (U, width)),
         "hidden": (w.hidden.weight, (G, J + 3 * U, J)), "gates": (w.gates.weight, (G, J, 3 * J)),
-        "prior": (prior.layers[0].weight, (len(prior.layers[0].bias), D)),
-        "prior's output": (prior.out.weight, (S * C, len(prior.layers[0].bias))),
-        "actor": (actor.layers[0].weight, (len(actor.layers[0].bias), D + S * C)),
-        "actor's output": (actor.out.weight, (outputs, len(actor.layers[0].bias))),
+        "prior": (prior.layers[0].weight, (len(prior.layers[0].weight), D)),
+        "prior's output": (prior.out.weight, (S * C, len(prior.layers[0].weight))),
+        "actor": (actor.layers[0].weight, (len(actor.layers[0].weight), D + S * C)),
+        "actor's output": (actor.out.weight, (outputs, len(actor.layers[0].weight))),
     }  # fmt: skip
     if noise is not None:
         expected["noise"] = (noise, (H + 1, N, draws))

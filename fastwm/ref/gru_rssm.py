@@ -101,7 +101,7 @@ def gru_rssm_dream(
     for t in range(len(noise)):
         x = torch.cat([stoch.flatten(1), deter], -1).detach()
         for layer in actor:
-            x = _layer(x, layer, kind)
+            x = _layer(x, layer, kind.activation, kind.eps)
         out = F.linear(x, *actor_out)
         actions.append(_policy_sample(out.to(deter.dtype), action_noise[t], heads))
         deter, stoch, stats = _imagine_step(deter, stoch, noise[t], actions[-1], w, kind)
@@ -120,7 +120,7 @@ def _imagine_step(
 
 def _core(deter: Tensor, stoch: Tensor, action: Tensor, w: GRURSSMWeights, kind: GRURSSMKind) -> Tensor:
     """deter [B, D], stoch [B, Z], action [B, A] -> next deter [B, D]."""
-    x = _layer(torch.cat([stoch, action.to(stoch.dtype)], -1), w.input, kind)
+    x = _layer(torch.cat([stoch, action.to(stoch.dtype)], -1), w.input, kind.activation, kind.eps)
     if kind.cell == "gru":
         w_ih, w_hh, b_ih, b_hh = w.cell
         return gru_gates(F.linear(x, w_ih, b_ih), F.linear(deter, w_hh, b_hh), deter)
@@ -133,17 +133,17 @@ def _core(deter: Tensor, stoch: Tensor, action: Tensor, w: GRURSSMWeights, kind:
     return layernorm_gru_gates(F.linear(inputs, weight, bias), scale, shift, deter, kind.eps)
 
 
-def _layer(x: Tensor, w: LayerWeights, kind: GRURSSMKind) -> Tensor:
+def _layer(x: Tensor, w: LayerWeights, activation: str, eps: float) -> Tensor:
     x = F.linear(x, w.weight, w.bias)
     if w.scale is not None:
-        x = F.layer_norm(x.to(w.scale.dtype), w.scale.shape, w.scale, w.shift, kind.eps).to(x.dtype)
-    activated: Tensor = getattr(F, kind.activation)(x)
+        x = F.layer_norm(x.to(w.scale.dtype), w.scale.shape, w.scale, w.shift, eps).to(x.dtype)
+    activated: Tensor = getattr(F, activation)(x)
     return activated
 
 
 def _stats(x: Tensor, layer: LayerWeights, out: LinearWeights, kind: GRURSSMKind) -> Tensor:
     """Logits [B, S, C], or means and raw deviations [B, 2S]."""
-    stats = F.linear(_layer(x, layer, kind), *out).to(out.weight.dtype)
+    stats = F.linear(_layer(x, layer, kind.activation, kind.eps), *out).to(out.weight.dtype)
     return stats.unflatten(-1, (-1, kind.classes)) if kind.classes else stats
 
 

@@ -1,6 +1,7 @@
-// Parameters of an MLP over many rows: Linear -> RMSNorm -> SiLU layers of U units, then a linear layer.
+// Parameters of an MLP over many rows: Linear -> norm -> activation layers of U units, then a linear layer.
 #pragma once
 
+#include "fastwm/norm_act.h"
 #include "fastwm/rssm_imagine.h"
 
 namespace fastwm {
@@ -11,12 +12,14 @@ struct MlpLayers {
   Weight out;         // [U, O]
   const void* b_out;
   int64_t D, Z, O;
+  int64_t norms;  // vectors [U] of a layer's norm: none, RMSNorm's scale, or LayerNorm's scale and shift
+  Activation activation;  // SiLU behind an RMSNorm
   double eps;
 
   int64_t U() const { return first.N; }
   int64_t count() const { return 1 + rest.count; }
   int64_t weights() const {  // elements, as MlpBackward has them
-    return U() * (D + Z) + rest.count * U() * U() + 2 * count() * U() + O * (U() + 1);
+    return U() * (D + Z) + rest.count * U() * U() + (1 + norms) * count() * U() + O * (U() + 1);
   }
 };
 
@@ -31,7 +34,7 @@ struct Mlp {
 };
 
 // The gradients of all weights lie in one array: of the first layer's two parts [U, D] [U, Z], of the others
-// [count - 1, U, U], of the last [O, U], then of the biases [count, U] [O] and the norms [count, U].
+// [count - 1, U, U], of the last [O, U], then of the biases [count, U] [O] and the norms [count, norms, U].
 struct MlpBackward {
   Dtype dtype;
   bool bf16;
@@ -40,7 +43,7 @@ struct MlpBackward {
   const void *x, *z, *pre;
   const void* grad;  // [rows, O]
   void *d_x, *d_z;   // [rows, D] [rows, Z], or null
-  void* d_weights;
+  void* d_weights;   // or null
 };
 
 }  // namespace fastwm

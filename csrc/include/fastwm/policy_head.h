@@ -29,8 +29,7 @@ struct PolicyReal {
 template <typename A>
 FASTWM_FN PolicyReal<A> tanh_normal(const PolicyHead& head, A raw_mean, A raw_std, A noise) {
   const A bounded = vtanh(raw_mean / 5), x = raw_std + static_cast<A>(head.shift);
-  const A softplus = (x > 0 ? x : 0) + vlog1p(vexp(x > 0 ? -x : x));
-  const A action = vtanh(5 * bounded + (softplus + static_cast<A>(head.min_std)) * noise);
+  const A action = vtanh(5 * bounded + (vsoftplus(x) + static_cast<A>(head.min_std)) * noise);
   const A slope = 1 - action * action;
   return {action, slope * (1 - bounded * bounded), slope * noise * vsigmoid(x)};
 }

@@ -16,6 +16,7 @@ FASTWM_FN float vexpm1(float x) { return expm1f(x); }
 FASTWM_FN float vlog(float x) { return logf(x); }
 FASTWM_FN float vlog1p(float x) { return log1pf(x); }
 FASTWM_FN float vtanh(float x) { return tanhf(x); }
+FASTWM_FN float vsoftplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 // Within 2 ulp, and without the branch of the exact division, behind which no load would be started early.
 FASTWM_FN float vdivide(float x, float y) { return __fdividef(x, y); }
 
@@ -79,13 +80,13 @@ FASTWM_FN float vexpm1(float x) {
   return e.n == 0 ? e.expm1_r : 2.0f * (half * e.expm1_r + (half - 0.5f));
 }
 
-// x = 2^e (1 + f) with 1 + f in [0.7, 1.4], and log(1 + f) = f - f^2 / 2 + f^3 P(f), P a minimax fit.
-FASTWM_FN float vlog(float x) {
-  const bool subnormal = x < 1.17549435e-38f;
-  const uint32_t bits = bits_of(subnormal ? x * 8388608.0f : x);
+// log(2^power x) of a positive normal number: x = 2^e (1 + f) with 1 + f in [0.7, 1.4], and
+// log(1 + f) = f - f^2 / 2 + f^3 P(f), P a minimax fit.
+FASTWM_FN float vlog_normal(float x, int32_t power) {
+  const uint32_t bits = bits_of(x);
   const uint32_t shifted = bits - 0x3f3504f3u;  // sqrt(1/2)
   const int32_t exponent = static_cast<int32_t>(shifted) >> 23;
-  const float e = static_cast<float>(exponent - (subnormal ? 23 : 0));
+  const float e = static_cast<float>(exponent + power);
   const float f = float_of(bits - (static_cast<uint32_t>(exponent) << 23)) - 1.0f;
   float p = 6.906375e-2f;
   p = p * f - 0.11795578f;
@@ -98,7 +99,12 @@ FASTWM_FN float vlog(float x) {
   p = p * f + 0.3333331f;
   const float ff = f * f;
   const float small = (ff * f * p + e * -2.12194440e-4f) - 0.5f * ff;
-  const float y = (small + f) + e * 0.693359375f;
+  return (small + f) + e * 0.693359375f;
+}
+
+FASTWM_FN float vlog(float x) {
+  const bool subnormal = x < 1.17549435e-38f;
+  const float y = vlog_normal(subnormal ? x * 8388608.0f : x, subnormal ? -23 : 0);
   constexpr float kInfinity = __builtin_inff();
   const float edge = x == 0.0f ? -kInfinity : x < 0.0f ? __builtin_nanf("") : x;  // 0, negative, inf and NaN
   return x > 0.0f && x < kInfinity ? y : edge;
@@ -111,6 +117,12 @@ FASTWM_FN float vlog1p(float x) {
   const bool finite = u > 0.0f && u < __builtin_inff();
   const float y = vlog(u) + (finite ? lost / u : 0.0f);
   return u == 1.0f ? x : y;
+}
+
+// max(x, 0) + log1p(exp(-|x|)); log1p of the whole range would bring branches that a loop cannot have.
+FASTWM_FN float vsoftplus(float x) {
+  const float e = vexp(x < 0.0f ? x : -x), u = 1.0f + e;
+  return (x > 0.0f ? x : 0.0f) + (vlog_normal(u, 0) + (e - (u - 1.0f)) / u);
 }
 
 FASTWM_FN float vtanh(float x) {
@@ -128,6 +140,7 @@ FASTWM_FN double vexpm1(double x) { return expm1(x); }
 FASTWM_FN double vlog(double x) { return log(x); }
 FASTWM_FN double vlog1p(double x) { return log1p(x); }
 FASTWM_FN double vtanh(double x) { return tanh(x); }
+FASTWM_FN double vsoftplus(double x) { return (x > 0 ? x : 0) + log1p(exp(x > 0 ? -x : x)); }
 FASTWM_FN double vdivide(double x, double y) { return x / y; }
 
 template <typename A>

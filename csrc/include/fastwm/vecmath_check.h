@@ -6,7 +6,7 @@
 
 namespace fastwm {
 
-enum class Function : int32_t { exp, expm1, log, log1p, tanh, sigmoid, silu, elu, exp_normal };
+enum class Function : int32_t { exp, expm1, log, log1p, tanh, sigmoid, silu, elu, exp_normal, softplus };
 
 struct VecmathCheck {
   Dtype dtype;  // f32 or f64

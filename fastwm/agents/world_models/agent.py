@@ -1,7 +1,6 @@
 """World Models (Ha and Schmidhuber, 2018): V sees, M remembers and predicts, C acts."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from fastwm.agents.agent import Agent, WriteBack, has_bfloat16
+from fastwm.agents.agent import Agent, WriteBack
 from fastwm.agents.world_models.baselines import baselines
 from fastwm.agents.world_models.config import WorldModelsConfig
 from fastwm.agents.world_models.controller import Controller
@@ -124,10 +123,6 @@ class WorldModels(Agent):
         recon = self.vae.decode(self.encode(batch["image"]).mu)
         panels = [batch["image"].float() / 255, recon, self.open_loop(batch, context)["image"]]
         return {"image": (torch.cat(panels, -2).clamp(0, 1) * 255).round().to(torch.uint8)}
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        enabled = self.config.precision == "bf16" and has_bfloat16(self.device)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
 
 def _act(task: Task, policy: Policy, record: Record) -> Tensor:
