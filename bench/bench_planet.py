@@ -17,17 +17,18 @@ OBS = {"position": spaces.Box(-np.inf, np.inf, (3,), np.float32)}
 ACTION = spaces.Box(-1, 1, (1,), np.float32)
 
 
-@pytest.mark.parametrize("name", ["fastwm", "eager"])
+@pytest.mark.parametrize("name", ["fastwm", "eager", "fastwm bf16", "eager bf16"])
 @pytest.mark.parametrize("size", ["official", "cartpole_swingup"])
 def test_planet_decision(measure: Measure, size: str, name: str) -> None:
     torch.manual_seed(0)
     presets = [] if size == "official" else [size]
     config = with_presets(TrainConfig(PlaNetConfig()), "planet", presets).agent
+    config.precision = "bf16" if "bf16" in name else "fp32"
     agent = PlaNet(OBS, ACTION, config)
     state = agent.world.rssm.initial(1)
 
     def run() -> Tensor:
-        with torch.no_grad(), fastwm.backend("ref") if name == "eager" else nullcontext():
+        with torch.no_grad(), agent.autocast(), fastwm.backend("ref") if "eager" in name else nullcontext():
             return agent.plan(state)
 
     c = config

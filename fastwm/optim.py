@@ -1,6 +1,5 @@
 """The agents' optimisers: LaProp of DreamerV3, and Adam as PlaNet, Dreamer V1 and DreamerV2 had it from Keras."""
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -83,21 +82,26 @@ class LaProp(torch.optim.Optimizer):
         group["step"] += 1
 
 
-class KerasAdam(torch.optim.Adam):
+class KerasAdam(torch.optim.Optimizer):
     """Adam in TensorFlow's form, with the clipping and the weight decay of the older agents.
 
         g <- g * clip / max(clip, |g|)                     |g| over all parameters
         p <- (1 - decay) p                                 every parameter, whatever the learning rate
+        m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
         p <- p - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)
 
-    The epsilon is not bias-corrected: at t = 1 PyTorch's Adam would need 32 times it for the same step.
+    The epsilon is not bias-corrected: at t = 1 `torch.optim.Adam` would need 32 times it for the same step. In groups
+    made `capturable` the step counter lives on the parameters' device, and a CUDA graph can hold `step`.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, eps: float, clip: float, decay: float = 0.0):
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, eps: float, clip: float, decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ):  # fmt: skip
         if min(lr, eps, clip, decay) < 0:
             raise ValueError(f"KerasAdam: lr={lr}, eps={eps}, clip={clip}, decay={decay} must not be negative")
-        super().__init__(params, lr=lr, foreach=True)
-        self.param_groups[0].update(keras_eps=eps, clip=clip, decay=decay, steps=0)
+        settings = dict(lr=lr, keras_eps=eps, clip=clip, decay=decay, betas=betas, steps=0, capturable=False)
+        super().__init__(params, settings)
 
     @property
     def params(self) -> list[Tensor]:
@@ -121,11 +125,27 @@ class KerasAdam(torch.optim.Adam):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Clip, decay, and move every parameter that has a gradient."""
         group = self.param_groups[0]
-        grads = [p.grad for p in self.params if p.grad is not None]
+        params = [p for p in self.params if p.grad is not None]
+        grads = [p.grad for p in params if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         torch._foreach_mul_(grads, group["clip"] / norm.clamp(min=group["clip"]))
         if group["decay"]:
             torch._foreach_mul_(self.params, 1 - group["decay"])
-        group["steps"] += 1
-        group["eps"] = group["keras_eps"] / math.sqrt(1 - group["betas"][1] ** group["steps"])
-        super().step()
+        for p in params:
+            if not self.state[p]:
+                self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        means, squares = ([self.state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq"))
+        (b1, b2), t = group["betas"], group["steps"]
+        if group["capturable"]:  # a loaded counter may be a number, or lie on the device it was saved from
+            t = group["steps"] = torch.as_tensor(t, dtype=torch.float64, device=params[0].device)
+        t += 1
+        group["steps"] = t
+        torch._foreach_lerp_(means, grads, 1 - b1)
+        torch._foreach_mul_(squares, b2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - b2)
+        rate = -group["lr"] * (1 - b2**t) ** 0.5 / (1 - b1**t)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_add_(roots, group["keras_eps"])
+        moves = torch._foreach_div(means, roots)
+        torch._foreach_mul_(moves, rate.to(params[0].dtype) if isinstance(rate, Tensor) else rate)
+        torch._foreach_add_(params, moves)

@@ -43,7 +43,7 @@ class Golden(KerasFile):
     def __init__(self, path: str | Path):
         super().__init__(path)
         self.agent: DreamerV2 = DreamerV2(*self.spaces(), self.agent_config())
-        self.agent.updates = self.config["slow_target_counter_start"]
+        self.agent.updates.fill_(self.config["slow_target_counter_start"])
         for name, optimizer in self.agent.optimizers().items():
             for key in ("lr", "clip"):
                 optimizer.param_groups[0][key] = self.config[f"{name}_opt.{key}"]

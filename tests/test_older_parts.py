@@ -13,6 +13,8 @@ from torch import Tensor
 from fastwm.agents.planet import cross_entropy_method
 from fastwm.agents.world import quantise
 from fastwm.nn.distributions import Bernoulli, TanhNormal, TruncatedNormal, UnitNormal
+from fastwm.nn.gru_rssm import GRUState
+from fastwm.nn.keras import LogitHead, NormalHead, ScalarHead
 from fastwm.nn.keras_codec import ConvDecoder, ConvEncoder
 from fastwm.optim import KerasAdam
 from tests.agents_under_test import IMAGE, tiny
@@ -142,6 +144,22 @@ def test_keras_initialisation() -> None:
     assert (tiny("planet").world.rssm.cell.bias_ru == 1).all()
 
 
+@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("norm", [False, True])
+def test_heads_read_one_hots_apart_as_they_read_all_together(layers: int, norm: bool) -> None:
+    torch.manual_seed(0)
+    state = GRUState(torch.randn(5, 3, 7), torch.eye(4)[torch.randint(4, (5, 3, 6))])
+    x, onehot = state.parts
+    assert torch.equal(x, state.deter) and onehot is not None and onehot.shape == (5, 3, 24)
+    for head in (NormalHead(31, 9, layers, "elu", norm), LogitHead(31, 9, layers, "elu", norm)):
+        together, apart = (ScalarHead.forward(head, *inputs) for inputs in ((state.feat,), (x, onehot)))
+        torch.testing.assert_close(apart, together)
+        assert torch.isfinite(apart).all() and apart.std() > 0
+    continuous = GRUState(torch.randn(5, 7), torch.randn(5, 6))
+    feat, nothing = continuous.parts
+    assert nothing is None and torch.equal(feat, torch.cat([continuous.stoch, continuous.deter], -1))
+
+
 # Planner
 
 
@@ -179,6 +197,22 @@ def test_t34_environments_plan_alone() -> None:
 
 
 # Optimiser
+
+
+def test_a_step_counted_by_a_tensor_is_the_same_step() -> None:
+    """As a CUDA graph needs it; the tensor is changed in place, so that a replay counts on."""
+    results, counter = [], torch.tensor(0.0)
+    for capturable in (False, True):
+        p = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        optimizer = KerasAdam([p], lr=0.1, eps=1e-2, clip=1.0, decay=1e-3)
+        optimizer.param_groups[0]["capturable"] = capturable
+        for step in range(4):
+            optimizer.minimize((p * torch.tensor([1.0, -3.0]) * step).sum())
+            if capturable and step == 0:
+                counter = optimizer.param_groups[0]["steps"]
+        results.append(p.detach().clone())
+    torch.testing.assert_close(*results, rtol=1e-6, atol=0)
+    assert optimizer.param_groups[0]["steps"] is counter and counter.item() == 4
 
 
 def test_t40_decay_is_a_share_whatever_the_learning_rate() -> None:

@@ -84,6 +84,7 @@ class DreamerV2(Dreamer):
     """The agent: see `DreamerV3` for the spaces it takes; images must be 64x64."""
 
     config: DreamerV2Config
+    updates: Tensor
 
     def __init__(
         self, obs_space: "spaces.Space | Mapping[str, spaces.Space]",
@@ -96,7 +97,7 @@ class DreamerV2(Dreamer):
         self.slow_critic = NormalHead(self.world.rssm.feat_dim, c.units, c.critic_layers, kind.activation, c.norm)
         self.slow_critic.load_state_dict(self.critic.state_dict())
         self.slow_critic.requires_grad_(False)
-        self.updates = 0
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64), persistent=False)
         discrete = all(classes(space) for space in self.act_space.values())
         self.actor_grad = c.actor_grad if c.actor_grad != "auto" else "reinforce" if discrete else "dynamics"
 
@@ -156,14 +157,15 @@ class DreamerV2(Dreamer):
     @torch.no_grad()
     def update_slow_critic(self) -> None:
         """Copy the critic every `slow_every` updates, wholly at the first."""
-        if self.updates % self.config.slow_every == 0:
-            rate = self.config.slow_rate if self.updates else 1.0
-            torch._foreach_lerp_(list(self.slow_critic.parameters()), list(self.critic.parameters()), rate)
+        rate = torch.where(self.updates == 0, 1.0, self.config.slow_rate)
+        rate = torch.where(self.updates % self.config.slow_every == 0, rate, 0.0)  # nothing waits for the device
+        for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters()):
+            slow.lerp_(fast, rate)
         self.updates += 1
 
     def get_extra_state(self) -> dict[str, Any]:
-        return super().get_extra_state() | {"updates": self.updates}
+        return super().get_extra_state() | {"updates": int(self.updates)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
-        self.updates = state["updates"]
+        self.updates.fill_(state["updates"])

@@ -180,6 +180,7 @@ class WorldAgent(Agent):
     """An agent of that model: it acts from filtered states and learns from windows that start with no memory."""
 
     online = False
+    capturable = True
 
     def __init__(
         self, obs_space: "spaces.Space | Mapping[str, spaces.Space]",

@@ -60,7 +60,7 @@ class GraphedUpdate:
                 raise ValueError(f"expected {key} {list(self.batch[key].shape)} as recorded, got {list(value.shape)}")
             self.batch[key].copy_(value, non_blocking=True)
         self.graph.replay()
-        if write_back is not None:
+        if write_back is not None and self.latents:
             write_back(batch["index"][1:], self.latents)
         return self.metrics
 

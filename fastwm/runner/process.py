@@ -1,5 +1,6 @@
 """What a process that trains for hours asks of its allocator and of Python's garbage collector."""
 
+import atexit
 import ctypes
 import functools
 import gc
@@ -17,6 +18,7 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # else bindings report all they still hold as leaks
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
