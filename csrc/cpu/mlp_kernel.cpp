@@ -203,8 +203,8 @@ class Backward {
         const int64_t slot = tile * kTile;
         down(row + slot, slot, rows - slot < kTile ? rows - slot : kTile, o_grad, o_pre, d_act);
       }
-      if (!p_.d_weights) continue;
       team.wait();
+      if (!p_.d_weights) continue;
       weights(team, row, rows, at, panel);
       team.wait();
     }

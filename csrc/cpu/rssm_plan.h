@@ -3,6 +3,9 @@
 
 #include "rssm_rows.h"
 
+#include <unistd.h>
+#include <stdlib.h>
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -87,9 +90,18 @@ struct Packings {
 
 // Rows are independent, so threads that split them never wait for each other; but each reads all the weights.
 // Weights beyond a core's own cache are better read once: the threads then split the columns, with barriers.
-constexpr int64_t kOwnCache = 3 << 19;      // bytes of weights that a core keeps to itself
 constexpr int64_t kManyRows = 64;           // rows a thread from which reading the weights hardly matters
 constexpr int64_t kColumnWork = 1 << 17;    // multiplications a thread and step from which barriers pay
+
+// Bytes of weights that a core keeps to itself: most of its second-level cache.
+inline int64_t own_cache() {
+  static const int64_t bytes = [] {
+    if (const char* e = getenv("FASTWM_OWN")) return (int64_t)atol(e);
+    const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return size > 0 ? int64_t{size} * 3 / 4 : int64_t{3} << 19;
+  }();
+  return bytes;
+}
 
 // Whole tiles of rows that one thread takes at a time.
 inline int64_t rows_each(int64_t B, int threads) {
@@ -114,7 +126,7 @@ void for_each_part(int64_t B, int64_t weights, int threads, Body body) {
 template <typename Shared, typename Make, typename Body>
 void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make make, Body body) {
   if (B == 0) return;
-  const bool small = bytes <= kOwnCache && B >= 2 * kTileRows;
+  const bool small = bytes <= own_cache() && B >= 2 * kTileRows;
   if (threads > 1 && !small && B < threads * kManyRows) {
     if (B * weights / threads >= kColumnWork) {
       Shared shared = make(B);
