@@ -176,9 +176,9 @@ def test_fixed_weights_get_no_gradient_and_the_input_the_same(kind: str) -> None
         results.append(torch.autograd.grad(y.square().sum(), (x, onehot)))
     assert all(map(torch.equal, *results))
     _, pre = torch.ops.fastwm.mlp.default(*(args := operands((x, fixed, onehot))), 1, 1e-4, True, False)
-    assert torch.ops.fastwm.mlp_backward.default(torch.ones(1300, 11).double(), pre, *args, 1, 1e-4, True, False, False)[
-        2
-    ].shape == (0,)
+    assert torch.ops.fastwm.mlp_backward.default(
+        torch.ones(1300, 11).double(), pre, *args, 1, 1e-4, True, False, False
+    )[2].shape == (0,)
 
 
 def operands(call: Call) -> list[Tensor]:

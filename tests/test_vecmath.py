@@ -25,7 +25,12 @@ FUNCTIONS: dict[str, tuple[Callable[..., torch.Tensor], tuple[float, float], flo
     "sigmoid": (torch.sigmoid, (-87, 40), 2.4, [0.5, 0.5, 1, 0, nan, 1, 0]),
     "silu": (F.silu, (-85, 1e4), 2.5, [0, -0.0, inf, -0.0, nan, 1e30, -0.0]),
     "elu": (F.elu, (-30, 1e4), 2, [0, 0, inf, -1, nan, 1e30, -1]),
-    "softplus": (F.softplus, (-103.5, 1e4), 2, [np.log(2), np.log(2), inf, 0, nan, 1e30, 0]),
+    "softplus": (
+        lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+        (-103.5, 1e4),
+        2,
+        [np.log(2), np.log(2), inf, 0, nan, 1e30, 0],
+    ),
 }
 EDGES = [0.0, -0.0, inf, -inf, nan, 1e30, -1e30]
 

@@ -30,6 +30,8 @@ SMALL = [
 
 def command(env: str, logdir: Path, *more: str) -> list[str]:
     preset = "takecover_quick" if env == "cover" else "carracing_quick"
+    if "--agent.iterations" not in more:
+        more = ("--agent.iterations", "1", *more)
     return ["train", "world_models", "--env", f"tests.fake_tasks:{env}", "--preset", preset, "--logdir", str(logdir),
             *SMALL, *more]  # fmt: skip
 

@@ -3,9 +3,6 @@
 
 #include "rssm_rows.h"
 
-#include <unistd.h>
-#include <stdlib.h>
-
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -90,35 +87,20 @@ struct Packings {
 
 // Rows are independent, so threads that split them never wait for each other; but each reads all the weights.
 // Weights beyond a core's own cache are better read once: the threads then split the columns, with barriers.
+constexpr int64_t kOwnCache = 3 << 19;      // bytes of weights that a core keeps to itself
 constexpr int64_t kManyRows = 64;           // rows a thread from which reading the weights hardly matters
 constexpr int64_t kColumnWork = 1 << 17;    // multiplications a thread and step from which barriers pay
 
-// Bytes of weights that a core keeps to itself: most of its second-level cache.
-inline int64_t own_cache() {
-  static const int64_t bytes = [] {
-    if (const char* e = getenv("FASTWM_OWN")) return (int64_t)atol(e);
-    const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    return size > 0 ? int64_t{size} * 3 / 4 : int64_t{3} << 19;
-  }();
-  return bytes;
-}
-
-// Whole tiles of rows that one thread takes at a time.
-inline int64_t rows_each(int64_t B, int threads) {
-  const int64_t tiles = (B + kTileRows - 1) / kTileRows;
-  const int64_t rows = (tiles + threads - 1) / threads * kTileRows;
-  return rows < 1 ? 1 : rows < kManyRows ? rows : kManyRows;
-}
-
-// Calls body(first row, number of rows) for each part of B rows, by threads that never wait for each other.
+// Calls body(first row, number of rows) for each part of B rows, by threads that never wait for each other. Parts are whole
+// tiles, kManyRows rows at most, and as many for every thread.
 template <typename Body>
 void for_each_part(int64_t B, int64_t weights, int threads, Body body) {
-  const int64_t rows = rows_each(B, threads);
-  const int64_t parts = (B + rows - 1) / rows;
+  const int64_t tiles = (B + kTileRows - 1) / kTileRows, round = threads * (kManyRows / kTileRows);
+  const int64_t shares = (tiles + round - 1) / round * threads, parts = shares < tiles ? shares : tiles;
 #pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1 && B * weights > kColumnWork)
   for (int64_t part = 0; part < parts; ++part) {
-    const int64_t first = part * rows;
-    body(first, B - first < rows ? B - first : rows);
+    const int64_t first = tiles * part / parts * kTileRows, end = tiles * (part + 1) / parts * kTileRows;
+    body(first, (end < B ? end : B) - first);
   }
 }
 
@@ -126,7 +108,7 @@ void for_each_part(int64_t B, int64_t weights, int threads, Body body) {
 template <typename Shared, typename Make, typename Body>
 void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make make, Body body) {
   if (B == 0) return;
-  const bool small = bytes <= own_cache() && B >= 2 * kTileRows;
+  const bool small = bytes <= kOwnCache && B >= 2 * kTileRows;
   if (threads > 1 && !small && B < threads * kManyRows) {
     if (B * weights / threads >= kColumnWork) {
       Shared shared = make(B);
