@@ -28,7 +28,7 @@ def test_planet_decision(measure: Measure, size: str, name: str) -> None:
     state = agent.world.rssm.initial(1)
 
     def run() -> Tensor:
-        with torch.no_grad(), agent.autocast(), fastwm.backend("ref") if "eager" in name else nullcontext():
+        with torch.no_grad(), fastwm.backend("ref") if "eager" in name else nullcontext():
             return agent.plan(state)
 
     c = config

@@ -94,13 +94,10 @@ class KerasAdam(torch.optim.Optimizer):
     made `capturable` the step counter lives on the parameters' device, and a CUDA graph can hold `step`.
     """
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float, eps: float, clip: float, decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-    ):  # fmt: skip
+    def __init__(self, params: Iterable[Tensor], lr: float, eps: float, clip: float, decay: float = 0.0):
         if min(lr, eps, clip, decay) < 0:
             raise ValueError(f"KerasAdam: lr={lr}, eps={eps}, clip={clip}, decay={decay} must not be negative")
-        settings = dict(lr=lr, keras_eps=eps, clip=clip, decay=decay, betas=betas, steps=0, capturable=False)
+        settings = dict(lr=lr, keras_eps=eps, clip=clip, decay=decay, betas=(0.9, 0.999), steps=0, capturable=False)
         super().__init__(params, settings)
 
     @property

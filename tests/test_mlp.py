@@ -243,7 +243,9 @@ def test_opcheck_and_compile(kind: str) -> None:
         (lambda x, w, z: (x, w, z.float()), "like x"),
         (lambda x, w, z: (x, w, z[:5]), "like x"),
         (lambda x, w, z: (x, w._replace(layers=()), z), "at least one layer"),
+        (lambda x, w, z: (x, w._replace(layers=(LayerWeights(*w.layers[0]),)), z), "both scale and shift"),
         (lambda x, w, z: (x, w._replace(activation="elu"), z), "activation silu"),
+        (lambda x, w, z: (x, w._replace(layers=(w.layers[0], *make(kind="none silu")[1].layers[1:])), z), "alike"),
         (lambda x, w, z: (x, make(kind="none elu")[1]._replace(activation="tanh"), z), "activation silu"),
         (
             lambda x, w, z: (

@@ -91,8 +91,8 @@ constexpr int64_t kOwnCache = 3 << 19;      // bytes of weights that a core keep
 constexpr int64_t kManyRows = 64;           // rows a thread from which reading the weights hardly matters
 constexpr int64_t kColumnWork = 1 << 17;    // multiplications a thread and step from which barriers pay
 
-// Calls body(first row, number of rows) for each part of B rows, by threads that never wait for each other. Parts are whole
-// tiles, kManyRows rows at most, and as many for every thread.
+// Calls body(first row, number of rows) for each part of B rows, by threads that never wait for each other. Parts are
+// whole tiles, kManyRows rows at most, and as many for every thread.
 template <typename Body>
 void for_each_part(int64_t B, int64_t weights, int threads, Body body) {
   const int64_t tiles = (B + kTileRows - 1) / kTileRows, round = threads * (kManyRows / kTileRows);

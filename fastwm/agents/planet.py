@@ -129,8 +129,10 @@ class PlaNet(WorldAgent):
         def predicted_return(actions: Tensor, iteration: int) -> Tensor:
             batch = actions.flatten(0, 1).movedim(1, 0)  # [H, B * candidates, A]
             latent = None if latent_noise is None else latent_noise[iteration]
-            reached, _ = rssm.imagine(start, batch.contiguous(), latent)
-            return self.world.reward(*reached.parts).mean.sum(0).unflatten(0, actions.shape[:2])
+            with self.autocast():
+                reached, _ = rssm.imagine(start, batch.contiguous(), latent)
+                reward = self.world.reward(*reached.parts).mean
+            return reward.sum(0).unflatten(0, actions.shape[:2])
 
         shape = (len(state.deter), c.candidates, c.horizon, total_width(self.act_space))
         if noise is None:

@@ -107,9 +107,12 @@ def _check(x: Tensor, w: MLPWeights, onehot: Tensor | None) -> None:
     inputs, units = x.shape[-1] + (0 if onehot is None else onehot.shape[-1]), len(w.layers[0].weight)
     for layer in w.layers:
         _check_shape("a layer's weight", layer.weight, (units, inputs), x)
+        kinds = [(type(each), [part is None for part in each]) for each in (layer, w.layers[0])]
+        if kinds[0] != kinds[1]:
+            raise ValueError("expected all layers alike: of one type, with the same parts")
+        if isinstance(layer, LayerWeights) and (layer.scale is None) != (layer.shift is None):
+            raise ValueError("expected a LayerNorm with both scale and shift, or none")
         for name, part in zip(layer._fields[1:], layer[1:]):
-            if (part is None) != (getattr(w.layers[0], name, None) is None):
-                raise ValueError(f"expected all layers alike, got one with and one without {name}")
             if part is not None:
                 _check_shape(f"a layer's {name}", part, (units,), x)
         inputs = units
