@@ -398,10 +398,11 @@ def settled(rssm: BlockRSSM, args: list[Tensor]) -> list[Tensor]:
     return [*args[:5], uniform]
 
 
+@pytest.mark.parametrize("classes", [7, 8])  # tensor cores read four numbers at once: 5 x 7 is not theirs
 @pytest.mark.parametrize(("T", "B"), [(1, 1), (3, 7), (3, 16), (4, 37)])
-def test_bfloat16_error_is_within_twice_pytorchs(native: Target, T: int, B: int) -> None:
+def test_bfloat16_error_is_within_twice_pytorchs(native: Target, T: int, B: int, classes: int) -> None:
     """T48: only products are bfloat16; values and gradients against float64, with equal samples."""
-    sizes = dict(deter=192, hidden=40, stoch=5, classes=7, blocks=3)
+    sizes = dict(deter=192, hidden=40, stoch=5, classes=classes, blocks=3)
     rssm, args = make(T, B, sizes, torch.float32)
     exact_rssm, exact_args = make_double(rssm, args)
     exact_args = settled(exact_rssm, exact_args)

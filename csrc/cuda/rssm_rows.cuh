@@ -1,42 +1,63 @@
-// What an RSSM's step kernels share: RMS norms across the tiles of a row, and one categorical after another.
+// What an RSSM's stages share: RMS norms across the tiles of a row, and one categorical after another.
 #pragma once
 
 #include "reduce.cuh"
 #include "tile_product.cuh"
+#include "together.cuh"
 
 #include "fastwm/vecmath.h"
 
 namespace fastwm::cuda {
 
-// This block's 16 rows of a batch of B.
+// 16 rows of a batch of B. Rows beyond the last are read as the last, and never written.
 struct Rows {
   int64_t first, count;
 
-  __device__ explicit Rows(int64_t B) : first(int64_t{blockIdx.y} * kTileRows), count(B - first) {}
+  __device__ Rows(int64_t tile, int64_t B) : first(tile * kTileRows), count(B - first < kTileRows ? B - first : kTileRows) {}
   __device__ bool has(int r) const { return r < count; }
+  __device__ int64_t at(int r) const { return first + (has(r) ? r : count - 1); }
 };
 
+__host__ __device__ constexpr int64_t row_tiles(int64_t B) { return (B + kTileRows - 1) / kTileRows; }
+
 // Each tile of a layer leaves its share of a sum over each row, sums [B, tiles]; a reader of whole rows adds the
-// shares up in order, and divides by the row's width. means: of rows r = 0..15.
-template <typename A>
-__device__ void row_means(const Rows& rows, const A* sums, int64_t tiles, int64_t width, A* means) {
-  const int lane = threadIdx.x % 32;
-  for (int r = threadIdx.x / 32; r < kTileRows; r += kWarps) {
-    A sum = 0;
-    if (rows.has(r))
-      for (int64_t tile = lane; tile < tiles; tile += 32) sum += sums[(rows.first + r) * tiles + tile];
-    sum = group_sum<32>(sum);
-    if (lane == 0) means[r] = sum / static_cast<A>(width);
+// shares up in order, a warp two rows, and divides by the row's width. means[r], r = 0..15, is what f makes of it, for
+// the whole block behind the next __syncthreads.
+template <typename A, typename F>
+__device__ void row_means(const Rows& rows, const A* sums, int tiles, int64_t width, A* means, F f) {
+  constexpr int kBatch = 4;  // loads of a row in flight
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  A sum[2] = {0, 0};
+  for (int first = 0; first < tiles; first += 32 * kBatch) {
+    A shares[2][kBatch];
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int tile = first + lane + 32 * i;
+        shares[half][i] = tile < tiles ? sums[rows.at(warp + kWarps * half) * tiles + tile] : A{0};
+      }
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) sum[half] += shares[half][i];
   }
-  __syncthreads();
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const A mean = vdivide(group_sum<32>(sum[half]), static_cast<A>(width));
+    if (lane == 0) means[warp + kWarps * half] = f(mean);
+  }
 }
 
-// The same of squares, as 1 / sqrt(mean + eps).
+__device__ inline float inverse_rms(float mean_square, float eps) { return rsqrtf(mean_square + eps); }
+__device__ inline double inverse_rms(double mean_square, double eps) { return rsqrt(mean_square + eps); }
+
+// Adds x over the 16 columns of a tile; the row's first thread leaves its share in sums [B, tiles].
 template <typename A>
-__device__ void inverse_rms(const Rows& rows, const A* sums, int64_t tiles, int64_t width, A eps, A* inverse) {
-  row_means(rows, sums, tiles, width, inverse);
-  if (threadIdx.x < kTileRows) inverse[threadIdx.x] = 1 / sqrt(inverse[threadIdx.x] + eps);
-  __syncthreads();
+__device__ void leave_share(const Rows& rows, A x, A* sums, int64_t tiles, int64_t tile) {
+  const A sum = group_sum<kTileColumns>(x);
+  const int r = threadIdx.x / kTileColumns;
+  if (threadIdx.x % kTileColumns == 0 && rows.has(r)) sums[(rows.first + r) * tiles + tile] = sum;
 }
 
 // Hands out the parts of one allocation.
@@ -50,25 +71,28 @@ struct Scratch {
     used += round_up(count * static_cast<int64_t>(sizeof(X)), 256);
     return part;
   }
+  template <typename O>
+  void take(PackedWeight<O>& w) { w.data = take<O>(w.size()); }
 };
 
-// A row's categoricals: a warp for each of them, as far as a block has warps.
-constexpr int kSampleThreads = 512;
-static inline unsigned sample_threads(const RssmSizes& n) {
-  return static_cast<unsigned>(32 * n.S < kSampleThreads ? 32 * n.S : kSampleThreads);
-}
+// A row's categoricals, 8 lanes each, so that a block has 32 in hand.
+constexpr int kClassLanes = 8, kCategoricals = kThreads / kClassLanes;
 
-// Softmax of C logits by one warp: returns each class's share at `lane` + 32 i through `each(c, probability)`.
-template <typename A, typename Each>
-__device__ void softmax(const A* logits, int64_t C, Each each) {
-  const int lane = threadIdx.x % 32;
-  A top = -INFINITY;
-  for (int64_t c = lane; c < C; c += 32) top = logits[c] > top ? logits[c] : top;
-  top = group_reduce<32>(top, Max{});
-  A sum = 0;
-  for (int64_t c = lane; c < C; c += 32) sum += vexp(logits[c] - top);
-  const A scale = 1 / group_sum<32>(sum);
-  for (int64_t c = lane; c < C; c += 32) each(c, vexp(logits[c] - top) * scale);
-}
+template <typename A>
+struct Softmax {
+  A top, scale;
+
+  // Of C logits, by the lanes of a group.
+  __device__ Softmax(const A* logits, int64_t C) {
+    const int lane = threadIdx.x % kClassLanes;
+    top = -INFINITY;
+    for (int64_t c = lane; c < C; c += kClassLanes) top = logits[c] > top ? logits[c] : top;
+    top = group_reduce<kClassLanes>(top, Max{});
+    A sum = 0;
+    for (int64_t c = lane; c < C; c += kClassLanes) sum += vexp(logits[c] - top);
+    scale = vdivide(A{1}, group_sum<kClassLanes>(sum));
+  }
+  __device__ A of(A logit) const { return vexp(logit - top) * scale; }
+};
 
 }  // namespace fastwm::cuda

@@ -1,4 +1,4 @@
-// x W for the few rows of a scan's step: 16 rows by 32 columns a block, whose warps share out the depth k and add up
+// x W for the few rows of a scan's step: 16 rows by 16 columns a block, whose warps share out the depth k and add up
 // their sums in order. A weight is packed once a call in the order in which its tiles read it.
 #pragma once
 
@@ -11,222 +11,283 @@
 
 namespace fastwm::cuda {
 
-constexpr int kTileRows = 16, kTileColumns = 32, kWarps = kThreads / 32;
+constexpr int kTileRows = 16, kTileColumns = 16, kWarps = kThreads / 32;
+static_assert(kTileRows * kTileColumns == kThreads);
 
 __host__ __device__ constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+__host__ __device__ constexpr int64_t tiles_of(int64_t columns) { return (columns + kTileColumns - 1) / kTileColumns; }
 
-// A weight [G, K, N] as tiles [G, N/32][K] of 32 columns; O: what products multiply.
+// A weight [G, K, N] as tiles [G, N/16][K] of 16 columns; O: what products multiply.
 template <typename O>
 struct PackedWeight {
   O* data;
   int64_t G, K, N;
 
   __host__ __device__ int64_t depth() const { return (K + 15) / 16 * 16; }
-  __host__ __device__ int64_t tiles() const { return (N + kTileColumns - 1) / kTileColumns; }
+  __host__ __device__ int64_t tiles() const { return tiles_of(N); }
   __host__ __device__ int64_t size() const { return G * tiles() * depth() * kTileColumns; }
   __device__ const O* tile(int64_t g, int64_t at) const { return data + (g * tiles() + at) * depth() * kTileColumns; }
 };
 
-// Where element (k, c) of a tile lies: by rows, or as mma.m16n8k16 reads its second factor, 4 values a lane.
+// Where element (k, c) of a tile lies: by rows, or as a lane of mma.m16n8k16 reads its second factor, 4 columns of a
+// thread's k in one piece for each half of the tile. A product may take its k in any order, and takes 4 at a time.
 template <typename O>
 __device__ int64_t tile_offset(int64_t k, int c) { return k * kTileColumns + c; }
 template <>
 __device__ inline int64_t tile_offset<bf16>(int64_t k, int c) {
-  const int in = static_cast<int>(k % 16), lane = (c % 8) * 4 + in % 8 / 2;
-  return k / 16 * (16 * kTileColumns) + (c / 8 * 32 + lane) * 4 + in / 8 * 2 + in % 2;
+  const int lane = c % 8 * 4 + static_cast<int>(k % 16) / 4;
+  return k / 16 * (16 * kTileColumns) + lane * 8 + c / 8 * 4 + k % 4;
 }
 
-// Where `inner` is not 0, k counts through blocks of `inner` rows that lie w.sg apart.
-template <typename T, typename O>
-__global__ void __launch_bounds__(kThreads) pack_weight(Weight w, int64_t inner, PackedWeight<O> to) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  const int64_t rows = to.G * to.tiles() * to.depth();
-  if (i >= rows * kTileColumns) return;
-  const int c = static_cast<int>(i % kTileColumns);
-  const int64_t row = i / kTileColumns, k = row % to.depth(), tile = row / to.depth();
-  const int64_t g = tile / to.tiles(), n = tile % to.tiles() * kTileColumns + c;
-  accumulate_t<O> value = 0;
-  if (k < to.K && n < to.N) {
-    const int64_t at = inner ? k / inner * w.sg + k % inner * w.sk : g * w.sg + k * w.sk;
-    value = static_cast<const T*>(w.data)[at + n * w.sn];
-  }
-  narrow(value, to.data[tile * to.depth() * kTileColumns + tile_offset<O>(k, c)]);
-}
-
-template <typename T, typename O>
-void pack(const Weight& w, int64_t inner, const PackedWeight<O>& to, cudaStream_t on) {
-  if (to.size() > 0) pack_weight<T, O><<<blocks_for(to.size()), kThreads, 0, on>>>(w, inner, to);
-}
-
-// Nobody asks for the rows that a product read.
-struct NoSink {
-  template <typename A>
-  __device__ void operator()(int, int64_t, A) const {}
+// A weight and where to put it. Where `inner` is not 0, k counts through blocks of `inner` rows that lie w.sg apart.
+template <typename O>
+struct Packing {
+  Weight from;
+  int64_t inner;
+  PackedWeight<O> to;
 };
 
-// The grid is small and every load takes hundreds of cycles: so weights, which wait for nothing, are fetched before
-// the rows, and rows in batches.
+constexpr int kMaxPackings = 10;
+
+template <typename O>
+struct Packings {
+  Packing<O> all[kMaxPackings];
+  int count = 0;
+
+  void add(const Weight& from, int64_t inner, const PackedWeight<O>& to) { all[count++] = {from, inner, to}; }
+};
+
+// blockIdx.y: which of the weights.
+template <typename T, typename O>
+__global__ void __launch_bounds__(kThreads) pack_weights(Packings<O> packings) {
+  const Weight& w = packings.all[blockIdx.y].from;
+  const PackedWeight<O>& to = packings.all[blockIdx.y].to;
+  const int64_t inner = packings.all[blockIdx.y].inner, rows = to.G * to.tiles() * to.depth();
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < rows * kTileColumns;
+       i += int64_t{gridDim.x} * kThreads) {
+    const int c = static_cast<int>(i % kTileColumns);
+    const int64_t row = i / kTileColumns, k = row % to.depth(), tile = row / to.depth();
+    const int64_t g = tile / to.tiles(), n = tile % to.tiles() * kTileColumns + c;
+    accumulate_t<O> value = 0;
+    if (k < to.K && n < to.N) {
+      const int64_t at = inner ? k / inner * w.sg + k % inner * w.sk : g * w.sg + k * w.sk;
+      value = static_cast<const T*>(w.data)[at + n * w.sn];
+    }
+    narrow(value, to.data[tile * to.depth() * kTileColumns + tile_offset<O>(k, c)]);
+  }
+}
+
+template <typename T, typename O>
+void pack(const Packings<O>& packings, cudaStream_t on) {
+  int64_t largest = 0;
+  for (int i = 0; i < packings.count; ++i)
+    largest = packings.all[i].to.size() > largest ? packings.all[i].to.size() : largest;
+  if (largest == 0) return;
+  const unsigned blocks = blocks_for(largest), most = 1024;
+  pack_weights<T, O><<<dim3(blocks < most ? blocks : most, packings.count), kThreads, 0, on>>>(packings);
+}
+
+// What a thread reads of a row at once: a number, or the 4 in a row that the tensor cores take from a thread.
+template <typename A, int kCount>
+struct Piece {
+  A x[kCount];
+};
+
+template <typename P, typename A>
+__device__ P read_piece(const A* from) {
+  P piece;
+  if constexpr (sizeof(P) == 16) {
+    const float4 four = *reinterpret_cast<const float4*>(from);
+    piece.x[0] = four.x, piece.x[1] = four.y, piece.x[2] = four.z, piece.x[3] = four.w;
+  } else {
+    piece.x[0] = *from;
+  }
+  return piece;
+}
+
+template <typename P, typename A>
+__device__ void write_piece(const P& piece, A* to) {
+  if constexpr (sizeof(P) == 16)
+    *reinterpret_cast<float4*>(to) = make_float4(piece.x[0], piece.x[1], piece.x[2], piece.x[3]);
+  else
+    *to = piece.x[0];
+}
+
+template <typename P, typename F>
+__device__ P each(F f) {
+  P piece;
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(piece.x) / sizeof(piece.x[0])); ++i) piece.x[i] = f(i);
+  return piece;
+}
+
+// Tensor cores read 4 numbers of a row at once.
+__host__ __device__ constexpr bool fits_pieces(int64_t width) { return width % 4 == 0; }
+
+// A thread reads from two rows, row(0) and row(1), and ends with the sums at one row and column. Every load takes
+// hundreds of cycles: so weights, which wait for nothing, can be fetched before a barrier, and rows in batches.
 template <typename O, int kParts = 1>
 class TileProduct {
  public:
   using A = accumulate_t<O>;
   static constexpr bool kMma = sizeof(O) == 2;
-  static constexpr int kPad = 16 / static_cast<int>(sizeof(O));
-  static constexpr int kDepth = 12288 / (kTileRows * static_cast<int>(sizeof(O)));
-  static constexpr int kStep = kMma ? 16 : 1;        // of k, that a warp multiplies at once
-  static constexpr int kStride = kStep * kWarps;
-  static constexpr int kAhead = kParts == 1 ? 4 : 2;  // steps fetched at once
+  using Row = Piece<A, kMma ? 4 : 1>;
+  static constexpr int kDepth = kMma ? 1 : 12288 / (kTileRows * static_cast<int>(sizeof(O)));  // of rows at once
+  static constexpr int kPartsAtOnce = kMma ? kParts : 1;
   struct Shared {
-    __align__(16) O x[kTileRows][kDepth + kPad];
-    A partial[kWarps][kTileRows][kTileColumns];
+    O x[kTileRows][kDepth + 1];
+    __align__(16) A partial[kPartsAtOnce][kWarps][kTileRows][kTileColumns + 4];
+  };
+  // A warp's share of `kSteps` times 128 rows of k: of the weights of every part.
+  template <int kSteps>
+  struct Weights {
+    uint4 b[kSteps][kParts];
   };
 
-  // rows: how many there are, at least 1.
-  __device__ TileProduct(Shared& shared, int64_t rows)
-      : s_(shared), last_row_(rows < kTileRows ? static_cast<int>(rows) - 1 : kTileRows - 1) {
+  __device__ explicit TileProduct(Shared& shared) : s_(shared) {
 #pragma unroll
     for (int part = 0; part < kParts; ++part)
 #pragma unroll
-      for (int i = 0; i < kTileRows; ++i) sums_[part][i] = 0;
+      for (int i = 0; i < kSums; ++i) sums_[part][i] = 0;
   }
 
-  // Adds x W, x(r, k) given by `load` for rows there are, for the tiles `w[part]` of depth K. `load` must not write;
-  // `sink(r, k, x)` may. kBatch: loads of a row in flight.
-  template <int kBatch = 4, typename Load, typename Sink = NoSink>
-  __device__ void add(const O* const (&w)[kParts], int64_t K, Load load, Sink sink = {}) {
-    const int begin = threadIdx.x / 32 * kStep;
-    for (int64_t first = 0; first < K; first += kDepth) {
-      const int depth = static_cast<int>(K - first < kDepth ? (K - first + 15) / 16 * 16 : kDepth);
-      const O* tiles[kParts];
-#pragma unroll
-      for (int part = 0; part < kParts; ++part) tiles[part] = w[part] + first * kTileColumns;
-      Ahead ahead;
-      fetch(tiles, begin, depth, ahead);
-      __syncthreads();  // the rows before have been read
-      fill<kBatch>(first, depth, K, load, sink);
-      __syncthreads();
-      for (int k = begin; k < depth; k += kAhead * kStride) {
-        if (k > begin) fetch(tiles, k, depth, ahead);
-        multiply(k, depth, ahead, O{});
-      }
+  // The rows of x that this thread reads, and the row and column whose sums it gets.
+  __device__ static int row(int half) { return (kMma ? threadIdx.x % 32 / 4 : threadIdx.x / 32) + 8 * half; }
+  __device__ static int sum_row() { return threadIdx.x / kTileColumns; }
+  __device__ static int sum_column() { return threadIdx.x % kTileColumns; }
+
+  template <int kSteps>
+  __device__ static Weights<kSteps> fetch(const O* const (&w)[kParts], int64_t K) {
+    if constexpr (kMma) {
+      Weights<kSteps> weights;
+      fetch_from(w, K, 0, weights);
+      return weights;
     }
+    return {};
   }
 
-  // The sums at rows r = warp and warp + 8 of column `lane`, of every part.
-  __device__ void finish(A (&out)[kParts][2]) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  // Adds x W of depth K for the tiles `w[part]`, whose first weights have been fetched. `load(half, k)` reads what
+  // `value(half, k, loaded)` makes a Row of, for k within K; meanwhile() stands between the first loads and their use.
+  template <int kSteps, typename Load, typename Value, typename Meanwhile>
+  __device__ void add(const O* const (&w)[kParts], int64_t K, Weights<kSteps>& ahead, Load load, Value value,
+                      Meanwhile meanwhile) {
+    if constexpr (kMma) add_by_mma(w, K, ahead, load, value, meanwhile);
+    else add_by_fma(w, K, load, value, meanwhile);
+  }
+
+  // The sums of every part at sum_row() and sum_column().
+  __device__ void finish(A (&out)[kParts]) {
+    const int warp = threadIdx.x / 32;
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      __syncthreads();
-      spread(part, O{});
+    for (int first = 0; first < kParts; first += kPartsAtOnce) {
       __syncthreads();
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < kPartsAtOnce; ++i) spread(sums_[first + i], s_.partial[i][warp]);
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < kPartsAtOnce; ++i) {
         A sum = 0;
 #pragma unroll
-        for (int from = 0; from < kWarps; ++from) sum += s_.partial[from][warp + kWarps * half][lane];
-        out[part][half] = sum;
+        for (int from = 0; from < kWarps; ++from) sum += s_.partial[i][from][sum_row()][sum_column()];
+        out[first + i] = sum;
       }
     }
   }
 
  private:
-  struct Ahead {
-    std::conditional_t<kMma, uint2, A> w[kAhead][kParts][kMma ? 4 : 1];
-  };
+  static constexpr int kSums = kMma ? 8 : kTileRows;
+  static constexpr int kStride = 16 * kWarps;  // of k, that the warps multiply at once
 
-  template <int kBatch, typename Load, typename Sink>
-  __device__ void fill(int64_t first, int depth, int64_t K, Load load, Sink sink) {
-    const int warp = threadIdx.x / 32;
-    for (int from = threadIdx.x % 32; from < depth; from += 32 * kBatch) {
-      A values[2][kBatch];
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          const int r = warp + kWarps * half;
-          const int64_t k = first + from + 32 * i;
-          values[half][i] = load(r < last_row_ ? r : last_row_, k < K ? k : K - 1);
-        }
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          const int r = warp + kWarps * half, k = from + 32 * i;
-          if (k >= depth) continue;
-          const bool inside = r <= last_row_ && first + k < K;
-          narrow(inside ? values[half][i] : A{0}, s_.x[r][k]);
-          if (inside) sink(r, first + k, values[half][i]);
-        }
-    }
-  }
+  __device__ static int first_k() { return threadIdx.x / 32 * 16; }
 
-  template <typename F>
-  __device__ static void fetch(const F* const (&w)[kParts], int k, int depth, Ahead& ahead) {
+  template <int kSteps>
+  __device__ static void fetch_from(const O* const (&w)[kParts], int64_t K, int64_t from, Weights<kSteps>& weights) {
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i)
-#pragma unroll
-      for (int part = 0; part < kParts; ++part)
-        if (k + i * kStride < depth)
-          ahead.w[i][part][0] = w[part][(k + i * kStride) * kTileColumns + threadIdx.x % 32];
-  }
-
-  __device__ static void fetch(const bf16* const (&w)[kParts], int k, int depth, Ahead& ahead) {
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i)
+    for (int i = 0; i < kSteps; ++i)
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
-        const auto* b = reinterpret_cast<const uint2*>(w[part] + (k + i * kStride) * kTileColumns) + threadIdx.x % 32;
-#pragma unroll
-        for (int n = 0; n < 4; ++n)
-          if (k + i * kStride < depth) ahead.w[i][part][n] = b[32 * n];
+        const int64_t k = from + first_k() + i * kStride;
+        const auto* b = reinterpret_cast<const uint4*>(w[part] + k * kTileColumns) + threadIdx.x % 32;
+        weights.b[i][part] = k < K ? *b : uint4{0, 0, 0, 0};
       }
   }
 
-  template <typename F>
-  __device__ void multiply(int k, int depth, const Ahead& ahead, F) {
+  template <int kSteps, typename Load, typename Value, typename Meanwhile>
+  __device__ void add_by_mma(const O* const (&w)[kParts], int64_t K, Weights<kSteps>& ahead, Load load, Value value,
+                             Meanwhile meanwhile) {
+    for (int64_t from = 0; from < K; from += kSteps * kStride) {
+      if (from > 0) fetch_from(w, K, from, ahead);
+      decltype(load(0, int64_t{0})) rows[kSteps][2];
+      // Beyond K weights are zero, and any row will do: a branch there would keep loads from being started early.
+      const auto k_of = [&](int i) {
+        const int64_t k = from + first_k() + i * kStride + threadIdx.x % 4 * 4;
+        return k < K ? k : K - 4;
+      };
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      if (k + i * kStride >= depth) return;
+      for (int i = 0; i < kSteps; ++i)
 #pragma unroll
-      for (int part = 0; part < kParts; ++part)
+        for (int half = 0; half < 2; ++half) rows[i][half] = load(half, k_of(i));
+      if (from == 0) meanwhile();
 #pragma unroll
-        for (int r = 0; r < kTileRows; ++r) sums_[part][r] += s_.x[r][k + i * kStride] * ahead.w[i][part][0];
+      for (int i = 0; i < kSteps; ++i) {
+        Row x[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) x[half] = value(half, k_of(i), rows[i][half]);
+        const uint32_t a[4] = {bf16_pair(x[0].x[0], x[0].x[1]), bf16_pair(x[1].x[0], x[1].x[1]),
+                               bf16_pair(x[0].x[2], x[0].x[3]), bf16_pair(x[1].x[2], x[1].x[3])};
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          const uint4 b = ahead.b[i][part];
+          mma(&sums_[part][0], a, make_uint2(b.x, b.y));
+          mma(&sums_[part][4], a, make_uint2(b.z, b.w));
+        }
+      }
     }
   }
 
-  // Every lane holds two columns of rows lane / 4 and lane / 4 + 8, of each of four tiles of 8 columns.
-  __device__ void multiply(int first, int depth, const Ahead& ahead, bf16) {
-    const int row = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
+  // Lanes are columns, twice: the halves of a warp take turns in k.
+  template <typename Load, typename Value, typename Meanwhile>
+  __device__ void add_by_fma(const O* const (&w)[kParts], int64_t K, Load load, Value value, Meanwhile meanwhile) {
+    meanwhile();
+    const int column = threadIdx.x % kTileColumns, step = threadIdx.x / kTileColumns;
+    for (int64_t first = 0; first < K; first += kDepth) {
+      const int depth = static_cast<int>(K - first < kDepth ? K - first : kDepth);
+      __syncthreads();  // the rows before have been read
+      for (int k = threadIdx.x % 32; k < depth; k += 32)
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int k = first + i * kStride;
-      if (k >= depth) return;
-      const auto two = [&](int r, int at) { return *reinterpret_cast<const uint32_t*>(&s_.x[r][k + at]); };
-      const uint32_t a[4] = {two(row, pair), two(row + 8, pair), two(row, pair + 8), two(row + 8, pair + 8)};
+        for (int half = 0; half < 2; ++half)
+          s_.x[row(half)][k] = value(half, first + k, load(half, first + k)).x[0];
+      __syncthreads();
+#pragma unroll 2
+      for (int k = step; k < depth; k += kTileRows)
 #pragma unroll
-      for (int part = 0; part < kParts; ++part)
+        for (int part = 0; part < kParts; ++part) {
+          const O weight = w[part][(first + k) * kTileColumns + column];
 #pragma unroll
-        for (int n = 0; n < 4; ++n) mma(&sums_[part][4 * n], a, ahead.w[i][part][n]);
+          for (int r = 0; r < kTileRows; ++r) sums_[part][r] += s_.x[r][k] * weight;
+        }
     }
   }
 
-  template <typename F>
-  __device__ void spread(int part, F) {
-#pragma unroll
-    for (int r = 0; r < kTileRows; ++r) s_.partial[threadIdx.x / 32][r][threadIdx.x % 32] = sums_[part][r];
-  }
-
-  __device__ void spread(int part, bf16) {
+  __device__ static void spread(const A (&sums)[kSums], A (&out)[kTileRows][kTileColumns + 4]) {
     const int lane = threadIdx.x % 32;
+    if constexpr (kMma) {
 #pragma unroll
-    for (int i = 0; i < 16; ++i)
-      s_.partial[threadIdx.x / 32][lane / 4 + i % 4 / 2 * 8][i / 4 * 8 + lane % 4 * 2 + i % 2] = sums_[part][i];
+      for (int i = 0; i < 8; i += 2) {
+        A* to = &out[lane / 4 + i % 4 / 2 * 8][i / 4 * 8 + lane % 4 * 2];
+        *reinterpret_cast<float2*>(to) = make_float2(sums[i], sums[i + 1]);
+      }
+    } else {
+#pragma unroll
+      for (int r = 0; r < kTileRows; ++r) {
+        const A both = sums[r] + __shfl_xor_sync(0xffffffffu, sums[r], kTileColumns);
+        if (lane < kTileColumns) out[r][lane] = both;
+      }
+    }
   }
 
   Shared& s_;
-  const int last_row_;
-  A sums_[kParts][kTileRows];
+  A sums_[kParts][kSums];
 };
 
 }  // namespace fastwm::cuda

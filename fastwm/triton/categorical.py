@@ -60,10 +60,14 @@ def _d_logits(w, q):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _gumbel(u):  # type: ignore[no-untyped-def]
+    # As tensors: bare, the ends would be rounded to float32, in which they are 0 and 1.
     if u.dtype == tl.float64:
-        u = tl.minimum(tl.maximum(u, 2.2250738585072014e-308), 0.99999999999999989)
+        lowest = tl.full(u.shape, 2.2250738585072014e-308, u.dtype)
+        highest = tl.full(u.shape, 0.99999999999999989, u.dtype)
     else:
-        u = tl.minimum(tl.maximum(u, 1.17549435e-38), 0.99999994)
+        lowest = tl.full(u.shape, 1.17549435e-38, u.dtype)
+        highest = tl.full(u.shape, 0.99999994, u.dtype)
+    u = tl.minimum(tl.maximum(u, lowest), highest)
     return -tl.log(-tl.log(u))
 
 

@@ -130,7 +130,8 @@ def _sample(  # type: ignore[no-untyped-def]
         largest = tl.maximum(largest, tl.load(logits + n * K + k, valid, 0))
     for k in range(K):
         total += tl.exp((tl.load(logits + n * K + k, valid, 0) - largest) * SCALE)
-    threshold = tl.minimum(tl.load(uniform + n, valid, 0), BELOW_ONE) * total
+    below_one = tl.full([MIX], BELOW_ONE, noise.dtype)  # bare, it would be rounded to float32, which is 1
+    threshold = tl.minimum(tl.load(uniform + n, valid, 0), below_one) * total
     cumulated = tl.zeros([MIX], noise.dtype)
     index = tl.zeros([MIX], tl.int64)
     for k in range(K - 1):

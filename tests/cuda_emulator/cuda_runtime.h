@@ -1,5 +1,6 @@
-// What csrc/cuda uses of CUDA, on the CPU: every thread of a block is a fiber, blocks run one after another. It shows
-// wrong indices, wrong order and missing barriers' deadlocks; it cannot show races between warps, or speed.
+// What csrc/cuda uses of CUDA, on the CPU: every thread of a block is a fiber, blocks run one after another; those that
+// wait for each other take turns, from barrier to barrier. It shows wrong indices, wrong order and missing barriers'
+// deadlocks; it cannot show races between warps, or speed.
 #pragma once
 
 #include <math.h>
@@ -63,7 +64,9 @@ void syncwarp();
 const unsigned char* exchange(const void* mine, size_t size);
 void release();
 unsigned char* dynamic_shared();
-void run(dim3 grid, dim3 block, size_t shared, void (*thread)(void*), void* kernel);
+// Waits for all threads of the blocks with this block's y, which must have been launched together.
+void meet();
+void run(dim3 grid, dim3 block, size_t shared, bool together, void (*thread)(void*), void* kernel);
 
 template <typename... Args>
 struct Launch {
@@ -71,6 +74,13 @@ struct Launch {
   size_t shared;
   std::tuple<Args...> args;
 };
+
+template <typename... Params, typename... Args>
+void start(void (*kernel)(Params...), const Launch<Args...>& launch, bool together) {
+  auto thread = [&] { std::apply([&](const Args&... args) { kernel(args...); }, launch.args); };
+  run(launch.grid, launch.block, launch.shared, together, [](void* f) { (*static_cast<decltype(thread)*>(f))(); },
+      &thread);
+}
 
 // kernel<<<grid, block, shared, stream>>>(args...) is compiled as kernel % Config(grid, block, shared, stream)(args...)
 struct Config {
@@ -83,10 +93,7 @@ struct Config {
 };
 
 template <typename... Params, typename... Args>
-void operator%(void (*kernel)(Params...), const Launch<Args...>& launch) {
-  auto thread = [&] { std::apply([&](const Args&... args) { kernel(args...); }, launch.args); };
-  run(launch.grid, launch.block, launch.shared, [](void* f) { (*static_cast<decltype(thread)*>(f))(); }, &thread);
-}
+void operator%(void (*kernel)(Params...), const Launch<Args...>& launch) { start(kernel, launch, false); }
 
 template <typename T>
 T shuffle(T value, int lane) {
