@@ -39,13 +39,15 @@ struct Square {
 template <typename T, typename O>
 class GradProduct {
   static constexpr bool kMma = sizeof(O) == 2;
-  static constexpr int kDepth = kMma ? 32 : 16;
-  static constexpr int kWidth = kMma ? kDepth + 2 : kSquare + 1;  // columns of rows where the tensor cores want pairs
+  static constexpr int kDepth = kMma ? 64 : 16;
+  // Columns of rows where the tensor cores want pairs: 8 columns of 4 pairs that a warp reads lie in different banks.
+  static constexpr int kWidth = kMma ? kDepth + 8 : kSquare + 1;
   static constexpr int kLoads = kDepth * kSquare / kThreads;
 
  public:
   struct Shared {
-    O a[kMma ? kSquare : kDepth][kWidth], b[kMma ? kSquare : kDepth][kWidth];
+    __align__(16) O a[kMma ? kSquare : kDepth][kWidth];
+    __align__(16) O b[kMma ? kSquare : kDepth][kWidth];
   };
 
   template <typename LoadA, typename LoadB>
@@ -65,12 +67,8 @@ class GradProduct {
     if (rows > 0) fetch(0);
     for (int64_t first = 0; first < rows; first += kDepth) {
       __syncthreads();
-#pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        const int r = row_of(i), c = threadIdx.x % kSquare;
-        narrow(next_a[i], kMma ? s.a[c][r] : s.a[r][c]);
-        narrow(next_b[i], kMma ? s.b[c][r] : s.b[r][c]);
-      }
+      store(s.a, next_a);
+      store(s.b, next_b);
       __syncthreads();
       if (first + kDepth < rows) fetch(first + kDepth);
       multiply(s, sums, O{});
@@ -83,7 +81,20 @@ class GradProduct {
   }
 
  private:
-  __device__ static int row_of(int load) { return threadIdx.x / kSquare + kThreads / kSquare * load; }
+  // Of pairs of rows where the tensor cores want pairs.
+  __device__ static int row_of(int load) {
+    const int first = threadIdx.x / kSquare, rows = kThreads / kSquare;
+    return kMma ? 2 * (first + rows * (load / 2)) + load % 2 : first + rows * load;
+  }
+
+  template <typename Tile>
+  __device__ static void store(Tile& tile, const T (&x)[kLoads]) {
+    const int c = threadIdx.x % kSquare;
+#pragma unroll
+    for (int i = 0; i < kLoads; i += kMma ? 2 : 1)
+      if constexpr (kMma) *reinterpret_cast<uint32_t*>(&tile[c][row_of(i)]) = bf16_pair(x[i], x[i + 1]);
+      else narrow(x[i], tile[row_of(i)][c]);
+  }
 
   // A thread's 4 x 4, 16 apart; or of a warp's 16 x 32 the four tiles of 8 columns as mma lays them out.
   __device__ static int row_of_sum(int i) {

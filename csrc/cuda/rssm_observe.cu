@@ -4,6 +4,7 @@
 //   sample, and the next step's embedding of it as a gather of S rows.
 // A row's norm needs all of its columns: every tile leaves its squares' sum, the reader adds them up. Whatever waits
 // for no other block is read before the wait.
+#include "fast_math.cuh"
 #include "rssm_rows.cuh"
 
 namespace fastwm::cuda {
@@ -32,12 +33,15 @@ struct Observe {
   __device__ const T* read(const void* array) const { return static_cast<const T*>(array); }
 };
 
-// The stages of a step, for 16 rows.
-template <typename T, typename O>
+// The stages of a step, for 16 rows. kUnits: of the 128 rows of k that a block's warps multiply at once, how many make
+// the units, or a block's share of deter; more come in turns.
+template <typename T, typename O, int kUnits>
 class Steps {
+  static constexpr int kEmbedTurns = kUnits * kUnits, kDeterTurns = 4 * kUnits;
   using Product = TileProduct<O>;
   using Gates = TileProduct<O, 3>;
   using Row = typename Product::Row;
+  using Act = Activation<Product::kMma>;
   struct Scaled {
     Row x, scale;
   };
@@ -53,253 +57,249 @@ class Steps {
   };
 
   __device__ Steps(const Observe<T, O>& a, Barrier& barrier, Shared& shared, T (*inverse)[kTileRows], int64_t row_tile)
-      : a_(a), n_(a.p.n), barrier_(barrier), shared_(shared), inverse_(inverse), rows_(row_tile, n_.B) {}
+      : a_(a), barrier_(barrier), shared_(shared), inverse_(inverse), at_(row_tile, a.p.n.B),
+        D_(static_cast<int>(a.p.n.D)), U_(static_cast<int>(a.p.n.U)), J_(static_cast<int>(a.p.n.J())),
+        S_(static_cast<int>(a.p.n.S)), C_(static_cast<int>(a.p.n.C)), Z_(S_ * C_) {}
 
   // The embedding of the sample before the first step, which is data and need not be one-hot.
   __device__ void embed_start() {
     const T *z = a_.read(a_.p.stoch0), *bias = a_.read(a_.p.w.b_stoch);
-    share_out(barrier_, a_.stoch.tiles(), [&](int tile, bool first) {
+    share_out(barrier_, static_cast<int>(a_.stoch.tiles()), [&](int tile, bool first) {
       Product product(shared_.product);
       const O* const w[1] = {a_.stoch.tile(0, tile)};
-      auto weights = Product::template fetch<2>(w, n_.Z());
+      auto weights = Product::template fetch<1>(w, Z_);
       if (first) barrier_.wait();
-      product.add(w, n_.Z(), weights,
-                  [&](int half, int64_t k) { return read_piece<Row>(z + row(half) * n_.Z() + k); },
-                  [&](int half, int64_t, const Row& x) { return a_.first(0, row(half)) ? Row{} : x; }, [] {});
+      product.add(w, Z_, weights, [&](int half, int k) { return read_piece<Row>(z + (at_.read[half] * Z_ + k)); },
+                  [&](int half, int, const Row& x) { return a_.first(0, at_.read[half]) ? Row{} : x; }, [] {});
       T out[1];
       product.finish(out);
-      const int64_t u = tile * kTileColumns + Product::sum_column();
-      write(tile, a_.stoch.tiles(), u, n_.U, a_.embeds_at(0) + n_.U, 2 * n_.U, a_.embed_sums[1],
-            u < n_.U ? out[0] + bias[u] : T{0});
+      const int u = tile * kTileColumns + at_.column;
+      write(tile, u, U_, a_.embeds_at(0) + U_, 2 * U_, a_.embed_sums[1], tiles_of(U_), u < U_ ? out[0] + bias[u] : T{0});
     });
   }
 
   __device__ void hidden(int64_t t) {
-    const int64_t J = n_.J(), U = n_.U;
-    const int tiles = static_cast<int>(a_.own.tiles());
-    const T *h = a_.deter_before(t), *raw = a_.embeds_at(t), *in = a_.read(a_.p.gru.hidden_in) + t * n_.B * n_.D;
+    const int tiles = tiles_of(J_);
+    const T *h = a_.deter_before(t), *raw = a_.embeds_at(t), *in = a_.read(a_.p.gru.hidden_in) + t * a_.p.n.B * D_;
     const T *scale_deter = a_.read(a_.p.gru.w.n_carry), *scale_stoch = a_.read(a_.p.w.n_stoch);
-    share_out(barrier_, n_.G * tiles, [&](int at, bool first) {
-      const int g = at / tiles, tile = at % tiles;
-      const int64_t j = tile * kTileColumns + Product::sum_column();
+    share_out(barrier_, static_cast<int>(a_.p.n.G) * tiles, [&](int at, bool first) {
+      const int g = at / tiles, tile = at % tiles, j = tile * kTileColumns + at_.column;
       Product product(shared_.product);
       const O *const own[1] = {a_.own.tile(g, tile)}, *const embeds[1] = {a_.embeds.tile(g, tile)};
-      auto own_weights = Product::template fetch<2>(own, J);
-      auto embed_weights = Product::template fetch<4>(embeds, 2 * U);
-      const T input = j < J ? in[sum_row() * n_.D + g * J + j] : T{0};
-      const bool reset[2] = {a_.first(t, row(0)), a_.first(t, row(1))};
+      auto own_weights = Product::template fetch<kUnits>(own, J_);
+      auto embed_weights = Product::template fetch<kEmbedTurns>(embeds, 2 * U_);
+      const T input = j < J_ ? in[at_.row * D_ + g * J_ + j] : T{0};
+      const bool reset[2] = {a_.first(t, at_.read[0]), a_.first(t, at_.read[1])};
       // The deter before has been there since the stage before last.
-      product.add(own, J, own_weights,
-                  [&](int half, int64_t k) { return read_piece<Row>(h + row(half) * n_.D + g * J + k); },
-                  [&](int half, int64_t, const Row& x) { return reset[half] ? Row{} : x; }, [] {});
+      product.add(own, J_, own_weights,
+                  [&](int half, int k) { return read_piece<Row>(h + (at_.read[half] * D_ + g * J_ + k)); },
+                  [&](int half, int, const Row& x) { return reset[half] ? Row{} : x; }, [] {});
       if (first) barrier_.wait();
-      product.add(embeds, 2 * U, embed_weights,
-                  [&](int half, int64_t k) {
-                    const T* scale = k < U ? scale_deter + k : scale_stoch + k - U;
-                    return Scaled{read_piece<Row>(raw + row(half) * 2 * U + k), read_piece<Row>(scale)};
+      product.add(embeds, 2 * U_, embed_weights,
+                  [&](int half, int k) {
+                    const T* scale = k < U_ ? scale_deter + k : scale_stoch + (k - U_);
+                    return Scaled{read_piece<Row>(raw + (at_.read[half] * 2 * U_ + k)), read_piece<Row>(scale)};
                   },
-                  [&](int half, int64_t k, const Scaled& s) { return act(inverse_[k < U ? 0 : 1], half, s); },
+                  [&](int half, int k, const Scaled& s) { return act(inverse_[k < U_ ? 0 : 1], half, s); },
                   [&] {
                     if (!first) return;
-                    norm(a_.embed_sums[0], tiles_of(U), U, inverse_[0]);
-                    norm(a_.embed_sums[1], tiles_of(U), U, inverse_[1]);
+                    norm(a_.embed_sums[0], tiles_of(U_), U_, inverse_[0]);
+                    norm(a_.embed_sums[1], tiles_of(U_), U_, inverse_[1]);
                     __syncthreads();
                   });
       T out[1];
       product.finish(out);
-      write(at, n_.G * tiles, j, J, a_.hidden_at(t) + g * J, n_.D, a_.hidden_sums, j < J ? out[0] + input : T{0});
+      write(at, j, J_, a_.hidden_at(t) + g * J_, D_, a_.hidden_sums, static_cast<int>(a_.p.n.G) * tiles,
+            j < J_ ? out[0] + input : T{0});
     });
   }
 
   __device__ void gates(int64_t t) {
-    const int64_t J = n_.J(), D = n_.D;
-    const int tiles = static_cast<int>(a_.gates[0].tiles());
+    const int tiles = tiles_of(J_), all = static_cast<int>(a_.p.n.G) * tiles;
     const T *raw = a_.hidden_at(t), *scale = a_.read(a_.p.gru.w.n_hidden), *h = a_.deter_before(t);
-    share_out(barrier_, n_.G * tiles, [&](int at, bool first) {
-      const int g = at / tiles, tile = at % tiles;
-      const int64_t j = tile * kTileColumns + Gates::sum_column();
+    T *deter = static_cast<T*>(a_.p.gru.h) + t * a_.p.n.B * D_, *kept = static_cast<T*>(a_.p.gru.saved.gates);
+    if (a_.kept) kept += 3 * t * a_.p.n.B * D_;
+    share_out(barrier_, all, [&](int at, bool first) {
+      const int g = at / tiles, tile = at % tiles, j = tile * kTileColumns + at_.column, inside = j < J_ ? j : 0;
       Gates product(shared_.gates);
       const O* const w[3] = {a_.gates[0].tile(g, tile), a_.gates[1].tile(g, tile), a_.gates[2].tile(g, tile)};
-      auto weights = Gates::template fetch<2>(w, J);
-      const bool mine = j < J && rows_.has(Gates::sum_row());
-      const int64_t element = sum_row() * D + g * J + (j < J ? j : 0);
-      const T* bias = a_.read(a_.p.gru.w.b_gates) + 3 * g * J + (j < J ? j : 0);
-      const T biases[3] = {bias[0], bias[J], bias[2 * J] - 1};
-      const T before = a_.first(t, sum_row()) ? T{0} : h[element];
+      auto weights = Gates::template fetch<kUnits>(w, J_);
+      const int element = at_.row * D_ + g * J_ + inside;
+      const T* bias = a_.read(a_.p.gru.w.b_gates) + (3 * g * J_ + inside);
+      const T biases[3] = {bias[0], bias[J_], bias[2 * J_] - 1};
+      const T before = a_.first(t, at_.row) ? T{0} : h[element];
       if (first) barrier_.wait();
-      product.add(w, J, weights,
-                  [&](int half, int64_t k) {
-                    return Scaled{read_piece<Row>(raw + row(half) * D + g * J + k), read_piece<Row>(scale + g * J + k)};
+      product.add(w, J_, weights,
+                  [&](int half, int k) {
+                    return Scaled{read_piece<Row>(raw + (at_.read[half] * D_ + g * J_ + k)),
+                                  read_piece<Row>(scale + (g * J_ + k))};
                   },
-                  [&](int half, int64_t, const Scaled& s) { return act(inverse_[0], half, s); },
+                  [&](int half, int, const Scaled& s) { return act(inverse_[0], half, s); },
                   [&] {
                     if (!first) return;
-                    norm(a_.hidden_sums, n_.G * tiles, D, inverse_[0]);
+                    norm(a_.hidden_sums, all, D_, inverse_[0]);
                     __syncthreads();
                   });
       T out[3];
       product.finish(out);
-      if (!mine) return;
-      const T reset = vsigmoid(out[0] + biases[0]), cand = out[1] + biases[1], update = vsigmoid(out[2] + biases[2]);
-      static_cast<T*>(a_.p.gru.h)[t * n_.B * D + element] = update * vtanh(reset * cand) + (1 - update) * before;
+      if (j >= J_ || !at_.writes) return;
+      const T reset = Act::sigmoid(out[0] + biases[0]), cand = out[1] + biases[1];
+      const T update = Act::sigmoid(out[2] + biases[2]);
+      deter[element] = update * Act::tanh(reset * cand) + (1 - update) * before;
       if (!a_.kept) return;
-      T* saved = static_cast<T*>(a_.p.gru.saved.gates) + 3 * (t * n_.B * D + sum_row() * D + g * J) + j;
-      saved[0] = reset, saved[J] = cand, saved[2 * J] = update;
+      T* saved = kept + 3 * (at_.row * D_ + g * J_) + j;
+      saved[0] = reset, saved[J_] = cand, saved[2 * J_] = update;
     });
   }
 
   // Tiles of the posterior layer of step t (none where t < 0), then of the embedding of deter that step t + 1 reads.
   __device__ void posterior_and_embed(int64_t t) {
-    const int64_t posts = t < 0 ? 0 : a_.post.tiles(), embeds = t + 1 < n_.T ? a_.deter.tiles() : 0, U = n_.U;
+    const int tiles = tiles_of(U_), posts = t < 0 ? 0 : tiles, embeds = t + 1 < a_.p.n.T ? tiles : 0;
     const T* h = a_.deter_before(t + 1);
     share_out(barrier_, posts + embeds, [&](int at, bool first) {
       const bool posterior = at < posts;
-      const int64_t tile = posterior ? at : at - posts, u = tile * kTileColumns + Product::sum_column();
+      const int tile = posterior ? at : at - posts, u = tile * kTileColumns + at_.column;
       Product product(shared_.product);
       const O* const w[1] = {(posterior ? a_.post : a_.deter).tile(0, tile)};
-      auto weights = Product::template fetch<8>(w, n_.D);
+      auto weights = Product::template fetch<kDeterTurns>(w, D_);
       T added = 0;
-      if (u < U)
-        added = posterior ? a_.read(a_.p.post_in)[(t * n_.B + sum_row()) * U + u] : a_.read(a_.p.gru.w.b_carry)[u];
-      const bool reset = !posterior && a_.first(t + 1, sum_row());
+      if (u < U_)
+        added = posterior ? a_.read(a_.p.post_in)[(t * a_.p.n.B + at_.row) * U_ + u] : a_.read(a_.p.gru.w.b_carry)[u];
+      const bool reset = !posterior && a_.first(t + 1, at_.row);
       if (first) barrier_.wait();
-      product.add(w, n_.D, weights,
-                  [&](int half, int64_t k) { return read_piece<Row>(h + row(half) * n_.D + k); },
-                  [](int, int64_t, const Row& x) { return x; }, [] {});
+      product.add(w, D_, weights, [&](int half, int k) { return read_piece<Row>(h + (at_.read[half] * D_ + k)); },
+                  [](int, int, const Row& x) { return x; }, [] {});
       T out[1];
       product.finish(out);
-      const T value = u < U ? (reset ? T{0} : out[0]) + added : T{0};
-      if (posterior) write(tile, posts, u, U, a_.post_at(t), U, a_.post_sums, value);
-      else write(tile, embeds, u, U, a_.embeds_at(t + 1), 2 * U, a_.embed_sums[0], value);
+      const T value = u < U_ ? (reset ? T{0} : out[0]) + added : T{0};
+      write(tile, u, U_, posterior ? a_.post_at(t) : a_.embeds_at(t + 1), posterior ? U_ : 2 * U_,
+            posterior ? a_.post_sums : a_.embed_sums[0], tiles, value);
     });
   }
 
   __device__ void logits(int64_t t) {
-    const int64_t U = n_.U, Z = n_.Z();
     const T *raw = a_.post_at(t), *scale = a_.read(a_.p.w.n_post);
-    share_out(barrier_, a_.logits.tiles(), [&](int tile, bool first) {
-      const int64_t z = tile * kTileColumns + Product::sum_column();
+    T* to = static_cast<T*>(a_.p.logits) + t * a_.p.n.B * Z_;
+    share_out(barrier_, tiles_of(Z_), [&](int tile, bool first) {
+      const int z = tile * kTileColumns + at_.column;
       Product product(shared_.product);
       const O* const w[1] = {a_.logits.tile(0, tile)};
-      auto weights = Product::template fetch<2>(w, U);
-      const T bias = z < Z ? a_.read(a_.p.w.b_logits)[z] : T{0};
+      auto weights = Product::template fetch<kUnits>(w, U_);
+      const T bias = z < Z_ ? a_.read(a_.p.w.b_logits)[z] : T{0};
       if (first) barrier_.wait();
-      product.add(w, U, weights,
-                  [&](int half, int64_t k) {
-                    return Scaled{read_piece<Row>(raw + row(half) * U + k), read_piece<Row>(scale + k)};
+      product.add(w, U_, weights,
+                  [&](int half, int k) {
+                    return Scaled{read_piece<Row>(raw + (at_.read[half] * U_ + k)), read_piece<Row>(scale + k)};
                   },
-                  [&](int half, int64_t, const Scaled& s) { return act(inverse_[0], half, s); },
+                  [&](int half, int, const Scaled& s) { return act(inverse_[0], half, s); },
                   [&] {
                     if (!first) return;
-                    norm(a_.post_sums, a_.post.tiles(), U, inverse_[0]);
+                    norm(a_.post_sums, tiles_of(U_), U_, inverse_[0]);
                     __syncthreads();
                   });
       T out[1];
       product.finish(out);
-      if (z < Z && rows_.has(Product::sum_row()))
-        static_cast<T*>(a_.p.logits)[(t * n_.B + sum_row()) * Z + z] = out[0] + bias;
+      if (z < Z_ && at_.writes) to[at_.row * Z_ + z] = out[0] + bias;
     });
   }
 
   // A tile is a row and 64 columns of its next embedding: every one draws all samples of the row, the first writes them.
   __device__ void sample_and_embed(int64_t t) {
-    const int chunks = t + 1 < n_.T ? static_cast<int>((n_.U + kGatherColumns - 1) / kGatherColumns) : 1;
+    const bool last = t + 1 == a_.p.n.T;
+    const int chunks = last ? 1 : (U_ + kGatherColumns - 1) / kGatherColumns;
     const int lane = threadIdx.x % kGatherColumns, group = threadIdx.x / kGatherColumns;
-    share_out(barrier_, rows_.count * chunks, [&](int at, bool first) {
-      const int64_t row = rows_.first + at / chunks, chunk = at % chunks, u = chunk * kGatherColumns + lane;
-      const bool embed = t + 1 < n_.T && u < n_.U;
-      const bool reset = embed && a_.first(t + 1, row);
+    share_out(barrier_, at_.rows.count * chunks, [&](int at, bool first) {
+      const int row = at_.rows.first + at / chunks, chunk = at % chunks, u = chunk * kGatherColumns + lane;
+      const bool embed = !last && u < U_, reset = embed && a_.first(t + 1, row);
       const T bias = embed ? a_.read(a_.p.w.b_stoch)[u] : T{0};
-      const T* w = a_.gather.tile(0, u < n_.U ? u / kTileColumns : 0) + u % kTileColumns;
+      const T* w = a_.gather.tile(0, u < U_ ? u / kTileColumns : 0) + u % kTileColumns;
       if (first) barrier_.wait();
       T sum = 0;
-      for (int64_t s = 0; s < n_.S; s += kCategoricals) {
+      for (int s = 0; s < S_; s += kCategoricals) {
         draw(t, row, s, chunk == 0);
         __syncthreads();
 #pragma unroll
-        for (int i = group; i < kCategoricals; i += kGatherGroups) {
-          const bool there = s + i < n_.S;  // a factor, as a branch would keep the loads apart
-          const int64_t categorical = there ? s + i : n_.S - 1;
-          sum += w[(categorical * n_.C + shared_.sample.index[i]) * kTileColumns] * (there ? T{1} : T{0});
+        for (int i = 0; i < kCategoricals / kGatherGroups; ++i) {
+          const int wanted = s + group + i * kGatherGroups, categorical = wanted < S_ ? wanted : S_ - 1;
+          const int z = categorical * C_ + shared_.sample.index[group + i * kGatherGroups];
+          sum += w[z * kTileColumns] * (wanted < S_ ? T{1} : T{0});  // a branch would keep the loads apart
         }
         __syncthreads();
       }
+      if (last) return;
       shared_.sample.sums[group][lane] = reset ? T{0} : sum;
       __syncthreads();
-      if (group > 0 || t + 1 == n_.T) return;
+      if (group > 0) return;
       T total = bias;
 #pragma unroll
       for (int i = 0; i < kGatherGroups; ++i) total += shared_.sample.sums[i][lane];
-      if (embed) a_.embeds_at(t + 1)[row * 2 * n_.U + n_.U + u] = total;
+      if (embed) a_.embeds_at(t + 1)[row * 2 * U_ + U_ + u] = total;
       const T share = group_sum<kTileColumns>(embed ? total * total : T{0});
-      const int64_t tiles = tiles_of(n_.U), tile = u / kTileColumns;
+      const int tiles = tiles_of(U_), tile = u / kTileColumns;
       if (lane % kTileColumns == 0 && tile < tiles) a_.embed_sums[1][row * tiles + tile] = share;
     });
   }
 
  private:
-  __device__ int64_t row(int half) const { return rows_.at(Product::row(half)); }
-  __device__ int64_t sum_row() const { return rows_.at(Product::sum_row()); }
-
   // silu(norm) of what this thread has read of a row.
   __device__ Row act(const T* inverse, int half, const Scaled& s) const {
     const T rms = inverse[Product::row(half)];
-    return each<Row>([&](int i) { return vsilu(s.x.x[i] * rms * s.scale.x[i]); });
+    return each<Row>([&](int i) { return Act::silu(s.x.x[i] * rms * s.scale.x[i]); });
   }
 
-  __device__ void norm(const T* sums, int64_t tiles, int64_t width, T* inverse) const {
+  __device__ void norm(const T* sums, int tiles, int width, T* inverse) const {
     const T eps = static_cast<T>(a_.p.gru.eps);
-    row_means(rows_, sums, static_cast<int>(tiles), width, inverse, [&](T mean) { return inverse_rms(mean, eps); });
+    row_means(at_.rows, sums, tiles, width, inverse, [&](T mean) { return inverse_rms(mean, eps); });
   }
 
   // Writes this thread's element of a layer before its norm, and the tile's sums of squares.
-  __device__ void write(int64_t tile, int64_t tiles, int64_t n, int64_t N, T* out, int64_t stride, T* sums,
-                        T value) const {
-    if (n < N && rows_.has(Product::sum_row())) out[sum_row() * stride + n] = value;
-    leave_share(rows_, value * value, sums, tiles, tile);
+  __device__ void write(int tile, int n, int N, T* out, int stride, T* sums, int tiles, T value) const {
+    if (n < N && at_.writes) out[at_.row * stride + n] = value;
+    leave_share(at_.rows, value * value, sums, tiles, tile);
   }
 
   // The samples of up to 32 categoricals from s on, into shared memory, and if they are to be written, out.
-  __device__ void draw(int64_t t, int64_t row, int64_t from, bool write) const {
+  __device__ void draw(int64_t t, int row, int from, bool write) const {
     const int lane = threadIdx.x % kClassLanes;
-    const int64_t wanted = from + threadIdx.x / kClassLanes, s = wanted < n_.S ? wanted : n_.S - 1;
-    const int64_t categorical = (t * n_.B + row) * n_.S + s;
-    const T* logits = a_.read(a_.p.logits) + categorical * n_.C;
+    const int wanted = from + static_cast<int>(threadIdx.x) / kClassLanes, s = wanted < S_ ? wanted : S_ - 1;
+    const int64_t categorical = (t * a_.p.n.B + row) * S_ + s;
+    const T* logits = a_.read(a_.p.logits) + categorical * C_;
     const T draw = a_.read(a_.p.uniform)[categorical], unimix = static_cast<T>(a_.p.w.unimix);
-    const Softmax<T> softmax(logits, n_.C);
+    const T floor = vdivide(unimix, static_cast<T>(C_));
+    const Softmax<T> softmax(logits, C_);
     T cdf = 0;
     int index = 0;
-    for (int64_t first = 0; first < n_.C; first += kClassLanes) {
-      const int64_t c = first + lane;
-      const T share = c < n_.C ? (1 - unimix) * softmax.of(logits[c]) + unimix / static_cast<T>(n_.C) : T{0};
+    for (int first = 0; first < C_; first += kClassLanes) {
+      const int c = first + lane;
+      const T share = c < C_ ? (1 - unimix) * softmax.of(logits[c]) + floor : T{0};
 #pragma unroll
       for (int i = 0; i < kClassLanes; ++i) {
         cdf += __shfl_sync(0xffffffffu, share, i, kClassLanes);
-        index += first + i + 1 < n_.C && cdf <= draw ? 1 : 0;
+        index += first + i + 1 < C_ && cdf <= draw ? 1 : 0;
       }
     }
     if (lane == 0) shared_.sample.index[threadIdx.x / kClassLanes] = index;
-    if (!write || wanted >= n_.S) return;
+    if (!write || wanted >= S_) return;
     if (lane == 0) a_.p.index[categorical] = index;
-    for (int64_t c = lane; c < n_.C; c += kClassLanes)
-      static_cast<T*>(a_.p.stoch)[categorical * n_.C + c] = c == index ? 1 : 0;
+    for (int c = lane; c < C_; c += kClassLanes)
+      static_cast<T*>(a_.p.stoch)[categorical * C_ + c] = c == index ? 1 : 0;
   }
 
   const Observe<T, O>& a_;
-  const RssmSizes& n_;
   Barrier& barrier_;
   Shared& shared_;
   T (*inverse_)[kTileRows];  // [2]
-  const Rows rows_;
+  const Places<Product> at_;
+  const int D_, U_, J_, S_, C_, Z_;
 };
 
-template <typename T, typename O>
+template <typename T, typename O, int kUnits>
 __global__ void __launch_bounds__(kThreads, 1) observe_sequence(Observe<T, O> a, Formation formation) {
-  __shared__ typename Steps<T, O>::Shared shared;
+  __shared__ typename Steps<T, O, kUnits>::Shared shared;
   __shared__ T inverse[2][kTileRows];
   Barrier barrier(formation);
   for (int64_t tile = blockIdx.y; tile < row_tiles(a.p.n.B); tile += gridDim.y) {
-    Steps<T, O> steps(a, barrier, shared, inverse, tile);
+    Steps<T, O, kUnits> steps(a, barrier, shared, inverse, tile);
     steps.embed_start();
     steps.posterior_and_embed(-1);
     for (int64_t t = 0; t < a.p.n.T; ++t) {
@@ -368,26 +368,22 @@ const char* observe(const RssmObserve& p, cudaStream_t on) {
   gathered.add(p.w.stoch, 0, a.gather);
   pack<T>(packings, on);
   pack<T>(gathered, on);
-  return launch_together(observe_sequence<T, O>, a, n.G * a.own.tiles(), row_tiles(n.B), a.arrived, on);
-}
-
-// Tensor cores take pieces of rows.
-bool by_tensor_cores(const RssmObserve& p) {
-  return p.gru.bf16 && fits_pieces(p.n.J()) && fits_pieces(p.n.U) && fits_pieces(p.n.Z());
+  const auto kernel = is_narrow(n) ? observe_sequence<T, O, 1> : observe_sequence<T, O, 2>;
+  return launch_together(kernel, a, n.G * a.own.tiles(), row_tiles(n.B), a.arrived, on);
 }
 
 }  // namespace
 
 int64_t rssm_observe_scratch(const RssmObserve& p) {
   if (p.gru.dtype == Dtype::f64) return scratch_bytes<double, double>(p);
-  return by_tensor_cores(p) ? scratch_bytes<float, bf16>(p) : scratch_bytes<float, float>(p);
+  return by_tensor_cores(p.gru, p.n) ? scratch_bytes<float, bf16>(p) : scratch_bytes<float, float>(p);
 }
 
 const char* rssm_observe_kernel(const RssmObserve& p, void* stream) {
   if (p.n.B == 0) return nullptr;
   const auto on = static_cast<cudaStream_t>(stream);
   if (p.gru.dtype == Dtype::f64) return observe<double, double>(p, on);
-  return by_tensor_cores(p) ? observe<float, bf16>(p, on) : observe<float, float>(p, on);
+  return by_tensor_cores(p.gru, p.n) ? observe<float, bf16>(p, on) : observe<float, float>(p, on);
 }
 
 }  // namespace fastwm::cuda

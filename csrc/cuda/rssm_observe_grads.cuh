@@ -26,7 +26,7 @@ struct Grads {
 
 // All weights' gradients in one launch, so that the small ones share the chip.
 template <typename T, typename O>
-__global__ void __launch_bounds__(kThreads) weight_grads(Backward<T, O> a, Grads<T> to) {
+__global__ void __launch_bounds__(kThreads, 2) weight_grads(Backward<T, O> a, Grads<T> to) {
   __shared__ typename GradProduct<T, O>::Shared shared;
   const RssmSizes& n = a.p.n;
   const int64_t R = n.T * n.B, U = n.U, D = n.D, Z = n.Z(), J = n.J();
@@ -46,18 +46,20 @@ __global__ void __launch_bounds__(kThreads) weight_grads(Backward<T, O> a, Grads
                    [&](int64_t r, int64_t k) { return d_hidden[r * D + at.g * J + k]; });
   if (at.of(2 * U, J, n.G))
     return product(2 * U, J, to.w_embeds + at.g * 2 * U * J,
-                   [&](int64_t r, int64_t m) { return embed_layer(a, m >= U).act(r, m >= U ? m - U : m); },
+                   [&](int64_t r, int64_t m) {
+                     return widen(m < U ? a.act[kDeter][r * U + m] : a.act[kStoch][r * U + m - U]);
+                   },
                    [&](int64_t r, int64_t k) { return d_hidden[r * D + at.g * J + k]; });
   if (at.of(J, 3 * J, n.G))
     return product(J, 3 * J, to.w_gates + at.g * 3 * J * J,
-                   [&](int64_t r, int64_t m) { return hidden_of(a).act(r, at.g * J + m); },
+                   [&](int64_t r, int64_t m) { return widen(a.act[kHidden][r * D + at.g * J + m]); },
                    [&](int64_t r, int64_t k) { return d_gates[(r * D + at.g * J) * 3 + k]; });
   if (at.of(U, D))
     return product(U, D, to.w_post, [&](int64_t r, int64_t m) { return a.read(a.p.d_post)[r * U + m]; },
                    [&](int64_t r, int64_t k) { return a.read(a.p.gru.h)[r * D + k]; });
   if (at.of(Z, U))
     return product(Z, U, to.w_logits, [&](int64_t r, int64_t m) { return a.d_logits[r * Z + m]; },
-                   [&](int64_t r, int64_t k) { return post_of(a).act(r, k); });
+                   [&](int64_t r, int64_t k) { return widen(a.act[kPost][r * U + k]); });
 }
 
 // blockIdx.y: which of the eight vectors.
@@ -68,21 +70,15 @@ __global__ void __launch_bounds__(kThreads) vector_grads(Backward<T, O> a, Grads
   const auto plain = [&](const T* x, int64_t stride, int64_t N, T* out) {
     column_sums(R, N, out, [&](int64_t r, int64_t c) { return x[r * stride + c]; });
   };
-  const auto norm = [&](const Layer<T>& layer, T* out) {
-    column_sums(R, layer.width, out, [&](int64_t r, int64_t c) {
-      const NormBack<T> back = layer.at(r, c);
-      return back.d_y * back.normal;
-    });
-  };
   switch (blockIdx.y) {
     case 0: return plain(a.d_embeds, 2 * U, U, to.b_deter);
     case 1: return plain(a.d_embeds + U, 2 * U, U, to.b_stoch);
     case 2: return plain(a.d_gates, 3 * n.D, 3 * n.D, to.b_gates);
     case 3: return plain(a.d_logits, n.Z(), n.Z(), to.b_logits);
-    case 4: return norm(embed_layer(a, 0), to.n_deter);
-    case 5: return norm(embed_layer(a, 1), to.n_stoch);
-    case 6: return norm(hidden_of(a), to.n_hidden);
-    default: return norm(post_of(a), to.n_post);
+    case 4: return plain(a.d_scale[kDeter], U, U, to.n_deter);
+    case 5: return plain(a.d_scale[kStoch], U, U, to.n_stoch);
+    case 6: return plain(a.d_scale[kHidden], n.D, n.D, to.n_hidden);
+    default: return plain(a.d_scale[kPost], U, U, to.n_post);
   }
 }
 

@@ -11,11 +11,25 @@ namespace fastwm::cuda {
 
 // 16 rows of a batch of B. Rows beyond the last are read as the last, and never written.
 struct Rows {
-  int64_t first, count;
+  int first, count;
 
-  __device__ Rows(int64_t tile, int64_t B) : first(tile * kTileRows), count(B - first < kTileRows ? B - first : kTileRows) {}
+  __device__ Rows(int64_t tile, int64_t B)
+      : first(static_cast<int>(tile * kTileRows)),
+        count(static_cast<int>(B - first < kTileRows ? B - first : kTileRows)) {}
   __device__ bool has(int r) const { return r < count; }
-  __device__ int64_t at(int r) const { return first + (has(r) ? r : count - 1); }
+  __device__ int at(int r) const { return first + (has(r) ? r : count - 1); }
+};
+
+// What a thread has to do with its 16 rows: the two that it reads for a product, and the one whose sums it gets.
+template <typename Product>
+struct Places {
+  Rows rows;
+  int read[2], row, column;  // of the batch; in the tile
+  bool writes;               // the row is there
+
+  __device__ Places(int64_t tile, int64_t B)
+      : rows(tile, B), read{rows.at(Product::row(0)), rows.at(Product::row(1))}, row(rows.at(Product::sum_row())),
+        column(Product::sum_column()), writes(rows.has(Product::sum_row())) {}
 };
 
 __host__ __device__ constexpr int64_t row_tiles(int64_t B) { return (B + kTileRows - 1) / kTileRows; }
@@ -24,7 +38,7 @@ __host__ __device__ constexpr int64_t row_tiles(int64_t B) { return (B + kTileRo
 // shares up in order, a warp two rows, and divides by the row's width. means[r], r = 0..15, is what f makes of it, for
 // the whole block behind the next __syncthreads.
 template <typename A, typename F>
-__device__ void row_means(const Rows& rows, const A* sums, int tiles, int64_t width, A* means, F f) {
+__device__ void row_means(const Rows& rows, const A* sums, int tiles, int width, A* means, F f) {
   constexpr int kBatch = 4;  // loads of a row in flight
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   A sum[2] = {0, 0};
@@ -54,7 +68,7 @@ __device__ inline double inverse_rms(double mean_square, double eps) { return rs
 
 // Adds x over the 16 columns of a tile; the row's first thread leaves its share in sums [B, tiles].
 template <typename A>
-__device__ void leave_share(const Rows& rows, A x, A* sums, int64_t tiles, int64_t tile) {
+__device__ void leave_share(const Rows& rows, A x, A* sums, int tiles, int tile) {
   const A sum = group_sum<kTileColumns>(x);
   const int r = threadIdx.x / kTileColumns;
   if (threadIdx.x % kTileColumns == 0 && rows.has(r)) sums[(rows.first + r) * tiles + tile] = sum;
@@ -75,6 +89,15 @@ struct Scratch {
   void take(PackedWeight<O>& w) { w.data = take<O>(w.size()); }
 };
 
+// Whether one turn of a block's warps takes all units, and all of a block's share of deter.
+inline bool is_narrow(const RssmSizes& n) { return n.U <= 64 && n.J() <= 128; }
+
+// Tensor cores take pieces of rows.
+template <typename Gru>
+bool by_tensor_cores(const Gru& gru, const RssmSizes& n) {
+  return gru.bf16 && fits_pieces(n.J()) && fits_pieces(n.U) && fits_pieces(n.Z());
+}
+
 // A row's categoricals, 8 lanes each, so that a block has 32 in hand.
 constexpr int kClassLanes = 8, kCategoricals = kThreads / kClassLanes;
 
@@ -83,13 +106,13 @@ struct Softmax {
   A top, scale;
 
   // Of C logits, by the lanes of a group.
-  __device__ Softmax(const A* logits, int64_t C) {
+  __device__ Softmax(const A* logits, int C) {
     const int lane = threadIdx.x % kClassLanes;
     top = -INFINITY;
-    for (int64_t c = lane; c < C; c += kClassLanes) top = logits[c] > top ? logits[c] : top;
+    for (int c = lane; c < C; c += kClassLanes) top = logits[c] > top ? logits[c] : top;
     top = group_reduce<kClassLanes>(top, Max{});
     A sum = 0;
-    for (int64_t c = lane; c < C; c += kClassLanes) sum += vexp(logits[c] - top);
+    for (int c = lane; c < C; c += kClassLanes) sum += vexp(logits[c] - top);
     scale = vdivide(A{1}, group_sum<kClassLanes>(sum));
   }
   __device__ A of(A logit) const { return vexp(logit - top) * scale; }

@@ -104,28 +104,28 @@ class ScanSteps {
   };
 
   __device__ ScanSteps(const Forward<T, O>& a, Barrier& barrier, Shared& shared, int64_t row_tile)
-      : a_(a), barrier_(barrier), shared_(shared), rows_(row_tile, a.p.n.B) {}
+      : a_(a), barrier_(barrier), shared_(shared), at_(row_tile, a.p.n.B) {}
 
   __device__ void step(int64_t t) {
-    const int64_t D = a_.D();
-    share_out(barrier_, a_.w[0].tiles(), [&](int tile, bool first) {
+    const int D = static_cast<int>(a_.D());
+    share_out(barrier_, tiles_of(D), [&](int tile, bool first) {
       Product product(shared_.product);
       const O* w[kGates];
 #pragma unroll
       for (int gate = 0; gate < kGates; ++gate) w[gate] = a_.w[gate].tile(0, tile);
       auto weights = Product::template fetch<4>(w, D);
-      const int64_t column = tile * kTileColumns + Product::sum_column(), i = column < D ? column : D - 1;
-      const bool reset[2] = {a_.first(t, row(0)), a_.first(t, row(1))};
+      const int column = tile * kTileColumns + at_.column, i = column < D ? column : D - 1;
+      const bool reset[2] = {a_.first(t, at_.read[0]), a_.first(t, at_.read[1])};
       // A norm's new carry is another block's.
       Inputs<T> in;
-      if (cell != ScanCell::layernorm_gru) in = inputs<cell>(a_, t, sum_row(), i);
+      if (cell != ScanCell::layernorm_gru) in = inputs<cell>(a_, t, at_.row, i);
       if (first) barrier_.wait();
-      if (cell == ScanCell::layernorm_gru) in = inputs<cell>(a_, t, sum_row(), i);
-      product.add(w, D, weights, [&](int half, int64_t k) { return read_piece<Row>(a_.carry(t, row(half)) + k); },
-                  [&](int half, int64_t, const Row& x) { return reset[half] ? Row{} : x; }, [] {});
+      if (cell == ScanCell::layernorm_gru) in = inputs<cell>(a_, t, at_.row, i);
+      product.add(w, D, weights, [&](int half, int k) { return read_piece<Row>(a_.carry(t, at_.read[half]) + k); },
+                  [&](int half, int, const Row& x) { return reset[half] ? Row{} : x; }, [] {});
       T out[kGates];
       product.finish(out);
-      if (column < D && rows_.has(Product::sum_row())) gates<cell>(a_, t, sum_row(), i, in, out);
+      if (column < D && at_.writes) gates<cell>(a_, t, at_.row, i, in, out);
     });
   }
 
@@ -134,31 +134,31 @@ class ScanSteps {
     struct Pair {
       Row r, h;
     };
-    const int64_t D = a_.D();
-    share_out(barrier_, a_.w[2].tiles(), [&](int tile, bool first) {
+    const int D = static_cast<int>(a_.D());
+    share_out(barrier_, tiles_of(D), [&](int tile, bool first) {
       Candidate product(shared_.candidate);
       const O* const w[1] = {a_.w[2].tile(0, tile)};
       auto weights = Candidate::template fetch<4>(w, D);
-      const int64_t column = tile * kTileColumns + Candidate::sum_column(), i = column < D ? column : D - 1;
-      const bool reset[2] = {a_.first(t, row(0)), a_.first(t, row(1))};
-      const T x = a_.input(t, sum_row())[2 * D + i], before = a_.h(t, sum_row(), i);
+      const int column = tile * kTileColumns + at_.column, i = column < D ? column : D - 1;
+      const bool reset[2] = {a_.first(t, at_.read[0]), a_.first(t, at_.read[1])};
+      const T x = a_.input(t, at_.row)[2 * D + i], before = a_.h(t, at_.row, i);
       if (first) barrier_.wait();
       product.add(w, D, weights,
-                  [&](int half, int64_t k) {
-                    return Pair{read_piece<Row>(a_.saved(t, row(half)) + k),
-                                read_piece<Row>(a_.carry(t, row(half)) + k)};
+                  [&](int half, int k) {
+                    return Pair{read_piece<Row>(a_.saved(t, at_.read[half]) + k),
+                                read_piece<Row>(a_.carry(t, at_.read[half]) + k)};
                   },
-                  [&](int half, int64_t, const Pair& p) {
+                  [&](int half, int, const Pair& p) {
                     return each<Row>([&](int e) { return reset[half] ? T{0} : p.r.x[e] * p.h.x[e]; });
                   },
                   [] {});
       T out[1];
       product.finish(out);
-      if (column >= D || !rows_.has(Candidate::sum_row())) return;
-      T* saved = a_.saved(t, sum_row()) + i;
+      if (column >= D || !at_.writes) return;
+      T* saved = a_.saved(t, at_.row) + i;
       const T c = vtanh(x + out[0]);
       saved[2 * D] = c;
-      a_.write(t, sum_row(), i, c + saved[D] * (before - c));
+      a_.write(t, at_.row, i, c + saved[D] * (before - c));
     });
   }
 
@@ -168,8 +168,8 @@ class ScanSteps {
     const T *scale = static_cast<const T*>(a_.p.w.scale), *shift = static_cast<const T*>(a_.p.w.bias);
     Cells gates{};
     gates.bias = a_.p.w.gate_bias;
-    share_out(barrier_, rows_.count, [&](int r, bool first) {
-      const int64_t row = rows_.first + r;
+    share_out(barrier_, at_.rows.count, [&](int r, bool first) {
+      const int64_t row = at_.rows.first + r;
       const T* x = a_.saved(t, row);
       if (first) barrier_.wait();
       const Norm<T> norm(x, 3 * D, static_cast<T>(a_.p.w.eps));
@@ -186,13 +186,10 @@ class ScanSteps {
   }
 
  private:
-  __device__ int64_t row(int half) const { return rows_.at(Product::row(half)); }
-  __device__ int64_t sum_row() const { return rows_.at(Product::sum_row()); }
-
   const Forward<T, O>& a_;
   Barrier& barrier_;
   Shared& shared_;
-  const Rows rows_;
+  const Places<Product> at_;
 };
 
 template <ScanCell cell, typename T, typename O>

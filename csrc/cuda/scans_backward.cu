@@ -99,22 +99,22 @@ class ScanStepsBack {
   using Shared = typename Product::Shared;
 
   __device__ ScanStepsBack(const Backward<T, O>& a, Barrier& barrier, Shared& shared, int64_t row_tile)
-      : a_(a), barrier_(barrier), shared_(shared), rows_(row_tile, a.p.n.B) {}
+      : a_(a), barrier_(barrier), shared_(shared), at_(row_tile, a.p.n.B) {}
 
   // The whole gradient of the carry after step t, and the gates' way back; of the start's carry where t < 0.
   __device__ void step(int64_t t) {
     struct Loaded {
       Row d, r;
     };
-    const int64_t D = a_.D(), K = a_.early.K;
+    const int D = static_cast<int>(a_.D()), K = static_cast<int>(a_.early.K);
     const bool last = t + 1 == a_.p.n.T;
-    share_out(barrier_, a_.early.tiles(), [&](int tile, bool first) {
+    share_out(barrier_, tiles_of(D), [&](int tile, bool first) {
       Product product(shared_);
       const O* const w[1] = {a_.early.tile(0, tile)};
       auto weights = Product::template fetch<6>(w, K);
-      const int64_t column = tile * kTileColumns + Product::sum_column(), i = column < D ? column : D - 1;
-      const int64_t b = sum_row(), at = b * D + i;
-      const bool cut[2] = {!last && a_.first(a_.at(t + 1, row(0))), !last && a_.first(a_.at(t + 1, row(1)))};
+      const int column = tile * kTileColumns + at_.column, i = column < D ? column : D - 1;
+      const int64_t b = at_.row, at = b * D + i;
+      const bool cut[2] = {!last && a_.first(a_.at(t + 1, at_.read[0])), !last && a_.first(a_.at(t + 1, at_.read[1]))};
       const bool reset = !last && a_.first(a_.at(t + 1, b));
       const auto given = [&](const void* grad) { return grad ? static_cast<const T*>(grad)[at] : T{0}; };
       T own = last ? given(a_.p.g_h) : T{0}, d_c = last && cell == ScanCell::lstm ? given(a_.p.g_c) : T{0};
@@ -125,13 +125,13 @@ class ScanStepsBack {
       if (cell == ScanCell::lstm && !last) d_c = reset ? T{0} : a_.d_c[at];
       if (!last)
         product.add(w, K, weights,
-                    [&](int half, int64_t k) {
-                      const int64_t row_at = a_.at(t + 1, row(half));
+                    [&](int half, int k) {
+                      const int64_t row_at = a_.at(t + 1, at_.read[half]);
                       Loaded loaded{read_piece<Row>(a_.d_input(row_at) + k), {}};
                       if (cell == ScanCell::gru) loaded.r = read_piece<Row>(a_.saved(row_at) + (k >= 2 * D ? k - 2 * D : k));
                       return loaded;
                     },
-                    [&](int half, int64_t k, const Loaded& loaded) {
+                    [&](int half, int k, const Loaded& loaded) {
                       const bool through_r = cell == ScanCell::gru && k >= 2 * D;
                       return each<Row>([&](int e) {
                         return cut[half] ? T{0} : through_r ? loaded.d.x[e] * loaded.r.x[e] : loaded.d.x[e];
@@ -140,7 +140,7 @@ class ScanStepsBack {
                     [] {});
       T out[1];
       product.finish(out);
-      if (column >= D || !rows_.has(Product::sum_row())) return;
+      if (column >= D || !at_.writes) return;
       const T grad = own + (reset ? T{0} : out[0] + carried);
       if (t < 0) {
         static_cast<T*>(a_.p.d_h)[at] = grad;
@@ -153,38 +153,35 @@ class ScanStepsBack {
 
   // By way of PlaNet's candidate: r h.
   __device__ void planet_candidate(int64_t t) {
-    const int64_t D = a_.D();
-    share_out(barrier_, a_.late.tiles(), [&](int tile, bool first) {
+    const int D = static_cast<int>(a_.D());
+    share_out(barrier_, tiles_of(D), [&](int tile, bool first) {
       Product product(shared_);
       const O* const w[1] = {a_.late.tile(0, tile)};
       auto weights = Product::template fetch<4>(w, D);
-      const int64_t column = tile * kTileColumns + Product::sum_column(), i = column < D ? column : D - 1;
-      const int64_t row_at = a_.at(t, sum_row());
+      const int column = tile * kTileColumns + at_.column, i = column < D ? column : D - 1;
+      const int64_t row_at = a_.at(t, at_.row);
       const T reset = a_.saved(row_at)[i], before = a_.h(row_at, i);
       if (first) barrier_.wait();
       product.add(w, D, weights,
-                  [&](int half, int64_t k) { return read_piece<Row>(a_.d_input(a_.at(t, row(half))) + 2 * D + k); },
-                  [](int, int64_t, const Row& x) { return x; }, [] {});
+                  [&](int half, int k) { return read_piece<Row>(a_.d_input(a_.at(t, at_.read[half])) + 2 * D + k); },
+                  [](int, int, const Row& x) { return x; }, [] {});
       T out[1];
       product.finish(out);
-      if (column >= D || !rows_.has(Product::sum_row())) return;
+      if (column >= D || !at_.writes) return;
       a_.d_input(row_at)[i] = out[0] * before * reset * (1 - reset);
-      a_.d_h[sum_row() * D + i] += out[0] * reset;
+      a_.d_h[at_.row * D + i] += out[0] * reset;
     });
   }
 
   // A tile is a row; d_h holds the gradient of the new carry, and then that of the old one past the products.
   __device__ void layernorm(int64_t t) {
-    share_out(barrier_, rows_.count, [&](int r, bool first) {
+    share_out(barrier_, at_.rows.count, [&](int r, bool first) {
       if (first) barrier_.wait();
-      layernorm_row(t, rows_.first + r);
+      layernorm_row(t, at_.rows.first + r);
     });
   }
 
  private:
-  __device__ int64_t row(int half) const { return rows_.at(Product::row(half)); }
-  __device__ int64_t sum_row() const { return rows_.at(Product::sum_row()); }
-
   __device__ void layernorm_row(int64_t t, int64_t b) const {
     const Backward<T, O>& a = a_;
     const int64_t row = a.at(t, b), D = a.D();
@@ -224,7 +221,7 @@ class ScanStepsBack {
   const Backward<T, O>& a_;
   Barrier& barrier_;
   Shared& shared_;
-  const Rows rows_;
+  const Places<Product> at_;
 };
 
 template <ScanCell cell, typename T, typename O>
@@ -244,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, 1) scan_backward_sequence(Backward<T
 }
 
 template <typename T, typename O>
-__global__ void __launch_bounds__(kThreads, 1) weight_grad(Backward<T, O> a) {
+__global__ void __launch_bounds__(kThreads, 2) weight_grad(Backward<T, O> a) {
   __shared__ typename GradProduct<T, O>::Shared shared;
   const int64_t D = a.D();
   Square at(blockIdx.x);

@@ -15,7 +15,8 @@ constexpr int kTileRows = 16, kTileColumns = 16, kWarps = kThreads / 32;
 static_assert(kTileRows * kTileColumns == kThreads);
 
 __host__ __device__ constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
-__host__ __device__ constexpr int64_t tiles_of(int64_t columns) { return (columns + kTileColumns - 1) / kTileColumns; }
+template <typename Int>
+__host__ __device__ constexpr Int tiles_of(Int columns) { return (columns + kTileColumns - 1) / kTileColumns; }
 
 // A weight [G, K, N] as tiles [G, N/16][K] of 16 columns; O: what products multiply.
 template <typename O>
@@ -157,7 +158,7 @@ class TileProduct {
   __device__ static int sum_column() { return threadIdx.x % kTileColumns; }
 
   template <int kSteps>
-  __device__ static Weights<kSteps> fetch(const O* const (&w)[kParts], int64_t K) {
+  __device__ static Weights<kSteps> fetch(const O* const (&w)[kParts], int K) {
     if constexpr (kMma) {
       Weights<kSteps> weights;
       fetch_from(w, K, 0, weights);
@@ -169,7 +170,7 @@ class TileProduct {
   // Adds x W of depth K for the tiles `w[part]`, whose first weights have been fetched. `load(half, k)` reads what
   // `value(half, k, loaded)` makes a Row of, for k within K; meanwhile() stands between the first loads and their use.
   template <int kSteps, typename Load, typename Value, typename Meanwhile>
-  __device__ void add(const O* const (&w)[kParts], int64_t K, Weights<kSteps>& ahead, Load load, Value value,
+  __device__ void add(const O* const (&w)[kParts], int K, Weights<kSteps>& ahead, Load load, Value value,
                       Meanwhile meanwhile) {
     if constexpr (kMma) add_by_mma(w, K, ahead, load, value, meanwhile);
     else add_by_fma(w, K, load, value, meanwhile);
@@ -201,26 +202,26 @@ class TileProduct {
   __device__ static int first_k() { return threadIdx.x / 32 * 16; }
 
   template <int kSteps>
-  __device__ static void fetch_from(const O* const (&w)[kParts], int64_t K, int64_t from, Weights<kSteps>& weights) {
+  __device__ static void fetch_from(const O* const (&w)[kParts], int K, int from, Weights<kSteps>& weights) {
 #pragma unroll
     for (int i = 0; i < kSteps; ++i)
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
-        const int64_t k = from + first_k() + i * kStride;
-        const auto* b = reinterpret_cast<const uint4*>(w[part] + k * kTileColumns) + threadIdx.x % 32;
+        const int k = from + first_k() + i * kStride;
+        const auto* b = reinterpret_cast<const uint4*>(w[part]) + (k * kTileColumns / 8 + threadIdx.x % 32);
         weights.b[i][part] = k < K ? *b : uint4{0, 0, 0, 0};
       }
   }
 
   template <int kSteps, typename Load, typename Value, typename Meanwhile>
-  __device__ void add_by_mma(const O* const (&w)[kParts], int64_t K, Weights<kSteps>& ahead, Load load, Value value,
+  __device__ void add_by_mma(const O* const (&w)[kParts], int K, Weights<kSteps>& ahead, Load load, Value value,
                              Meanwhile meanwhile) {
-    for (int64_t from = 0; from < K; from += kSteps * kStride) {
+    for (int from = 0; from < K; from += kSteps * kStride) {
       if (from > 0) fetch_from(w, K, from, ahead);
-      decltype(load(0, int64_t{0})) rows[kSteps][2];
+      decltype(load(0, 0)) rows[kSteps][2];
       // Beyond K weights are zero, and any row will do: a branch there would keep loads from being started early.
       const auto k_of = [&](int i) {
-        const int64_t k = from + first_k() + i * kStride + threadIdx.x % 4 * 4;
+        const int k = from + first_k() + i * kStride + static_cast<int>(threadIdx.x) % 4 * 4;
         return k < K ? k : K - 4;
       };
 #pragma unroll
@@ -247,11 +248,11 @@ class TileProduct {
 
   // Lanes are columns, twice: the halves of a warp take turns in k.
   template <typename Load, typename Value, typename Meanwhile>
-  __device__ void add_by_fma(const O* const (&w)[kParts], int64_t K, Load load, Value value, Meanwhile meanwhile) {
+  __device__ void add_by_fma(const O* const (&w)[kParts], int K, Load load, Value value, Meanwhile meanwhile) {
     meanwhile();
     const int column = threadIdx.x % kTileColumns, step = threadIdx.x / kTileColumns;
-    for (int64_t first = 0; first < K; first += kDepth) {
-      const int depth = static_cast<int>(K - first < kDepth ? K - first : kDepth);
+    for (int first = 0; first < K; first += kDepth) {
+      const int depth = K - first < kDepth ? K - first : kDepth;
       __syncthreads();  // the rows before have been read
       for (int k = threadIdx.x % 32; k < depth; k += 32)
 #pragma unroll

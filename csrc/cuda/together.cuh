@@ -12,7 +12,6 @@ struct Formation {
 };
 
 constexpr unsigned kLargestCluster = 16;
-constexpr int64_t kClusterTiles = 48;  // more than these, and a cluster takes too many rounds
 
 // Between arrive() and wait() a block may do what waits for nobody. What it wrote before arrive() the others can read
 // behind wait(), but in shared memory nothing is promised to outlive a barrier.
@@ -46,13 +45,14 @@ class Barrier {
 #endif
     } else {
       if (threadIdx.x == 0) {
+        const unsigned* counter = formation_.arrived + blockIdx.y;
         unsigned arrived;
         int polls = 0;
         do {
-          asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                       : "=r"(arrived) : "l"(formation_.arrived + blockIdx.y) : "memory");
+          asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
           if (++polls == kPatience) __trap();
         } while (static_cast<int>(arrived - due_) < 0);
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
       }
       __syncthreads();
     }
@@ -104,9 +104,9 @@ const char* launch_together(void (*kernel)(Params, Formation), const Params& p, 
   cudaLaunchAttribute attribute{};
   config.blockDim = dim3(kThreads);
   config.stream = on, config.attrs = &attribute, config.numAttrs = 1;
-  if (across <= kClusterTiles && major >= 9) {
+  if (across <= kLargestCluster && major >= 9) {
     unsigned size = 1;
-    while (size < across && size < kLargestCluster) size *= 2;
+    while (size < across) size *= 2;
     config.gridDim = dim3(size, static_cast<unsigned>(rows));
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim.x = size, attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
