@@ -39,7 +39,7 @@ struct Square {
 template <typename T, typename O>
 class GradProduct {
   static constexpr bool kMma = sizeof(O) == 2;
-  static constexpr int kDepth = kMma ? 64 : 16;
+  static constexpr int kDepth = kMma ? 32 : 16;
   // Columns of rows where the tensor cores want pairs: 8 columns of 4 pairs that a warp reads lie in different banks.
   static constexpr int kWidth = kMma ? kDepth + 8 : kSquare + 1;
   static constexpr int kLoads = kDepth * kSquare / kThreads;

@@ -18,6 +18,7 @@ struct Observe {
   RssmObserve p;
   PackedWeight<O> deter, stoch, own, embeds, gates[3], post, logits;
   PackedWeight<T> gather;                      // stoch, as its rows are added up
+  O* multiplied;                               // [B, D]: deter as products take it
   T *embeds_raw, *hidden_raw, *post_raw;       // the layers before their norms
   int64_t kept;                                // 1 where every step has its own, 0 where they share one
   T *embed_sums[2], *hidden_sums, *post_sums;  // [B, tiles]: sums of squares
@@ -145,7 +146,9 @@ class Steps {
       if (j >= J_ || !at_.writes) return;
       const T reset = Act::sigmoid(out[0] + biases[0]), cand = out[1] + biases[1];
       const T update = Act::sigmoid(out[2] + biases[2]);
-      deter[element] = update * Act::tanh(reset * cand) + (1 - update) * before;
+      const T after = update * Act::tanh(reset * cand) + (1 - update) * before;
+      deter[element] = after;
+      narrow(after, a_.multiplied[element]);
       if (!a_.kept) return;
       T* saved = kept + 3 * (at_.row * D_ + g * J_) + j;
       saved[0] = reset, saved[J_] = cand, saved[2 * J_] = update;
@@ -155,7 +158,7 @@ class Steps {
   // Tiles of the posterior layer of step t (none where t < 0), then of the embedding of deter that step t + 1 reads.
   __device__ void posterior_and_embed(int64_t t) {
     const int tiles = tiles_of(U_), posts = t < 0 ? 0 : tiles, embeds = t + 1 < a_.p.n.T ? tiles : 0;
-    const T* h = a_.deter_before(t + 1);
+    const T* start = a_.read(a_.p.gru.h0);
     share_out(barrier_, posts + embeds, [&](int at, bool first) {
       const bool posterior = at < posts;
       const int tile = posterior ? at : at - posts, u = tile * kTileColumns + at_.column;
@@ -167,8 +170,14 @@ class Steps {
         added = posterior ? a_.read(a_.p.post_in)[(t * a_.p.n.B + at_.row) * U_ + u] : a_.read(a_.p.gru.w.b_carry)[u];
       const bool reset = !posterior && a_.first(t + 1, at_.row);
       if (first) barrier_.wait();
-      product.add(w, D_, weights, [&](int half, int k) { return read_piece<Row>(h + (at_.read[half] * D_ + k)); },
-                  [](int, int, const Row& x) { return x; }, [] {});
+      using Stored = typename Product::Stored;
+      if (t < 0)
+        product.add(w, D_, weights, [&](int half, int k) { return read_piece<Row>(start + (at_.read[half] * D_ + k)); },
+                    [](int, int, const Row& x) { return x; }, [] {});
+      else
+        product.add(w, D_, weights,
+                    [&](int half, int k) { return read_piece<Stored>(a_.multiplied + (at_.read[half] * D_ + k)); },
+                    [](int, int, const Stored& x) { return x; }, [] {});
       T out[1];
       product.finish(out);
       const T value = u < U_ ? (reset ? T{0} : out[0]) + added : T{0};
@@ -330,6 +339,7 @@ Observe<T, O> arrange(const RssmObserve& p, Scratch& scratch) {
                              &a.logits})
     scratch.take(*w);
   scratch.take(a.gather);
+  a.multiplied = scratch.take<O>(n.B * n.D);
   a.kept = p.gru.saved.embeds ? 1 : 0;
   a.embeds_raw = a.kept ? static_cast<T*>(p.gru.saved.embeds) : scratch.take<T>(n.B * 2 * n.U);
   a.hidden_raw = a.kept ? static_cast<T*>(p.gru.saved.hidden) : scratch.take<T>(n.B * n.D);

@@ -105,16 +105,14 @@ class StepsBack {
                     [&](int half, int, const Row& x) { return cut[half] ? Row{} : x; }, [] {});
       if (first) barrier_.wait();
       product.add(to_post, U_, post_weights, [&](int half, int k) { return pair(a_.parts[kPost], U_, half, k); },
-                  [&](int half, int k, const Pair& x) {
-                    const Row d_pre = way_back(x, half);
-                    if (tile == 0) write_piece(d_pre, d_post + (at_.read[half] * U_ + k));
-                    return d_pre;
-                  },
+                  [&](int half, int, const Pair& x) { return way_back(x, half); },
                   [&] {
                     if (first) mean_dots(a_.dots[kPost], tiles_of(U_), U_);
                   });
       T out[1];
       product.finish(out);
+      for (int u = tile * kTileColumns + at_.column; u < U_; u += tiles_of(D_) * kTileColumns)
+        if (at_.writes) d_post[at_.row * U_ + u] = gradient(kPost, U_, u);
       if (column >= D_ || !at_.writes) return;
       const T total = out[0] + given + (alone ? T{0} : carried);
       const T d_inner = total * update * (1 - cand * cand);
@@ -162,52 +160,45 @@ class StepsBack {
       const Element element(layer, of(t) + at_.row, column);
       if (first) barrier_.wait();
       product.add(w, K, weights, [&](int half, int k) { return pair(a_.parts[kHidden], D_, half, from + k); },
-                  [&](int half, int k, const Pair& x) {
-                    const Row d_pre = way_back(x, half);
-                    if (index == 0) write_piece(d_pre, d_hidden + (at_.read[half] * D_ + k));
-                    return d_pre;
-                  },
+                  [&](int half, int, const Pair& x) { return way_back(x, half); },
                   [&] {
                     if (first) mean_dots(a_.dots[kHidden], G_ * own, D_);
                   });
       T out[1];
       product.finish(out);
-      if (embed) write_layer(element, tile, embeds, out[0], layer);
-      else if (column < J_ && at_.writes) a_.d_deter[at_.row * D_ + from + column] += out[0];
+      if (embed) return write_layer(element, tile, embeds, out[0], layer);
+      if (column >= J_ || !at_.writes) return;
+      a_.d_deter[at_.row * D_ + from + column] += out[0];
+      d_hidden[at_.row * D_ + from + column] = gradient(kHidden, D_, from + column);
     });
   }
 
-  // The way back through the one-hot sample of the step before, and then tiles of the embedding of deter before its norm.
+  // The way back through the one-hot sample of the step before, and then tiles of both embeddings before their norms.
   __device__ void embeds(int64_t t) {
-    const int products = tiles_of(Z_), dots = tiles_of(U_);
+    const int products = tiles_of(Z_), tiles = tiles_of(U_);
     T* d_embeds = a_.d_embeds + of(t) * 2 * U_;
-    share_out(barrier_, products + dots, [&](int index, bool first) {
+    share_out(barrier_, products + 2 * tiles, [&](int index, bool first) {
       const bool multiplies = index < products;
-      const int column = (multiplies ? index : index - products) * kTileColumns + at_.column;
+      const int norm = index < products + tiles && !multiplies ? kDeter : kStoch;
+      const int tile = multiplies ? index : (index - products) % tiles, column = tile * kTileColumns + at_.column;
       Product product(shared_);
-      const O* const w[1] = {a_.stoch.tile(0, multiplies ? index : 0)};
+      const O* const w[1] = {a_.stoch.tile(0, multiplies ? tile : 0)};
       auto weights = Product::template fetch<kUnits>(w, U_);
       const bool reset = a_.first(t, at_.row);
       if (first) barrier_.wait();
-      if (!multiplies) {
-        mean_dots(a_.dots[kDeter], dots, U_);
-        const int at = at_.row * U_ + column;
+      const auto means = [&] { mean_dots(a_.dots[norm], tiles, U_); };
+      if (multiplies) {
+        product.add(w, U_, weights, [&](int half, int k) { return pair(a_.parts[kStoch], U_, half, k); },
+                    [&](int half, int, const Pair& x) { return way_back(x, half); }, means);
+        T out[1];
+        product.finish(out);
+        if (column < Z_ && at_.writes) a_.d_z[at_.row * Z_ + column] = reset ? T{0} : out[0];
+      } else {
+        means();
         if (column < U_ && at_.writes)
-          d_embeds[at_.row * 2 * U_ + column] =
-              a_.parts[kDeter].grad[at] - a_.parts[kDeter].normal[at] * mean_dots_[Product::sum_row()];
+          d_embeds[at_.row * 2 * U_ + norm * U_ + column] = gradient(norm, U_, column);
         __syncthreads();  // the means are another tile's next
-        return;
       }
-      product.add(w, U_, weights, [&](int half, int k) { return pair(a_.parts[kStoch], U_, half, k); },
-                  [&](int half, int k, const Pair& x) {
-                    const Row d_pre = way_back(x, half);
-                    if (index == 0) write_piece(d_pre, d_embeds + (at_.read[half] * 2 * U_ + U_ + k));
-                    return d_pre;
-                  },
-                  [&] { mean_dots(a_.dots[kStoch], dots, U_); });
-      T out[1];
-      product.finish(out);
-      if (column < Z_ && at_.writes) a_.d_z[at_.row * Z_ + column] = reset ? T{0} : out[0];
     });
   }
 
@@ -233,6 +224,12 @@ class StepsBack {
   __device__ Row way_back(const Pair& x, int half) const {
     const T mean_dot = mean_dots_[Product::row(half)];
     return each<Row>([&](int i) { return x.grad.x[i] - x.normal.x[i] * mean_dot; });
+  }
+
+  // Of a layer before its norm, at the element whose sums this thread gets.
+  __device__ T gradient(int norm, int width, int i) const {
+    const int at = at_.row * width + i;
+    return a_.parts[norm].grad[at] - a_.parts[norm].normal[at] * mean_dots_[Product::sum_row()];
   }
 
   __device__ void mean_dots(const T* dots, int tiles, int width) const {

@@ -1,6 +1,7 @@
 // One launch for the whole sequence, between whose steps its blocks wait for each other: a product over 16 rows by 16
 // columns of every gate with the gates behind it; a second stage where a LayerNorm needs the whole row, or where
 // PlaNet's candidate waits for the reset gate. The input's product was made before.
+#include "fast_math.cuh"
 #include "scan_rows.cuh"
 
 namespace fastwm::cuda {
@@ -63,29 +64,30 @@ __device__ Inputs<T> inputs(const Forward<T, O>& a, int64_t t, int64_t row, int6
 // What follows a step's sums, at one element.
 template <ScanCell cell, typename T, typename O>
 __device__ void gates(const Forward<T, O>& a, int64_t t, int64_t row, int64_t i, const Inputs<T>& in, const T* sums) {
+  using Act = Activation<sizeof(O) == 2>;
   const int64_t D = a.D();
   const T* x = in.x;
   T* saved = a.saved(t, row) + i;
   if constexpr (cell == ScanCell::gru) {
     const T apart = sums[2] + in.bias;
-    const T r = vsigmoid(x[0] + sums[0]), z = vsigmoid(x[1] + sums[1]), n = vtanh(x[2] + r * apart);
+    const T r = Act::sigmoid(x[0] + sums[0]), z = Act::sigmoid(x[1] + sums[1]), n = Act::tanh(x[2] + r * apart);
     saved[0] = r, saved[D] = z, saved[2 * D] = n, saved[3 * D] = apart;
     a.write(t, row, i, n + z * (in.h - n));
   } else if constexpr (cell == ScanCell::lstm) {
     const bool ijfo = a.p.w.ijfo;
     const int64_t f = ijfo ? 2 : 1, g = 3 - f;
     const T one = x[1] + sums[1], two = x[2] + sums[2];
-    const T entry = vsigmoid(x[0] + sums[0]), out = vsigmoid(x[3] + sums[3]), cand = vtanh(ijfo ? one : two);
-    const T forget = vsigmoid((ijfo ? two : one) + static_cast<T>(a.p.w.gate_bias));
+    const T entry = Act::sigmoid(x[0] + sums[0]), out = Act::sigmoid(x[3] + sums[3]), cand = Act::tanh(ijfo ? one : two);
+    const T forget = Act::sigmoid((ijfo ? two : one) + static_cast<T>(a.p.w.gate_bias));
     const T c = forget * in.c + entry * cand;
     saved[0] = entry, saved[f * D] = forget, saved[g * D] = cand, saved[3 * D] = out;
     if (a.p.cells) static_cast<T*>(a.p.cells)[a.at(t, row) * D + i] = c;
     if (!a.p.cells || t + 1 == a.p.n.T) static_cast<T*>(a.p.c_T)[row * D + i] = c;
-    a.write(t, row, i, out * vtanh(c));
+    a.write(t, row, i, out * Act::tanh(c));
   } else if constexpr (cell == ScanCell::layernorm_gru) {
     for (int k = 0; k < 3; ++k) saved[k * D] = x[k] + sums[k];
   } else {
-    saved[0] = vsigmoid(x[0] + sums[0]), saved[D] = vsigmoid(x[1] + sums[1]);
+    saved[0] = Act::sigmoid(x[0] + sums[0]), saved[D] = Act::sigmoid(x[1] + sums[1]);
   }
 }
 
@@ -156,7 +158,7 @@ class ScanSteps {
       product.finish(out);
       if (column >= D || !at_.writes) return;
       T* saved = a_.saved(t, at_.row) + i;
-      const T c = vtanh(x + out[0]);
+      const T c = Activation<Product::kMma>::tanh(x + out[0]);
       saved[2 * D] = c;
       a_.write(t, at_.row, i, c + saved[D] * (before - c));
     });

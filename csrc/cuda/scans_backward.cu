@@ -48,11 +48,12 @@ struct Left {
 template <ScanCell cell, typename T, typename O>
 __device__ Left<T> left(const Backward<T, O>& a, int64_t row, int64_t i) {
   Left<T> x{};
-  if (cell == ScanCell::layernorm_gru) return x;
+  if constexpr (cell != ScanCell::layernorm_gru) {  // whose gates have a stage of their own
 #pragma unroll
-  for (int k = 0; k < scan_saved(cell); ++k) x.saved[k] = a.saved(row)[k * a.D() + i];
-  if (cell != ScanCell::lstm) x.h = a.h(row, i);
-  if (cell == ScanCell::lstm) x.c = a.c(row, i), x.cell = static_cast<const T*>(a.p.cells)[row * a.D() + i];
+    for (int k = 0; k < scan_saved(cell); ++k) x.saved[k] = a.saved(row)[k * a.D() + i];
+    if (cell == ScanCell::lstm) x.c = a.c(row, i), x.cell = static_cast<const T*>(a.p.cells)[row * a.D() + i];
+    else x.h = a.h(row, i);
+  }
   return x;
 }
 

@@ -94,24 +94,28 @@ struct Piece {
   A x[kCount];
 };
 
+// Four numbers of a row as the tensor cores take them.
+struct Packed {
+  uint2 pairs;
+};
+template <typename A>
+__device__ Packed pack_row(const Piece<A, 4>& x) {
+  return {make_uint2(bf16_pair(x.x[0], x.x[1]), bf16_pair(x.x[2], x.x[3]))};
+}
+__device__ inline Packed pack_row(const Packed& x) { return x; }
+
 template <typename P, typename A>
 __device__ P read_piece(const A* from) {
   P piece;
-  if constexpr (sizeof(P) == 16) {
+  if constexpr (std::is_same_v<P, Packed>) {
+    piece.pairs = *reinterpret_cast<const uint2*>(from);
+  } else if constexpr (sizeof(P) == 16) {
     const float4 four = *reinterpret_cast<const float4*>(from);
     piece.x[0] = four.x, piece.x[1] = four.y, piece.x[2] = four.z, piece.x[3] = four.w;
   } else {
     piece.x[0] = *from;
   }
   return piece;
-}
-
-template <typename P, typename A>
-__device__ void write_piece(const P& piece, A* to) {
-  if constexpr (sizeof(P) == 16)
-    *reinterpret_cast<float4*>(to) = make_float4(piece.x[0], piece.x[1], piece.x[2], piece.x[3]);
-  else
-    *to = piece.x[0];
 }
 
 template <typename P, typename F>
@@ -133,6 +137,7 @@ class TileProduct {
   using A = accumulate_t<O>;
   static constexpr bool kMma = sizeof(O) == 2;
   using Row = Piece<A, kMma ? 4 : 1>;
+  using Stored = std::conditional_t<kMma, Packed, Row>;  // of a row that is kept as O
   static constexpr int kDepth = kMma ? 1 : 12288 / (kTileRows * static_cast<int>(sizeof(O)));  // of rows at once
   static constexpr int kPartsAtOnce = kMma ? kParts : 1;
   struct Shared {
@@ -168,7 +173,7 @@ class TileProduct {
   }
 
   // Adds x W of depth K for the tiles `w[part]`, whose first weights have been fetched. `load(half, k)` reads what
-  // `value(half, k, loaded)` makes a Row of, for k within K; meanwhile() stands between the first loads and their use.
+  // `value(half, k, loaded)` makes a Row of (or Packed, of bfloat16), for k within K; meanwhile() stands between the first loads and their use.
   template <int kSteps, typename Load, typename Value, typename Meanwhile>
   __device__ void add(const O* const (&w)[kParts], int K, Weights<kSteps>& ahead, Load load, Value value,
                       Meanwhile meanwhile) {
@@ -231,11 +236,10 @@ class TileProduct {
       if (from == 0) meanwhile();
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
-        Row x[2];
+        uint2 x[2];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) x[half] = value(half, k_of(i), rows[i][half]);
-        const uint32_t a[4] = {bf16_pair(x[0].x[0], x[0].x[1]), bf16_pair(x[1].x[0], x[1].x[1]),
-                               bf16_pair(x[0].x[2], x[0].x[3]), bf16_pair(x[1].x[2], x[1].x[3])};
+        for (int half = 0; half < 2; ++half) x[half] = pack_row(value(half, k_of(i), rows[i][half])).pairs;
+        const uint32_t a[4] = {x[0].x, x[1].x, x[0].y, x[1].y};
 #pragma unroll
         for (int part = 0; part < kParts; ++part) {
           const uint4 b = ahead.b[i][part];
