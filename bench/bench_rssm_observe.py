@@ -51,6 +51,7 @@ def test_rssm_observe(measure: Measure, size: str, backward: bool, name: str) ->
     if not name.startswith("fastwm"):
         step = rssm.observe_step
         if "compile" in name:  # the step alone, since 64 of them take minutes; then captured like all others
+            torch.set_default_device(None)  # under one Dynamo cannot trace unflatten
             torch._dynamo.reset()
             step = torch.compile(step, fullgraph=True, dynamic=False)
         fn = partial(loop, step)
