@@ -125,19 +125,18 @@ class PlaNet(WorldAgent):
         c, rssm = self.config, self.world.rssm
         # All candidates of one environment lie side by side, as do their states.
         start = GRUState(*(part.repeat_interleave(c.candidates, 0) for part in state))
+        shape = (len(state.deter), c.candidates, c.horizon, total_width(self.act_space))
+        if noise is None:
+            noise = torch.randn(c.iterations, *shape, device=self.device)
 
         def predicted_return(actions: Tensor, iteration: int) -> Tensor:
             batch = actions.flatten(0, 1).movedim(1, 0)  # [H, B * candidates, A]
             latent = None if latent_noise is None else latent_noise[iteration]
-            with self.autocast():
-                reached, _ = rssm.imagine(start, batch.contiguous(), latent)
-                reward = self.world.reward(*reached.parts).mean
-            return reward.sum(0).unflatten(0, actions.shape[:2])
+            reached, _ = rssm.imagine(start, batch.contiguous(), latent)
+            return self.world.reward(*reached.parts).mean.sum(0).unflatten(0, actions.shape[:2])
 
-        shape = (len(state.deter), c.candidates, c.horizon, total_width(self.act_space))
-        if noise is None:
-            noise = torch.randn(c.iterations, *shape, device=self.device)
-        return cross_entropy_method(predicted_return, noise, c.elites)
+        with self.autocast():
+            return cross_entropy_method(predicted_return, noise, c.elites)
 
 
 def cross_entropy_method(score: Callable[[Tensor, int], Tensor], noise: Tensor, elites: int) -> Tensor:
@@ -156,7 +155,7 @@ def cross_entropy_method(score: Callable[[Tensor, int], Tensor], noise: Tensor, 
     mean = noise.new_zeros(noise.shape[1], *noise.shape[3:])
     std = torch.ones_like(mean)
     for iteration, draws in enumerate(noise):
-        actions = (mean[:, None] + std[:, None] * draws).clamp(-1, 1)
+        actions = torch.addcmul(mean[:, None], std[:, None], draws).clamp_(-1, 1)
         best = score(actions, iteration).topk(elites, sorted=False).indices
         elite = actions[torch.arange(len(actions), device=best.device)[:, None], best]  # [B, K, H, A]
         mean = elite.mean(1)

@@ -1,5 +1,6 @@
 """The recurrent state-space model of PlaNet, Dreamer V1 and DreamerV2: one dense layer, a GRU, one latent."""
 
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,13 @@ VARIANTS = {
 
 EPS = 1e-3
 """Of Keras' LayerNorm."""
+
+
+CELL_PARAMS = {
+    "gru": attrgetter("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
+    "planet_gru": attrgetter("weight_ru", "bias_ru", "weight_c", "bias_c"),
+    "layernorm_gru": attrgetter("linear.weight", "linear.bias", "layer_norm.weight", "layer_norm.bias"),
+}
 
 
 class GRUState(NamedTuple):
@@ -113,15 +121,9 @@ class GRURSSM(nn.Module):
     @property
     def weights(self) -> ops.GRURSSMWeights:
         """The parameters as the operators take them."""
-        params = dict(self.cell.named_parameters())
-        names = {
-            "gru": ("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
-            "planet_gru": ("weight_ru", "bias_ru", "weight_c", "bias_c"),
-            "layernorm_gru": ("linear.weight", "linear.bias", "layer_norm.weight", "layer_norm.bias"),
-        }[self.kind.cell]
         stats = [ops.LinearWeights(layer.weight, layer.bias) for layer in (self.post_stats, self.prior_stats)]
         return ops.GRURSSMWeights(
-            self.input.params, tuple(params.get(name) for name in names), self.post.params, stats[0],
+            self.input.params, CELL_PARAMS[self.kind.cell](self.cell), self.post.params, stats[0],
             self.prior.params, stats[1],
         )  # fmt: skip
 
