@@ -21,7 +21,12 @@ class GRUCell(nn.GRUCell):
     def forward(self, input: Tensor, hx: Tensor | None = None, is_first: Tensor | None = None) -> Tensor:
         """`input` [..., X], `hx` [..., D] -> next `hx` [..., D]."""
         hx = _zeros(input, self.hidden_size) if hx is None else hx
-        return ops.gru_step(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, is_first)
+        return ops.gru_step(input, hx, *self.params, is_first)
+
+    @property
+    def params(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The parameters in the order of `fastwm.ops.gru_step`."""
+        return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
 
 class LSTMCell(nn.LSTMCell):
@@ -70,8 +75,12 @@ class PlanetGRUCell(nn.Module):
     def forward(self, input: Tensor, hx: Tensor | None = None, is_first: Tensor | None = None) -> Tensor:
         """`input` [..., X], `hx` [..., D] -> next `hx` [..., D]."""
         hx = _zeros(input, self.hidden_size) if hx is None else hx
-        weights = self.weight_ru, self.bias_ru, self.weight_c, self.bias_c
-        return ops.planet_gru_step(input, hx, *weights, is_first)
+        return ops.planet_gru_step(input, hx, *self.params, is_first)
+
+    @property
+    def params(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The parameters in the order of `fastwm.ops.planet_gru_step`."""
+        return self.weight_ru, self.bias_ru, self.weight_c, self.bias_c
 
 
 class LayerNormGRUCell(nn.Module):
@@ -101,9 +110,13 @@ class LayerNormGRUCell(nn.Module):
     def forward(self, input: Tensor, hx: Tensor | None = None, is_first: Tensor | None = None) -> Tensor:
         """`input` [..., X], `hx` [..., D] -> next `hx` [..., D]."""
         hx = _zeros(input, self.hidden_size) if hx is None else hx
-        norm = self.layer_norm
-        weights = self.linear.weight, self.linear.bias, norm.weight, norm.bias
-        return ops.layernorm_gru_step(input, hx, *weights, is_first, self.order, norm.eps, self.update_bias)
+        eps = self.layer_norm.eps
+        return ops.layernorm_gru_step(input, hx, *self.params, is_first, self.order, eps, self.update_bias)
+
+    @property
+    def params(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """The parameters in the order of `fastwm.ops.layernorm_gru_step`."""
+        return self.linear.weight, self.linear.bias, self.layer_norm.weight, self.layer_norm.bias
 
 
 class BlockGRUCell(nn.Module):

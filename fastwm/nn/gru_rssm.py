@@ -1,6 +1,5 @@
 """The recurrent state-space model of PlaNet, Dreamer V1 and DreamerV2: one dense layer, a GRU, one latent."""
 
-from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -20,13 +19,6 @@ VARIANTS = {
 
 EPS = 1e-3
 """Of Keras' LayerNorm."""
-
-
-CELL_PARAMS = {
-    "gru": attrgetter("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
-    "planet_gru": attrgetter("weight_ru", "bias_ru", "weight_c", "bias_c"),
-    "layernorm_gru": attrgetter("linear.weight", "linear.bias", "layer_norm.weight", "layer_norm.bias"),
-}
 
 
 class GRUState(NamedTuple):
@@ -123,7 +115,7 @@ class GRURSSM(nn.Module):
         """The parameters as the operators take them."""
         stats = [ops.LinearWeights(layer.weight, layer.bias) for layer in (self.post_stats, self.prior_stats)]
         return ops.GRURSSMWeights(
-            self.input.params, CELL_PARAMS[self.kind.cell](self.cell), self.post.params, stats[0],
+            self.input.params, self.cell.params, self.post.params, stats[0],
             self.prior.params, stats[1],
         )  # fmt: skip
 
