@@ -111,6 +111,19 @@ def test_short_episodes_are_dropped(tmp_path: Path) -> None:
             assert np.diff([*np.flatnonzero(file["is_first"]), len(file["is_first"])]).min() >= 10
 
 
+def test_a_round_ends_with_the_chunk_that_brings_it_to_enough_frames(tmp_path: Path) -> None:
+    agent = tiny()
+    agent.config.collect.max_frames = 1
+    stage = collect(tmp_path, agent=agent)
+    assert len(open_chunks([tmp_path / "collect"])) == 1
+    first = json.loads((tmp_path / "collect" / "done.json").read_text())
+    assert first["episodes"] == 2 and first["frames"] == stage.frames > 0
+    agent.config.collect.max_frames = first["frames"] + 1
+    assert not stage.restore()
+    stage.work()
+    assert stage.restore() and len(open_chunks([tmp_path / "collect"])) == 2
+
+
 def test_a_missing_chunk_is_told_and_gathered_again(tmp_path: Path) -> None:
     stage = collect(tmp_path)
     kept = (tmp_path / "collect" / "chunk-00000" / "image.npy").stat().st_mtime_ns

@@ -116,7 +116,9 @@ class GradProduct {
 
   __device__ static void multiply(const Shared& s, T (&sums)[16], bf16) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const auto two = [&](const O* column, int r) { return *reinterpret_cast<const uint32_t*>(column + r + lane % 4 * 2); };
+    const auto two = [&](const O* column, int r) {
+      return *reinterpret_cast<const uint32_t*>(column + r + lane % 4 * 2);
+    };
 #pragma unroll
     for (int r = 0; r < kDepth; r += 16) {
       const O *above = s.a[warp % 4 * 16 + lane / 4], *below = s.a[warp % 4 * 16 + lane / 4 + 8];

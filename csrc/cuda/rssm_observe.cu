@@ -75,7 +75,8 @@ class Steps {
       T out[1];
       product.finish(out);
       const int u = tile * kTileColumns + at_.column;
-      write(tile, u, U_, a_.embeds_at(0) + U_, 2 * U_, a_.embed_sums[1], tiles_of(U_), u < U_ ? out[0] + bias[u] : T{0});
+      const T value = u < U_ ? out[0] + bias[u] : T{0};
+      write(tile, u, U_, a_.embeds_at(0) + U_, 2 * U_, a_.embed_sums[1], tiles_of(U_), value);
     });
   }
 
@@ -212,7 +213,7 @@ class Steps {
     });
   }
 
-  // A tile is a row and 64 columns of its next embedding: every one draws all samples of the row, the first writes them.
+  // A tile is a row and 64 columns of its next embedding: each draws all samples of the row, the first writes them.
   __device__ void sample_and_embed(int64_t t) {
     const bool last = t + 1 == a_.p.n.T;
     const int chunks = last ? 1 : (U_ + kGatherColumns - 1) / kGatherColumns;

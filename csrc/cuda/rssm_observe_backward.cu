@@ -45,7 +45,8 @@ class StepsBack {
   // A tile is a row and 32 of its categoricals.
   __device__ void sample(int64_t t) {
     const int chunks = (S_ + kCategoricals - 1) / kCategoricals, lane = threadIdx.x % kClassLanes;
-    const T keep = 1 - static_cast<T>(a_.p.w.unimix), later = t + 1 == a_.p.n.T ? T{0} : T{1};
+    const T keep = 1 - static_cast<T>(a_.p.w.unimix);
+    const bool last = t + 1 == a_.p.n.T;
     share_out(barrier_, at_.rows.count * chunks, [&](int tile, bool first) {
       const int b = at_.rows.first + tile / chunks;
       const int wanted = tile % chunks * kCategoricals + static_cast<int>(threadIdx.x) / kClassLanes;
@@ -53,13 +54,13 @@ class StepsBack {
       const int64_t at = (of(t) + b) * Z_ + s * C_;
       const T *logits = a_.read(a_.p.logits) + at, *g = a_.read(a_.p.g_stoch) + at, *d_z = a_.d_z + (b * Z_ + s * C_);
       const Softmax<T> softmax(logits, C_);
+      const auto d = [&](int c) { return g[c] + (last ? T{0} : d_z[c]); };
       if (first) barrier_.wait();
       T mean = 0;
-      for (int c = lane; c < C_; c += kClassLanes) mean += softmax.of(logits[c]) * (g[c] + (later != 0 ? d_z[c] : T{0}));
+      for (int c = lane; c < C_; c += kClassLanes) mean += softmax.of(logits[c]) * d(c);
       mean = group_sum<kClassLanes>(mean);
       for (int c = lane; c < C_ && s == wanted; c += kClassLanes)
-        a_.d_logits[at + c] = a_.read(a_.p.g_logits)[at + c] +
-                              keep * softmax.of(logits[c]) * (g[c] + (later != 0 ? d_z[c] : T{0}) - mean);
+        a_.d_logits[at + c] = a_.read(a_.p.g_logits)[at + c] + keep * softmax.of(logits[c]) * (d(c) - mean);
     });
   }
 

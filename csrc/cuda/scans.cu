@@ -77,7 +77,8 @@ __device__ void gates(const Forward<T, O>& a, int64_t t, int64_t row, int64_t i,
     const bool ijfo = a.p.w.ijfo;
     const int64_t f = ijfo ? 2 : 1, g = 3 - f;
     const T one = x[1] + sums[1], two = x[2] + sums[2];
-    const T entry = Act::sigmoid(x[0] + sums[0]), out = Act::sigmoid(x[3] + sums[3]), cand = Act::tanh(ijfo ? one : two);
+    const T entry = Act::sigmoid(x[0] + sums[0]), out = Act::sigmoid(x[3] + sums[3]);
+    const T cand = Act::tanh(ijfo ? one : two);
     const T forget = Act::sigmoid((ijfo ? two : one) + static_cast<T>(a.p.w.gate_bias));
     const T c = forget * in.c + entry * cand;
     saved[0] = entry, saved[f * D] = forget, saved[g * D] = cand, saved[3 * D] = out;

@@ -1,4 +1,5 @@
-// The mirror of scans.cu: one launch, last step first; the weights' gradients are products over all steps after the loop.
+// The mirror of scans.cu: one launch, last step first. The weights' gradients are products over all steps after the
+// loop.
 #include "grad_product.cuh"
 #include "scan_rows.cuh"
 
@@ -128,8 +129,9 @@ class ScanStepsBack {
         product.add(w, K, weights,
                     [&](int half, int k) {
                       const int64_t row_at = a_.at(t + 1, at_.read[half]);
+                      const int reset_of = k >= 2 * D ? k - 2 * D : k;
                       Loaded loaded{read_piece<Row>(a_.d_input(row_at) + k), {}};
-                      if (cell == ScanCell::gru) loaded.r = read_piece<Row>(a_.saved(row_at) + (k >= 2 * D ? k - 2 * D : k));
+                      if (cell == ScanCell::gru) loaded.r = read_piece<Row>(a_.saved(row_at) + reset_of);
                       return loaded;
                     },
                     [&](int half, int k, const Loaded& loaded) {

@@ -173,7 +173,8 @@ class TileProduct {
   }
 
   // Adds x W of depth K for the tiles `w[part]`, whose first weights have been fetched. `load(half, k)` reads what
-  // `value(half, k, loaded)` makes a Row of (or Packed, of bfloat16), for k within K; meanwhile() stands between the first loads and their use.
+  // `value(half, k, loaded)` makes a Row of (or Packed, of bfloat16), for k within K; meanwhile() stands between the
+  // first loads and their use.
   template <int kSteps, typename Load, typename Value, typename Meanwhile>
   __device__ void add(const O* const (&w)[kParts], int K, Weights<kSteps>& ahead, Load load, Value value,
                       Meanwhile meanwhile) {

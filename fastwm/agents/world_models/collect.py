@@ -55,15 +55,25 @@ class Collect(Stage):
     def missing(self) -> list[int]:
         return [i for i in range(len(self.episodes)) if not chunk_path(self.run.folder, i).is_dir()]
 
+    @property
+    def frames(self) -> int:
+        """On disk."""
+        return len(Frames(chunk_paths([self.run.folder])))
+
+    def enough(self, frames: int) -> bool:
+        return 0 < self.config.collect.max_frames <= frames
+
     def restore(self) -> bool:
         """Finished where no chunk is missing; or all are: then they were removed to save space."""
-        done, missing = read_done(self.run.folder), len(self.missing())
-        return done is not None and done["episodes"] >= self.config.collect.episodes and missing in (0, done["chunks"])
+        done, c = read_done(self.run.folder), self.config.collect
+        if done is None or (done["episodes"] < c.episodes and not self.enough(done["frames"])):
+            return False
+        return sum(chunk_path(self.run.folder, i).is_dir() for i in range(done["chunks"])) in (0, done["chunks"])
 
     def work(self) -> None:
         c, missing = self.config.collect, self.missing()
         remove_partial(self.run.folder)
-        if missing:
+        if missing and not self.enough(self.frames):
             todo = sum(self.episodes[i] for i in missing)
             self.check_space(todo)
             env = make_env(self.run.env, c.num_envs, int(self.rng(missing[0]).integers(2**31)), **self.run.env_args)
@@ -71,18 +81,19 @@ class Collect(Stage):
                 self.gather(env, missing, todo)
             finally:
                 env.close()
-        frames = [len(np.load(path / "image.npy", mmap_mode="r")) for path in chunk_paths([self.run.folder])]
-        summary = {"episodes": c.episodes, "chunks": len(frames), "frames": sum(frames)}
+        counts = [n for i, n in enumerate(self.episodes) if chunk_path(self.run.folder, i).is_dir()]
+        summary = {"episodes": sum(counts), "chunks": len(counts), "frames": self.frames}
         write_atomically(self.run.folder / "done.json", json.dumps(summary))
-        self.run.say(f"collected {summary['frames']:,} frames of {c.episodes:,} episodes")
+        self.run.say(f"collected {summary['frames']:,} frames of {summary['episodes']:,} episodes")
 
     def check_space(self, episodes: int) -> None:
         """The cost, before it is spent."""
-        frames = episodes * self.task.mean_frames
+        frames, limit = episodes * self.task.mean_frames, self.config.collect.max_frames
+        frames = min(frames, limit - self.frames) if limit else frames
         size = frames * FRAME_BYTES
         free = shutil.disk_usage(self.run.folder).free
         self.run.say(
-            f"collecting {episodes:,} episodes, about {self.task.mean_frames} frames each = {frames:,} frames, "
+            f"collecting {episodes:,} episodes, about {self.task.mean_frames} frames each, {frames:,} frames in all, "
             f"{size / 1e9:.1f} GB on disk ({free / 1e9:.0f} GB free)"
         )
         if size > free:
@@ -95,9 +106,12 @@ class Collect(Stage):
         c = self.config.collect
         source = self.stream(env)
         frames = seen = dropped = 0
-        start = time.monotonic()
+        start, written = time.monotonic(), self.frames
+        wanted = c.max_frames - written if c.max_frames else np.inf
         counts = self.episodes
         for index in missing:
+            if self.enough(written):
+                return
             episodes: list[Chunk] = []
             while len(episodes) < counts[index]:
                 steps, episode = next(source)
@@ -109,7 +123,8 @@ class Collect(Stage):
                     else:
                         dropped += 1
                 rate = frames / max(time.monotonic() - start, 1e-9)
-                left = (todo - seen) * frames / max(seen + dropped, 1) / max(rate, 1e-9)
+                coming = (todo - seen) * frames / max(seen + dropped, 1)
+                left = max(min(coming, wanted - frames), 0) / max(rate, 1e-9)
                 self.run.show(
                     f"collect: episode {seen:,}/{todo:,} ({dropped} too short)  {frames:,} frames  {rate:,.0f} a second"
                     f"  about {left:.0f} s left"
@@ -118,6 +133,7 @@ class Collect(Stage):
                     raise Stopped
             chunk = Chunk(*(np.concatenate([getattr(e, key) for e in episodes]) for key in vars(episodes[0])))
             write_chunk(self.run.folder, index, chunk)
+            written += len(chunk.reward)
             values = {"episodes": seen, "frames": frames, "dropped": dropped, "frames_per_second": rate,
                       "mean_length": len(chunk.reward) / len(episodes),
                       "mean_return": float(chunk.reward.sum()) / len(episodes)}  # fmt: skip

@@ -16,6 +16,8 @@ class CollectConfig:
     """Episodes written at once; what an interruption may lose."""
     min_frames: int = 0
     """Shorter episodes are dropped: Doom 101."""
+    max_frames: int = 0
+    """A round ends with the chunk that brings it to so many frames, as a good controller lives long; 0: no limit."""
 
 
 @dataclass
