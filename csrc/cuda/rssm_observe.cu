@@ -379,7 +379,7 @@ const char* observe(const RssmObserve& p, cudaStream_t on) {
   gathered.add(p.w.stoch, 0, a.gather);
   pack<T>(packings, on);
   pack<T>(gathered, on);
-  const auto kernel = is_narrow(n) ? observe_sequence<T, O, 1> : observe_sequence<T, O, 2>;
+  const auto kernel = is_narrow(n) ? observe_sequence<T, O, kNarrow<O>> : observe_sequence<T, O, 2>;
   return launch_together(kernel, a, n.G * a.own.tiles(), row_tiles(n.B), a.arrived, on);
 }
 

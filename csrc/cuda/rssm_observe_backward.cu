@@ -336,7 +336,7 @@ const char* observe_backward(const RssmObserveBackward& p, cudaStream_t on) {
     pack<T>(packings, on);
     normed_layers<T, O><<<static_cast<unsigned>((kNorms * n.T * n.B + kWarps - 1) / kWarps), kThreads, 0, on>>>(a);
     const int64_t across = 2 * a.embeds[0].tiles() + n.G * a.own.tiles();
-    const auto kernel = is_narrow(n) ? observe_backward_sequence<T, O, 1> : observe_backward_sequence<T, O, 2>;
+    const auto kernel = is_narrow(n) ? observe_backward_sequence<T, O, kNarrow<O>> : observe_backward_sequence<T, O, 2>;
     error = launch_together(kernel, a, across, row_tiles(n.B), a.arrived, on);
   }
   all_weight_grads(a, on);

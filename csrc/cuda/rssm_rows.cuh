@@ -89,8 +89,11 @@ struct Scratch {
   void take(PackedWeight<O>& w) { w.data = take<O>(w.size()); }
 };
 
-// Whether one turn of a block's warps takes all units, and all of a block's share of deter.
+// Whether one turn of a block's warps takes all units, and all of a block's share of deter. Where there are no tensor
+// cores' turns, the narrow kernel is the wide one.
 inline bool is_narrow(const RssmSizes& n) { return n.U <= 64 && n.J() <= 128; }
+template <typename O>
+constexpr int kNarrow = sizeof(O) == 2 ? 1 : 2;
 
 // Tensor cores take pieces of rows.
 template <typename Gru>

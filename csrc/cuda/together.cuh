@@ -107,7 +107,7 @@ const char* launch_together(void (*kernel)(Params, Formation), const Params& p, 
   if (across <= kLargestCluster && major >= 9) {
     unsigned size = 1;
     while (size < across) size *= 2;
-    config.gridDim = dim3(size, static_cast<unsigned>(rows));
+    config.gridDim = dim3(size, static_cast<unsigned>(rows < 65535 ? rows : 65535));
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim.x = size, attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
     int clusters = 0;
