@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,11 @@ def test_a_round_ends_with_the_chunk_that_brings_it_to_enough_frames(tmp_path: P
     first = json.loads((tmp_path / "collect" / "done.json").read_text())
     assert first["episodes"] == 2 and first["frames"] == stage.frames > 0
     agent.config.collect.max_frames = first["frames"] + 1
+    assert not stage.restore()
+    stage.work()
+    assert stage.restore() and len(open_chunks([tmp_path / "collect"])) == 2
+    agent.config.collect.max_frames = 1  # enough without the first chunk, which is gone
+    shutil.rmtree(tmp_path / "collect" / "chunk-00000")
     assert not stage.restore()
     stage.work()
     assert stage.restore() and len(open_chunks([tmp_path / "collect"])) == 2

@@ -53,7 +53,10 @@ class Collect(Stage):
         return [c.chunk_episodes] * whole + [rest] * bool(rest)
 
     def missing(self) -> list[int]:
-        return [i for i in range(len(self.episodes)) if not chunk_path(self.run.folder, i).is_dir()]
+        """Chunks to be gathered: all that are not there, or with enough frames those that later ones left behind."""
+        there = [chunk_path(self.run.folder, i).is_dir() for i in range(len(self.episodes))]
+        known = max((i for i, is_there in enumerate(there) if is_there), default=-1)
+        return [i for i, is_there in enumerate(there) if not is_there and (i < known or not self.enough(self.frames))]
 
     @property
     def frames(self) -> int:
@@ -73,7 +76,7 @@ class Collect(Stage):
     def work(self) -> None:
         c, missing = self.config.collect, self.missing()
         remove_partial(self.run.folder)
-        if missing and not self.enough(self.frames):
+        if missing:
             todo = sum(self.episodes[i] for i in missing)
             self.check_space(todo)
             env = make_env(self.run.env, c.num_envs, int(self.rng(missing[0]).integers(2**31)), **self.run.env_args)
@@ -88,8 +91,8 @@ class Collect(Stage):
 
     def check_space(self, episodes: int) -> None:
         """The cost, before it is spent."""
-        frames, limit = episodes * self.task.mean_frames, self.config.collect.max_frames
-        frames = min(frames, limit - self.frames) if limit else frames
+        frames, left = episodes * self.task.mean_frames, self.config.collect.max_frames - self.frames
+        frames = min(frames, left) if left > 0 else frames
         size = frames * FRAME_BYTES
         free = shutil.disk_usage(self.run.folder).free
         self.run.say(
@@ -106,12 +109,11 @@ class Collect(Stage):
         c = self.config.collect
         source = self.stream(env)
         frames = seen = dropped = 0
-        start, written = time.monotonic(), self.frames
-        wanted = c.max_frames - written if c.max_frames else np.inf
+        start, wanted = time.monotonic(), c.max_frames - self.frames if c.max_frames else np.inf
         counts = self.episodes
         for index in missing:
-            if self.enough(written):
-                return
+            if index not in self.missing():
+                return  # enough frames
             episodes: list[Chunk] = []
             while len(episodes) < counts[index]:
                 steps, episode = next(source)
@@ -133,7 +135,6 @@ class Collect(Stage):
                     raise Stopped
             chunk = Chunk(*(np.concatenate([getattr(e, key) for e in episodes]) for key in vars(episodes[0])))
             write_chunk(self.run.folder, index, chunk)
-            written += len(chunk.reward)
             values = {"episodes": seen, "frames": frames, "dropped": dropped, "frames_per_second": rate,
                       "mean_length": len(chunk.reward) / len(episodes),
                       "mean_return": float(chunk.reward.sum()) / len(episodes)}  # fmt: skip
