@@ -428,6 +428,16 @@ def test_bfloat16_error_is_within_twice_pytorchs(native: Target, T: int, B: int,
         assert error <= 0.05 * truth.norm() + 1e-4, name
 
 
+def test_bfloat16_of_a_start_that_lies_anywhere(native: Target) -> None:
+    """Tensor cores read 16 bytes at once, where a caller's arrays begin there."""
+    rssm, args = moved(*make(3, 4, ODD | dict(classes=8), torch.float32), native.device)
+    shifted = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x) for x in args[3:5]]
+    with torch.autocast(native.device, torch.bfloat16):
+        want = rssm_observe(*args, rssm.observe_weights())[0]
+        got = rssm_observe(*args[:3], *shifted, args[5], rssm.observe_weights())[0]
+    assert_close(got[0], want[0], atol=0.03, rtol=0)
+
+
 @needs_cpu
 def test_bfloat16_does_not_depend_on_threads_beyond_rounding() -> None:
     rssm, args = make(9, 40, dict(deter=1024, hidden=128, stoch=32, classes=8, blocks=8), torch.float32)

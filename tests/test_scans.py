@@ -486,6 +486,17 @@ def test_bfloat16_error_is_within_twice_pytorchs(native: Target, name: str, T: i
 
 
 @one_of_each
+def test_bfloat16_of_a_start_that_lies_anywhere(native: Target, name: str) -> None:
+    """Tensor cores read 16 bytes at once, where a caller's arrays begin there."""
+    case = Case(name, 3, 4, D=96, X=32, dtype=torch.float32, device=native.device)
+    h = case.tensors["h"]
+    assert h is not None
+    with torch.autocast(native.device, torch.bfloat16):
+        want, got = case()[0], case(h=torch.cat([h.new_zeros(1), h.detach().flatten()])[1:].view_as(h))[0]
+    assert_close(got, want, atol=0.03, rtol=0)
+
+
+@one_of_each
 def test_bfloat16_weights_beside_a_float32_carry(on: Target, name: str) -> None:
     case = Case(name, 3, 2, device=on.device)
     exact = case()

@@ -1,5 +1,5 @@
-// Activations in two instructions of the special function unit, within 1e-6 of a layer's scale: for what is rounded to
-// bfloat16 next. Elsewhere those of vecmath.h.
+// Activations by two instructions of the special function unit, whose relative errors are some 2^-22: for what bfloat16
+// rounds next. Elsewhere those of vecmath.h.
 #pragma once
 
 #include "common.cuh"

@@ -383,18 +383,23 @@ const char* observe(const RssmObserve& p, cudaStream_t on) {
   return launch_together(kernel, a, n.G * a.own.tiles(), row_tiles(n.B), a.arrived, on);
 }
 
+bool by_tensor_cores(const RssmObserve& p) {
+  return p.gru.bf16 && fits_pieces(p.n) &&
+         fits_pieces({p.gru.h0, p.stoch0, p.gru.w.n_carry, p.gru.w.n_hidden, p.w.n_stoch, p.w.n_post});
+}
+
 }  // namespace
 
 int64_t rssm_observe_scratch(const RssmObserve& p) {
   if (p.gru.dtype == Dtype::f64) return scratch_bytes<double, double>(p);
-  return by_tensor_cores(p.gru, p.n) ? scratch_bytes<float, bf16>(p) : scratch_bytes<float, float>(p);
+  return by_tensor_cores(p) ? scratch_bytes<float, bf16>(p) : scratch_bytes<float, float>(p);
 }
 
 const char* rssm_observe_kernel(const RssmObserve& p, void* stream) {
   if (p.n.B == 0) return nullptr;
   const auto on = static_cast<cudaStream_t>(stream);
   if (p.gru.dtype == Dtype::f64) return observe<double, double>(p, on);
-  return by_tensor_cores(p.gru, p.n) ? observe<float, bf16>(p, on) : observe<float, float>(p, on);
+  return by_tensor_cores(p) ? observe<float, bf16>(p, on) : observe<float, float>(p, on);
 }
 
 }  // namespace fastwm::cuda

@@ -347,13 +347,13 @@ const char* observe_backward(const RssmObserveBackward& p, cudaStream_t on) {
 
 int64_t rssm_observe_backward_scratch(const RssmObserveBackward& p) {
   if (p.gru.dtype == Dtype::f64) return scratch_bytes<double, double>(p);
-  return by_tensor_cores(p.gru, p.n) ? scratch_bytes<float, bf16>(p) : scratch_bytes<float, float>(p);
+  return p.gru.bf16 && fits_pieces(p.n) ? scratch_bytes<float, bf16>(p) : scratch_bytes<float, float>(p);
 }
 
 const char* rssm_observe_backward_kernel(const RssmObserveBackward& p, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   if (p.gru.dtype == Dtype::f64) return observe_backward<double, double>(p, on);
-  return by_tensor_cores(p.gru, p.n) ? observe_backward<float, bf16>(p, on) : observe_backward<float, float>(p, on);
+  return p.gru.bf16 && fits_pieces(p.n) ? observe_backward<float, bf16>(p, on) : observe_backward<float, float>(p, on);
 }
 
 }  // namespace fastwm::cuda

@@ -96,10 +96,7 @@ template <typename O>
 constexpr int kNarrow = sizeof(O) == 2 ? 1 : 2;
 
 // Tensor cores take pieces of rows.
-template <typename Gru>
-bool by_tensor_cores(const Gru& gru, const RssmSizes& n) {
-  return gru.bf16 && fits_pieces(n.J()) && fits_pieces(n.U) && fits_pieces(n.Z());
-}
+inline bool fits_pieces(const RssmSizes& n) { return fits_pieces(n.J()) && fits_pieces(n.U) && fits_pieces(n.Z()); }
 
 // A row's categoricals, 8 lanes each, so that a block has 32 in hand.
 constexpr int kClassLanes = 8, kCategoricals = kThreads / kClassLanes;

@@ -29,7 +29,7 @@ struct Norm {
 template <typename Params, typename F>
 void by_type(const Params& p, F f) {
   if (p.dtype == Dtype::f64) f(double{}, double{});
-  else if (p.bf16 && fits_pieces(p.n.D)) f(float{}, bf16{});
+  else if (p.bf16 && fits_pieces(p.n.D) && fits_pieces({p.h0})) f(float{}, bf16{});
   else f(float{}, float{});
 }
 

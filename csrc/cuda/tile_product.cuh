@@ -7,6 +7,7 @@
 
 #include "fastwm/rssm_observe.h"
 
+#include <initializer_list>
 #include <type_traits>
 
 namespace fastwm::cuda {
@@ -126,8 +127,13 @@ __device__ P each(F f) {
   return piece;
 }
 
-// Tensor cores read 4 numbers of a row at once.
-__host__ __device__ constexpr bool fits_pieces(int64_t width) { return width % 4 == 0; }
+// Tensor cores read 4 numbers of a row at once: a row's width, and what a caller gave, must allow it.
+constexpr bool fits_pieces(int64_t width) { return width % 4 == 0; }
+inline bool fits_pieces(std::initializer_list<const void*> arrays) {
+  for (const void* array : arrays)
+    if (reinterpret_cast<uintptr_t>(array) % 16) return false;
+  return true;
+}
 
 // A thread reads from two rows, row(0) and row(1), and ends with the sums at one row and column. Every load takes
 // hundreds of cycles: so weights, which wait for nothing, can be fetched before a barrier, and rows in batches.

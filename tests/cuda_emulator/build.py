@@ -16,7 +16,9 @@ sys.path.insert(0, str(ROOT / "build_tools"))
 import native  # noqa: E402
 
 QUIET = ("unknown-pragmas", "unused-variable", "unused-function", "sign-compare")
-FLAGS = ("-O1", f"-I{HERE}", "-fno-strict-aliasing", *(f"-Wno-{warning}" for warning in QUIET))
+# A GPU takes no access that is not aligned to its own size.
+ALIGNED = ("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error")
+FLAGS = ("-O1", f"-I{HERE}", "-fno-strict-aliasing", *ALIGNED, *(f"-Wno-{warning}" for warning in QUIET))
 
 
 def translate(text: str) -> str:

@@ -55,8 +55,10 @@ class Collect(Stage):
     def missing(self) -> list[int]:
         """Chunks to be gathered: all that are not there, or with enough frames those that later ones left behind."""
         there = [chunk_path(self.run.folder, i).is_dir() for i in range(len(self.episodes))]
-        known = max((i for i, is_there in enumerate(there) if is_there), default=-1)
-        return [i for i, is_there in enumerate(there) if not is_there and (i < known or not self.enough(self.frames))]
+        end = len(there)
+        if self.config.collect.max_frames and self.enough(self.frames):
+            end = max((i for i, is_there in enumerate(there) if is_there), default=-1)
+        return [i for i, is_there in enumerate(there[:end]) if not is_there]
 
     @property
     def frames(self) -> int:
