@@ -128,62 +128,85 @@ inline void multiply_amx(const bf16* a, int64_t lda, const bf16* panel, int64_t 
 #undef FASTWM_TILE_SUM
 }
 
-template <int rows>
+// c += a W for `vectors` vectors of columns, of the last those in `last`.
+template <int rows, int vectors>
 __attribute__((target("avx512bf16"))) void multiply_pairs(const bf16* a, int64_t lda, const bf16* panel, int64_t K,
-                                                          float* c, int64_t ldc) {
-  __m512 sum[rows][2];
-  for (int m = 0; m < rows; ++m)
-    for (int v = 0; v < 2; ++v) sum[m][v] = _mm512_loadu_ps(c + m * ldc + 16 * v);
-  for (int64_t k = 0; k < K; k += 2, panel += 2 * kBf16Panel) {
-    const __m512bh w0 = (__m512bh)_mm512_loadu_si512(panel), w1 = (__m512bh)_mm512_loadu_si512(panel + 32);
-    const uint32_t keep = k + 1 < K ? ~0u : 0xffffu;  // behind an odd K stands something else
+                                                          float* c, int64_t ldc, __mmask16 last) {
+  constexpr int end = vectors - 1;
+  __m512 sum[rows][vectors];
+#pragma GCC unroll 8  // early, or the sums would pass through memory
+  for (int m = 0; m < rows; ++m) {
+    if constexpr (end > 0) sum[m][0] = _mm512_loadu_ps(c + m * ldc);
+    sum[m][end] = _mm512_maskz_loadu_ps(last, c + m * ldc + 16 * end);
+  }
+  // `keep` is a constant at each call, so that a whole pair is broadcast by the load itself.
+  const auto add = [&](int64_t k, uint32_t keep) __attribute__((target("avx512bf16"), always_inline)) {
+    const bf16* w = panel + k * kBf16Panel;
+    const __m512bh w0 = (__m512bh)_mm512_loadu_si512(w), w_end = (__m512bh)_mm512_loadu_si512(w + 32 * end);
+#pragma GCC unroll 8
     for (int m = 0; m < rows; ++m) {
       uint32_t pair;
       std::memcpy(&pair, a + m * lda + k, 4);
       const __m512bh x = (__m512bh)_mm512_set1_epi32(static_cast<int>(pair & keep));
-      sum[m][0] = _mm512_dpbf16_ps(sum[m][0], x, w0);
-      sum[m][1] = _mm512_dpbf16_ps(sum[m][1], x, w1);
+      if constexpr (end > 0) sum[m][0] = _mm512_dpbf16_ps(sum[m][0], x, w0);
+      sum[m][end] = _mm512_dpbf16_ps(sum[m][end], x, w_end);
     }
+  };
+  const int64_t whole = K / 2 * 2;
+  for (int64_t k = 0; k < whole; k += 2) add(k, ~0u);
+  if (whole < K) add(whole, 0xffffu);  // behind an odd K stands something else
+#pragma GCC unroll 8
+  for (int m = 0; m < rows; ++m) {
+    if constexpr (end > 0) _mm512_storeu_ps(c + m * ldc, sum[m][0]);
+    _mm512_mask_storeu_ps(c + m * ldc + 16 * end, last, sum[m][end]);
   }
-  for (int m = 0; m < rows; ++m)
-    for (int v = 0; v < 2; ++v) _mm512_storeu_ps(c + m * ldc + 16 * v, sum[m][v]);
 }
 
-inline void multiply_few(int64_t rows, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* c, int64_t ldc) {
+template <int rows>
+void multiply_columns(int64_t valid, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* c, int64_t ldc) {
+  const auto last = static_cast<__mmask16>(0xffffu >> ((kBf16Panel - valid) % 16));
+  valid > 16 ? multiply_pairs<rows, 2>(a, lda, panel, K, c, ldc, last)
+             : multiply_pairs<rows, 1>(a, lda, panel, K, c, ldc, last);
+}
+
+inline void multiply_few(int64_t rows, int64_t valid, const bf16* a, int64_t lda, const bf16* panel, int64_t K,
+                         float* c, int64_t ldc) {
   switch (rows) {
-    case 1: return multiply_pairs<1>(a, lda, panel, K, c, ldc);
-    case 2: return multiply_pairs<2>(a, lda, panel, K, c, ldc);
-    case 3: return multiply_pairs<3>(a, lda, panel, K, c, ldc);
-    case 4: return multiply_pairs<4>(a, lda, panel, K, c, ldc);
-    case 5: return multiply_pairs<5>(a, lda, panel, K, c, ldc);
-    case 6: return multiply_pairs<6>(a, lda, panel, K, c, ldc);
-    case 7: return multiply_pairs<7>(a, lda, panel, K, c, ldc);
-    case 8: return multiply_pairs<8>(a, lda, panel, K, c, ldc);
+    case 1: return multiply_columns<1>(valid, a, lda, panel, K, c, ldc);
+    case 2: return multiply_columns<2>(valid, a, lda, panel, K, c, ldc);
+    case 3: return multiply_columns<3>(valid, a, lda, panel, K, c, ldc);
+    case 4: return multiply_columns<4>(valid, a, lda, panel, K, c, ldc);
+    case 5: return multiply_columns<5>(valid, a, lda, panel, K, c, ldc);
+    case 6: return multiply_columns<6>(valid, a, lda, panel, K, c, ldc);
+    case 7: return multiply_columns<7>(valid, a, lda, panel, K, c, ldc);
+    case 8: return multiply_columns<8>(valid, a, lda, panel, K, c, ldc);
   }
 }
 
-// `rest`: tiles 5 to 7 are there for so many rows below 16.
-inline void multiply_bf16(int64_t rows, bool amx, bool rest, bool fetch, const bf16* a, int64_t lda, const bf16* panel,
-                          int64_t K, float* c, int64_t ldc) {
-  if (amx && (rest || rows == kAmxRows)) return rows == kAmxRows ? multiply_amx<false>(a, lda, panel, K, c, ldc, fetch)
-                                   : multiply_amx<true>(a, lda, panel, K, c, ldc, fetch);
-  const int64_t step = rows > kTileRows ? (rows + 1) / 2 : rows;  // rows are at most kAmxRows, twice kTileRows
-  for (int64_t m = 0; m < rows; m += step)
-    multiply_few(rows - m < step ? rows - m : step, a + m * lda, lda, panel, K, c + m * ldc, ldc);
-}
-
+// c += a W over `valid` columns of a panel. `rest`: tiles 5 to 7 are there for M's rows beyond a multiple of 16.
 inline void multiply_panel(int64_t M, const bf16* a, int64_t lda, const bf16* panel, int64_t valid, int64_t K, bool amx,
                            bool rest, float* c, int64_t ldc) {
-  for (int64_t m = 0; m < M; m += kAmxRows) {
+  for (int64_t m = 0; m < M; m += kAmxRows, a += kAmxRows * lda, c += kAmxRows * ldc) {
     const int64_t rows = M - m < kAmxRows ? M - m : kAmxRows;
+    if (!amx || (rows < kAmxRows && !rest)) {
+      const int64_t step = rows > kTileRows ? (rows + 1) / 2 : rows;  // rows are at most twice kTileRows
+      for (int64_t r = 0; r < rows; r += step)
+        multiply_few(rows - r < step ? rows - r : step, valid, a + r * lda, lda, panel, K, c + r * ldc, ldc);
+      continue;
+    }
+    const auto multiply_tiles = [&](float* sums, int64_t stride) {
+      const bool fetch = rest && m == 0;
+      rows == kAmxRows ? multiply_amx<false>(a, lda, panel, K, sums, stride, fetch)
+                       : multiply_amx<true>(a, lda, panel, K, sums, stride, fetch);
+    };
     if (valid == kBf16Panel) {
-      multiply_bf16(rows, amx, rest, rest && m == 0, a + m * lda, lda, panel, K, c + m * ldc, ldc);
+      multiply_tiles(c, ldc);
       continue;
     }
     float tile[kAmxRows * kBf16Panel] = {};  // by way of a whole tile
-    for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kBf16Panel, c + (m + r) * ldc, valid * sizeof(float));
-    multiply_bf16(rows, amx, rest, rest && m == 0, a + m * lda, lda, panel, K, tile, kBf16Panel);
-    for (int64_t r = 0; r < rows; ++r) std::memcpy(c + (m + r) * ldc, tile + r * kBf16Panel, valid * sizeof(float));
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kBf16Panel, c + r * ldc, valid * sizeof(float));
+    multiply_tiles(tile, kBf16Panel);
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(c + r * ldc, tile + r * kBf16Panel, valid * sizeof(float));
   }
 }
 

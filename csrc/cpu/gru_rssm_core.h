@@ -14,14 +14,14 @@ namespace {
 // The weights, packed once a call. T is what sums, norms and the state are in, O what products multiply.
 template <typename T, typename O>
 struct GruRssmPacked {
-  Packed<O> x, h, layer, stats;  // [3, U, D] [3, D, D] [D, U] [U, O]
-  T* stoch;                      // [Z, U], rows to be gathered
+  Packed<O> gaussian, x, h, layer, stats;  // [Z, U] or nothing, [3, U, D] [3, D, D] [D, U] [U, O]
+  T* onehot;                               // [Z, U] or nothing: rows to be gathered
 
-  static constexpr int kCount = 4;
-  Packed<O>* all[kCount] = {&x, &h, &layer, &stats};
+  static constexpr int kCount = 5;
+  Packed<O>* all[kCount] = {&gaussian, &x, &h, &layer, &stats};
 
   explicit GruRssmPacked(const GruRssmSizes& n)
-      : x{3, n.U, n.D}, h{3, n.D, n.D}, layer{1, n.D, n.U}, stats{1, n.U, n.O()} {}
+      : gaussian{1, n.C ? 0 : n.Z(), n.U}, x{3, n.U, n.D}, h{3, n.D, n.D}, layer{1, n.D, n.U}, stats{1, n.U, n.O()} {}
 
   int64_t count() const {
     int64_t sum = 0;
@@ -36,12 +36,12 @@ struct GruRssmPacked {
   void pack(const GruRssmWeights& w, const GruRssmSizes& n, Arena& arena, int threads) {
     for (Packed<O>* packed : all) packed->data = arena.take<O>(packed->size());
     const auto gates = [&](const Weight& x) { return Weight{x.data, n.D * x.sn, x.sk, x.sn}; };
-    const Weight sources[] = {gates(w.x), gates(w.h), w.layer, w.stats};
+    const Weight sources[] = {w.stoch, gates(w.x), gates(w.h), w.layer, w.stats};
     Packing<O> items[kCount];
     for (int i = 0; i < kCount; ++i) items[i] = {all[i], sources[i]};
     pack_all(items, kCount, threads);
-    stoch = arena.take<T>(n.Z() * n.U);
-    pack_rows(w.stoch, 0, n.Z(), n.U, stoch);
+    onehot = arena.take<T>(n.Z() * n.U);
+    if (n.C) pack_rows(w.stoch, 0, n.Z(), n.U, onehot);
   }
 };
 
@@ -50,14 +50,16 @@ template <typename T, typename O>
 struct GruRssmScratch {
   Arena arena;
   O *h[2], *reset_h, *x, *act;  // operands [R, D] each, [R, U] each: deter by turns, reset * h, the layers' outputs
+  O* z;                         // operand [R, Z], of a Gaussian
   T *input, *gates, *layer;     // [R, U] [R, gates() D] [R, U]: what is not saved
   T *normal, *zeros;            // [R, 3D] [D]
   int64_t* index;               // [R, S]
 
   GruRssmScratch(const GruRssmSizes& n, int64_t rows)
-      : arena((rows * (4 * n.U + 10 * n.D) + n.D) * sizeof(T) + rows * n.S * sizeof(int64_t) + 2048) {
+      : arena((rows * (4 * n.U + 10 * n.D + n.Z()) + n.D) * sizeof(T) + rows * n.S * sizeof(int64_t) + 2048) {
     for (O** operand : {&h[0], &h[1], &reset_h}) *operand = arena.take<O>(rows * n.D);
     for (O** operand : {&x, &act}) *operand = arena.take<O>(rows * n.U);
+    z = arena.take<O>(n.C ? 0 : rows * n.Z());
     for (T** part : {&input, &layer}) *part = arena.take<T>(rows * n.U);
     gates = arena.take<T>(rows * 4 * n.D);
     normal = arena.take<T>(rows * 3 * n.D);
@@ -129,14 +131,40 @@ class GruRssmCore {
 
   void input(const Step& s) const {
     const Range rows = team_.range(rows_);
+    for (int64_t r = rows.first; r < rows.last; ++r)
+      if (first(s, r)) zero_rows(1, n_.D, h() + r * n_.D, n_.D);
+    n_.C ? onehot(s, rows) : gaussian(s, rows);
+    for (int64_t r = rows.first; r < rows.last; ++r) activate_row(s.input + r * n_.U, w_.n_input, s_.x + r * n_.U);
+  }
+
+  void onehot(const Step& s, Range rows) const {
     for (int64_t r = rows.first; r < rows.last; ++r) {
       T* pre = s.input + r * n_.U;
       copy_rows(1, n_.U, s.input_in + r * n_.U, n_.U, pre, n_.U);
-      if (first(s, r)) zero_rows(1, n_.D, h() + r * n_.D, n_.D);
-      else
+      if (!first(s, r))
         for_each_nonzero(n_.Z(), s.past_stoch + r * n_.Z(),
-                         [&](int64_t z, T x) { add_scaled(n_.U, x, packed_.stoch + z * n_.U, pre); });
-      activate_row(pre, w_.n_input, s_.x + r * n_.U);
+                         [&](int64_t z, T x) { add_scaled(n_.U, x, packed_.onehot + z * n_.U, pre); });
+    }
+  }
+
+  void gaussian(const Step& s, Range rows) const {
+    const int64_t Z = n_.Z();
+    for (int64_t r = rows.first; r < rows.last; ++r) {
+      if (first(s, r)) zero_rows(1, Z, s_.z + r * Z, Z);
+      else convert(Z, s.past_stoch + r * Z, s_.z + r * Z);
+    }
+    team_.wait();
+    add_product(s.input_in, s_.z, Z, packed_.gaussian, s.input);
+    team_.wait();
+  }
+
+  // out = in + x W, for [R, U] of both.
+  void add_product(const T* in, const O* x, int64_t ldx, const Packed<O>& w, T* out) const {
+    const Range tasks = team_.range(w.tasks());
+    for (int64_t task = tasks.first; task < tasks.last; ++task) {
+      const int64_t u = task * kWide;
+      copy_rows(rows_, w.width(task), in + u, n_.U, out + u, n_.U);
+      multiply(rows_, x, ldx, w, task, out + u, n_.U);
     }
   }
 
@@ -258,14 +286,7 @@ class GruRssmCore {
     }
   }
 
-  void layer(const Step& s) const {
-    const Range tasks = team_.range(packed_.layer.tasks());
-    for (int64_t task = tasks.first; task < tasks.last; ++task) {
-      const int64_t u = task * kWide;
-      copy_rows(rows_, packed_.layer.width(task), s.layer_in + u, n_.U, s.layer + u, n_.U);
-      multiply(rows_, next_h(), n_.D, packed_.layer, task, s.layer + u, n_.U);
-    }
-  }
+  void layer(const Step& s) const { add_product(s.layer_in, next_h(), n_.D, packed_.layer, s.layer); }
 
   void norm_layer(const Step& s) const {
     const Range rows = team_.range(rows_);

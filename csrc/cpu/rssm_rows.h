@@ -16,12 +16,18 @@ T* ptr(void* p) { return static_cast<T*>(p); }
 // Rows [rows, width] by their strides.
 template <typename T>
 void copy_rows(int64_t rows, int64_t width, const T* from, int64_t from_stride, T* to, int64_t to_stride) {
-  for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * to_stride, from + r * from_stride, width * sizeof(T));
+  if (width == kPanel<T>)  // without a call
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * to_stride, from + r * from_stride, kPanel<T> * sizeof(T));
+  else
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * to_stride, from + r * from_stride, width * sizeof(T));
 }
 
 template <typename T>
 void zero_rows(int64_t rows, int64_t width, T* to, int64_t stride) {
-  for (int64_t r = 0; r < rows; ++r) std::memset(to + r * stride, 0, width * sizeof(T));
+  if (width == kPanel<T>)
+    for (int64_t r = 0; r < rows; ++r) std::memset(to + r * stride, 0, kPanel<T> * sizeof(T));
+  else
+    for (int64_t r = 0; r < rows; ++r) std::memset(to + r * stride, 0, width * sizeof(T));
 }
 
 template <typename T, typename O>

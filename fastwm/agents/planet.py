@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from fastwm import ops
 from fastwm.agents.agent import WriteBack
 from fastwm.agents.world import Noise, World, WorldAgent, WorldConfig
 from fastwm.errors import FastwmError
@@ -128,10 +129,17 @@ class PlaNet(WorldAgent):
         shape = (len(state.deter), c.candidates, c.horizon, total_width(self.act_space))
         if noise is None:
             noise = torch.randn(c.iterations, *shape, device=self.device)
+        # Most of the draws are the latents'. A stream an iteration: on a CPU torch's one generator takes several times as
+        # long.
+        seed = torch.randint(2**62, (1,), device=self.device)
+        streams = torch.stack([seed.expand(c.iterations), torch.arange(c.iterations, device=self.device)], 1)
 
         def predicted_return(actions: Tensor, iteration: int) -> Tensor:
             batch = actions.flatten(0, 1).movedim(1, 0)  # [H, B * candidates, A]
-            latent = None if latent_noise is None else latent_noise[iteration]
+            if latent_noise is None:
+                latent = ops.philox_normal(streams[iteration], (*batch.shape[:2], c.stoch))
+            else:
+                latent = latent_noise[iteration]
             reached, _ = rssm.imagine(start, batch.contiguous(), latent)
             return self.world.reward(*reached.parts).mean.sum(0).unflatten(0, actions.shape[:2])
 

@@ -36,11 +36,16 @@ FASTWM_FN float float_of(uint32_t bits) {
 
 FASTWM_FN float power_of_2(int32_t n) { return float_of((static_cast<uint32_t>(n) + 127u) << 23); }
 
-// Comparisons are such that NaN passes.
-FASTWM_FN float clamp(float x, float low, float high) {
-  const float y = low > x ? low : x;
-  return high < y ? high : y;
+// low < 0 < high; a NaN becomes one of them. In integers, which order positive floats as the floats do, and negative
+// ones, taken as unsigned, by magnitude: two instructions, where comparisons of floats become masks and blends.
+FASTWM_FN float bound(float x, float low, float high) {
+  const int32_t bits = static_cast<int32_t>(bits_of(x)), top = static_cast<int32_t>(bits_of(high));
+  const int32_t below = bits < top ? bits : top;
+  const uint32_t magnitude = static_cast<uint32_t>(below), bottom = bits_of(low);
+  return float_of(magnitude < bottom ? magnitude : bottom);
 }
+
+FASTWM_FN float clamp(float x, float low, float high) { return x != x ? x : bound(x, low, high); }
 
 // x = n ln 2 + r with |r| <= ln 2 / 2, and e^r - 1 = r + r^2 Q(r), Q a minimax fit.
 struct ExpParts {
@@ -127,7 +132,7 @@ FASTWM_FN float vsoftplus(float x) {
 
 FASTWM_FN float vtanh(float x) {
   const float magnitude = x < 0.0f ? -x : x;
-  const float t = vexpm1(2.0f * clamp(magnitude, 0.0f, 10.0f));
+  const float t = vexpm1(2.0f * clamp(magnitude, -1.0f, 10.0f));
   const float y = t / (t + 2.0f);
   return float_of(bits_of(y) | (bits_of(x) & 0x80000000u));
 }
