@@ -54,6 +54,45 @@ class AmxTiles {
   bool use_;
 };
 
+typedef uint32_t Word16 __attribute__((vector_size(64)));
+
+inline void transpose(Word16 (&x)[16]) {  // four rounds of a perfect shuffle of 16 rows
+  constexpr Word16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+  constexpr Word16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  for (int round = 0; round < 4; ++round) {
+    Word16 y[16];
+    for (int i = 0; i < 8; ++i) {
+      y[2 * i] = __builtin_shuffle(x[i], x[i + 8], low);
+      y[2 * i + 1] = __builtin_shuffle(x[i], x[i + 8], high);
+    }
+    for (int i = 0; i < 16; ++i) x[i] = y[i];
+  }
+}
+
+// Two rows of floats as pairs of bfloat16.
+__attribute__((target("avx512bf16"))) inline void pair_up(int64_t width, const float* even, const float* odd,
+                                                          void* pairs) {
+  for (int64_t i = 0; i < width; i += 16) {
+    const __mmask16 there = static_cast<__mmask16>(width - i < 16 ? (1u << (width - i)) - 1 : 0xffffu);
+    const auto half = [&](const float* x) __attribute__((target("avx512bf16"))) {
+      return _mm512_maskz_cvtepu16_epi32(there, (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, x + i)));
+    };
+    const __m512i both = _mm512_or_si512(half(even), _mm512_maskz_slli_epi32(there, half(odd), 16));
+    _mm512_mask_storeu_epi32(static_cast<uint32_t*>(pairs) + i, there, both);
+  }
+}
+
+// Pairs of 16 rows' 32 neighbours each, as 16 rows of a packed weight.
+__attribute__((target("avx512bf16"))) inline void pack_square(const float* source, int64_t stride, bf16* panel) {
+  Word16 x[16];
+  for (int i = 0; i < 16; ++i) {
+    const float* row = source + i * stride;
+    x[i] = (Word16)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16), _mm512_loadu_ps(row));
+  }
+  transpose(x);
+  for (int i = 0; i < 16; ++i) std::memcpy(panel + i * 2 * kBf16Panel, &x[i], sizeof x[i]);
+}
+
 template <>
 struct Packed<bf16> {
   int64_t blocks, K, N;
@@ -74,11 +113,20 @@ struct Packed<bf16> {
     const float* source = static_cast<const float*>(w.data) + task / panels() * w.sg + first * w.sn;
     bf16* panel = data + task * panel_size();
     if (valid < kBf16Panel || K % 2) std::memset(panel, 0, panel_size() * sizeof(bf16));
-    constexpr int64_t kBlock = 16;
-    for (int64_t k0 = 0; k0 < K; k0 += kBlock)
-      for (int64_t n = 0; n < valid; ++n)
-        for (int64_t k = k0; k < K && k < k0 + kBlock; ++k)
-          narrow(source[k * w.sk + n * w.sn], panel[(k / 2 * kBf16Panel + n) * 2 + k % 2]);
+    if (w.sn == 1) {
+      const float zeros[kBf16Panel] = {};
+      for (int64_t k = 0; k < K; k += 2) {
+        const float* even = source + k * w.sk;
+        pair_up(valid, even, k + 1 < K ? even + w.sk : zeros, panel + k * kBf16Panel);
+      }
+      return;
+    }
+    const int64_t whole_k = w.sk == 1 ? K / 32 * 32 : 0, whole_n = valid / 16 * 16;
+    for (int64_t k = 0; k < whole_k; k += 32)
+      for (int64_t n = 0; n < whole_n; n += 16) pack_square(source + k + n * w.sn, w.sn, panel + k * kBf16Panel + 2 * n);
+    for (int64_t n = 0; n < valid; ++n)
+      for (int64_t k = n < whole_n ? whole_k : 0; k < K; ++k)
+        narrow(source[k * w.sk + n * w.sn], panel[(k / 2 * kBf16Panel + n) * 2 + k % 2]);
   }
 };
 
@@ -234,34 +282,6 @@ struct GradFactors<float, bf16> {
       }
     for (int64_t m = 0; m < p.M; ++m)
       for (int64_t k = m < whole_m ? whole_k : 0; k < K; ++k) narrow(a[k * p.lda + m], rows[m * stride + k]);
-  }
-
-  typedef uint32_t Word16 __attribute__((vector_size(64)));
-
-  static void transpose(Word16 (&x)[16]) {  // four rounds of a perfect shuffle of 16 rows
-    constexpr Word16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-    constexpr Word16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    for (int round = 0; round < 4; ++round) {
-      Word16 y[16];
-      for (int i = 0; i < 8; ++i) {
-        y[2 * i] = __builtin_shuffle(x[i], x[i + 8], low);
-        y[2 * i + 1] = __builtin_shuffle(x[i], x[i + 8], high);
-      }
-      for (int i = 0; i < 16; ++i) x[i] = y[i];
-    }
-  }
-
-  // Two rows of floats as pairs of bfloat16.
-  __attribute__((target("avx512bf16"))) static void pair_up(int64_t width, const float* even, const float* odd,
-                                                            void* pairs) {
-    for (int64_t i = 0; i < width; i += 16) {
-      const __mmask16 there = static_cast<__mmask16>(width - i < 16 ? (1u << (width - i)) - 1 : 0xffffu);
-      const auto half = [&](const float* x) __attribute__((target("avx512bf16"))) {
-        return _mm512_maskz_cvtepu16_epi32(there, (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, x + i)));
-      };
-      const __m512i both = _mm512_or_si512(half(even), _mm512_maskz_slli_epi32(there, half(odd), 16));
-      _mm512_mask_storeu_epi32(static_cast<uint32_t*>(pairs) + i, there, both);
-    }
   }
 
   static void add(const GradProduct<float>& p, Range tasks, int64_t K, bf16* scratch) {
