@@ -65,7 +65,7 @@ FASTWM_FN void sincos_turns(float t, float& sine, float& cosine) {
 
 // Box and Muller: two words, two independent standard normal numbers.
 FASTWM_FN void philox_normal(uint32_t x, uint32_t y, float& first, float& second) {
-  const float radius = sqrtf(-2.0f * vlog_normal(philox_open_uniform(x), 0));
+  const float radius = sqrtf(-2.0f * vlog(philox_open_uniform(x)));
   float sine, cosine;
   sincos_turns(philox_uniform(y), sine, cosine);
   first = radius * cosine;
