@@ -63,7 +63,7 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
   m.def("rssm_observe(Tensor hidden_in, Tensor post_in, Tensor is_first, Tensor deter, Tensor stoch, Tensor uniform, "
         "Tensor w_deter, Tensor b_deter, Tensor n_deter, Tensor w_stoch, Tensor b_stoch, Tensor n_stoch, "
         "Tensor w_own, Tensor w_embeds, Tensor n_hidden, Tensor w_gates, Tensor b_gates, Tensor w_post, "
-        "Tensor n_post, Tensor w_logits, Tensor b_logits, float unimix, float eps, bool save, bool bf16) "
+        "Tensor n_post, Tensor w_logits, Tensor b_logits, float unimix, float eps, bool save, bool compact, bool bf16) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("rssm_observe_backward(Tensor g_deter, Tensor g_stoch, Tensor g_logits, Tensor is_first, Tensor deter0, "
         "Tensor stoch0, Tensor deter, Tensor stoch, Tensor logits, Tensor embeds, Tensor hidden, Tensor gates, Tensor post, Tensor w_deter, "

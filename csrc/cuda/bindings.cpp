@@ -104,9 +104,9 @@ STABLE_TORCH_LIBRARY_IMPL(fastwm, CUDA, m) {
   m.impl("two_hot_mean", TORCH_BOX(&two_hot_mean<two_hot_mean_kernel>));
   m.impl("two_hot_mean_backward", TORCH_BOX(&two_hot_mean_backward<two_hot_mean_backward_kernel>));
   m.impl("laprop_step_", TORCH_BOX(&laprop_step_<laprop_kernel>));
-  m.impl("rssm_observe", TORCH_BOX((&rssm_observe<rssm_observe_kernel, cuda::rssm_observe_scratch>)));
+  m.impl("rssm_observe", TORCH_BOX((&rssm_observe<rssm_observe_kernel, true, cuda::rssm_observe_scratch>)));
   m.impl("rssm_observe_backward",
-         TORCH_BOX((&rssm_observe_backward<rssm_observe_backward_kernel, cuda::rssm_observe_backward_scratch>)));
+         TORCH_BOX((&rssm_observe_backward<rssm_observe_backward_kernel, true, cuda::rssm_observe_backward_scratch>)));
   m.impl("cell_scan", TORCH_BOX((&cell_scan<scan_kernel, cuda::scan_scratch>)));
   m.impl("cell_scan_backward", TORCH_BOX((&cell_scan_backward<scan_backward_kernel, cuda::scan_backward_scratch>)));
   m.impl("symlog", TORCH_BOX(&elementwise<symlog_kernel>));

@@ -28,6 +28,10 @@ struct Observe {
     return static_cast<const T*>(t > 0 ? p.gru.h : p.gru.h0) + (t > 0 ? (t - 1) * p.n.B * p.n.D : 0);
   }
   __device__ bool first(int64_t t, int64_t row) const { return p.gru.is_first[t * p.n.B + row]; }
+  __device__ void keep_gate(int64_t at, T x) const {
+    if (p.compact) narrow(static_cast<float>(x), static_cast<bf16*>(p.gru.saved.gates)[at]);
+    else static_cast<T*>(p.gru.saved.gates)[at] = x;
+  }
   __device__ T* embeds_at(int64_t t) const { return embeds_raw + kept * t * p.n.B * 2 * p.n.U; }
   __device__ T* hidden_at(int64_t t) const { return hidden_raw + kept * t * p.n.B * p.n.D; }
   __device__ T* post_at(int64_t t) const { return post_raw + kept * t * p.n.B * p.n.U; }
@@ -119,8 +123,7 @@ class Steps {
   __device__ void gates(int64_t t) {
     const int tiles = tiles_of(J_), all = static_cast<int>(a_.p.n.G) * tiles;
     const T *raw = a_.hidden_at(t), *scale = a_.read(a_.p.gru.w.n_hidden), *h = a_.deter_before(t);
-    T *deter = static_cast<T*>(a_.p.gru.h) + t * a_.p.n.B * D_, *kept = static_cast<T*>(a_.p.gru.saved.gates);
-    if (a_.kept) kept += 3 * t * a_.p.n.B * D_;
+    T *deter = static_cast<T*>(a_.p.gru.h) + t * a_.p.n.B * D_;
     share_out(barrier_, all, [&](int at, bool first) {
       const int g = at / tiles, tile = at % tiles, j = tile * kTileColumns + at_.column, inside = j < J_ ? j : 0;
       Gates product(shared_.gates);
@@ -151,8 +154,8 @@ class Steps {
       deter[element] = after;
       narrow(after, a_.multiplied[element]);
       if (!a_.kept) return;
-      T* saved = kept + 3 * (at_.row * D_ + g * J_) + j;
-      saved[0] = reset, saved[J_] = cand, saved[2 * J_] = update;
+      const int64_t gate = 3 * ((t * a_.p.n.B + at_.row) * D_ + g * J_) + j;
+      a_.keep_gate(gate, reset), a_.keep_gate(gate + J_, cand), a_.keep_gate(gate + 2 * J_, update);
     });
   }
 

@@ -71,7 +71,7 @@ class StepsBack {
       Product product(shared_);
       const O* const w[1] = {a_.logits.tile(0, tile)};
       auto weights = Product::template fetch<kLogitTurns>(w, Z_);
-      const Element element(post, of(t) + at_.row, tile * kTileColumns + at_.column);
+      const Element element(post, t, at_.row, tile * kTileColumns + at_.column, a_.p.n);
       if (first) barrier_.wait();
       product.add(w, Z_, weights, [&](int half, int k) { return read_piece<Row>(d + (at_.read[half] * Z_ + k)); },
                   [](int, int, const Row& x) { return x; }, [] {});
@@ -93,8 +93,8 @@ class StepsBack {
       auto embed_weights = Product::template fetch<kUnits>(to_embed, U_);
       const int column = tile * kTileColumns + at_.column, d = column < D_ ? column : D_ - 1;
       const int64_t row = of(t) + at_.row, gate = 3 * row * D_ + d / J_ * 3 * J_ + d % J_;
-      const T* saved = a_.read(a_.p.gru.gates) + gate;
-      const T reset = saved[0], inner = saved[J_], update = saved[2 * J_], cand = vtanh(reset * inner);
+      const T reset = a_.kept_gate(gate), inner = a_.kept_gate(gate + J_), update = a_.kept_gate(gate + 2 * J_);
+      const T cand = vtanh(reset * inner);
       const T past = a_.past_deter(row, d), given = a_.read(a_.p.gru.g_h)[row * D_ + d];
       const bool cut[2] = {last || a_.first(t + 1, at_.read[0]), last || a_.first(t + 1, at_.read[1])};
       const bool alone = last || a_.first(t + 1, at_.row);
@@ -117,27 +117,30 @@ class StepsBack {
       if (column >= D_ || !at_.writes) return;
       const T total = out[0] + given + (alone ? T{0} : carried);
       const T d_inner = total * update * (1 - cand * cand);
-      a_.d_gates[gate] = d_inner * inner * reset * (1 - reset);
-      a_.d_gates[gate + J_] = d_inner * reset;
-      a_.d_gates[gate + 2 * J_] = total * (cand - past) * update * (1 - update);
+      narrow(d_inner * inner * reset * (1 - reset), a_.d_gates[gate]);
+      narrow(d_inner * reset, a_.d_gates[gate + J_]);
+      narrow(total * (cand - past) * update * (1 - update), a_.d_gates[gate + 2 * J_]);
       a_.d_deter[at_.row * D_ + d] = total * (1 - update);
     });
   }
 
   __device__ void gates(int64_t t) {
     const int tiles = tiles_of(J_);
-    const T* d_gates = a_.d_gates + 3 * of(t) * D_;
+    using Stored = typename Product::Stored;
+    const O* d_gates = a_.d_gates + 3 * of(t) * D_;
     const Layer<T> hidden = layer_of(a_, kHidden);
     share_out(barrier_, G_ * tiles, [&](int index, bool first) {
       const int g = index / tiles, tile = index % tiles, j = tile * kTileColumns + at_.column;
       Product product(shared_);
       const O* const w[1] = {a_.gates.tile(g, tile)};
       auto weights = Product::template fetch<kGateTurns>(w, 3 * J_);
-      const Element element(hidden, of(t) + at_.row, j < J_ ? g * J_ + j : D_);
+      const Element element(hidden, t, at_.row, j < J_ ? g * J_ + j : D_, a_.p.n);
       if (first) barrier_.wait();
       product.add(w, 3 * J_, weights,
-                  [&](int half, int k) { return read_piece<Row>(d_gates + (3 * (at_.read[half] * D_ + g * J_) + k)); },
-                  [](int, int, const Row& x) { return x; }, [] {});
+                  [&](int half, int k) {
+                    return read_piece<Stored>(d_gates + (3 * (at_.read[half] * D_ + g * J_) + k));
+                  },
+                  [](int, int, const Stored& x) { return x; }, [] {});
       T out[1];
       product.finish(out);
       write_layer(element, index, G_ * tiles, out[0], hidden);
@@ -158,7 +161,7 @@ class StepsBack {
       const O* const w[1] = {(embed ? a_.embeds[norm] : a_.own).tile(g, tile)};
       auto weights = Product::template fetch<kDeterTurns>(w, K);
       const Layer<T> layer = layer_of(a_, norm);
-      const Element element(layer, of(t) + at_.row, column);
+      const Element element(layer, t, at_.row, column, a_.p.n);
       if (first) barrier_.wait();
       product.add(w, K, weights, [&](int half, int k) { return pair(a_.parts[kHidden], D_, half, from + k); },
                   [&](int half, int, const Pair& x) { return way_back(x, half); },
@@ -204,16 +207,17 @@ class StepsBack {
   }
 
  private:
-  // One of a layer's elements as it was: read before the barrier.
+  // One of a layer's elements as it was, and what the steps after have given its scale: read before the barrier, since
+  // every step's element is the same thread's.
   struct Element {
-    int64_t row;
     int i;
     bool inside;
-    T pre, inverse, scale;
+    T pre, inverse, scale, d_scale;
 
-    __device__ Element(const Layer<T>& layer, int64_t row, int i)
-        : row(row), i(i), inside(i < layer.width), pre(inside ? layer.pre[row * layer.stride + i] : T{0}),
-          inverse(layer.inverse[row]), scale(inside ? layer.scale[i] : T{0}) {}
+    __device__ Element(const Layer<T>& layer, int64_t t, int row, int i, const RssmSizes& n)
+        : i(i), inside(i < layer.width), pre(inside ? layer.pre[(t * n.B + row) * layer.stride + i] : T{0}),
+          inverse(layer.inverse[t * n.B + row]), scale(inside ? layer.scale[i] : T{0}),
+          d_scale(inside && t + 1 < n.T ? layer.d_scale[row * layer.width + i] : T{0}) {}
   };
 
   __device__ int64_t of(int64_t t) const { return t * a_.p.n.B; }
@@ -245,7 +249,7 @@ class StepsBack {
     const T d_y = d * s * (1 + y * (1 - s)), d_normal = d_y * e.scale;
     if (e.inside && at_.writes) {
       const int at = at_.row * static_cast<int>(layer.width) + e.i;
-      layer.d_scale[e.row * layer.width + e.i] = d_y * normal;
+      layer.d_scale[at] = e.d_scale + d_y * normal;
       layer.parts.grad[at] = e.inverse * d_normal, layer.parts.normal[at] = e.inverse * normal;
     }
     leave_share(at_.rows, e.inside ? d_normal * normal : T{0}, layer.dots, tiles, tile);
@@ -292,14 +296,14 @@ Backward<T, O> arrange(const RssmObserveBackward& p, Scratch& scratch) {
                    {nullptr, 1, n.U, n.Z()}};
   for (PackedWeight<O>* w : {&a.logits, &a.post, &a.deter, &a.gates, &a.own, &a.embeds[0], &a.embeds[1], &a.stoch})
     scratch.take(*w);
-  a.d_embeds = scratch.take<T>(R * 2 * n.U), a.d_gates = scratch.take<T>(R * 3 * n.D);
+  a.d_embeds = scratch.take<T>(R * 2 * n.U), a.d_gates = scratch.take<O>(R * 3 * n.D);
   a.d_logits = scratch.take<T>(R * n.Z());
   a.d_deter = scratch.take<T>(n.B * n.D), a.d_z = scratch.take<T>(n.B * n.Z());
   for (int norm = 0; norm < kNorms; ++norm) {
     const int64_t width = norm == kHidden ? n.D : n.U;
     a.act[norm] = scratch.take<O>(R * width);
     a.inverse[norm] = scratch.take<T>(R);
-    a.d_scale[norm] = scratch.take<T>(R * width);
+    a.d_scale[norm] = scratch.take<T>(n.B * width);
     a.parts[norm] = {scratch.take<T>(n.B * width), scratch.take<T>(n.B * width)};
     a.dots[norm] = scratch.take<T>(n.B * (norm == kHidden ? n.G * tiles_of(J) : tiles_of(n.U)));
   }

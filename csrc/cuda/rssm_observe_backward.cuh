@@ -19,18 +19,22 @@ template <typename T, typename O>
 struct Backward {
   RssmObserveBackward p;
   PackedWeight<O> logits, post, deter, gates, own, embeds[2], stoch;  // transposed
-  T *d_embeds, *d_gates, *d_logits;  // [T * B, 2U] [T * B, 3D] [T * B, Z]: before the norms
+  T *d_embeds, *d_logits;            // [T * B, 2U] [T * B, Z]: before the norms
+  O* d_gates;                        // [T * B, 3D]
   T *d_deter, *d_z;                  // [B, D] [B, Z]: what the step after asks for
-  // Of each layer with a norm, rows [T * B, width] but for the last two:
-  O* act[kNorms];         // silu(norm)
+  // Of each layer with a norm:
+  O* act[kNorms];         // [T * B, width]: silu(norm)
   T* inverse[kNorms];     // [T * B]: 1 / rms
-  T* d_scale[kNorms];     // what the norm's scale gets from a row
+  T* d_scale[kNorms];     // [B, width]: what the norm's scale gets from a row of all steps
   Parts<T> parts[kNorms];
   T* dots[kNorms];        // [B, tiles]: shares of the norm's dot product
   unsigned* arrived;
 
   __device__ const T* read(const void* array) const { return static_cast<const T*>(array); }
   __device__ bool first(int64_t t, int64_t row) const { return p.gru.is_first[t * p.n.B + row]; }
+  __device__ T kept_gate(int64_t at) const {
+    return p.compact ? static_cast<T>(widen(static_cast<const bf16*>(p.gru.gates)[at])) : read(p.gru.gates)[at];
+  }
   // deter and stoch before step `at / B`, zero where it resets.
   __device__ T past_deter(int64_t at, int64_t d) const {
     const int64_t B = p.n.B, D = p.n.D;
@@ -48,7 +52,7 @@ struct Backward {
 template <typename T>
 struct Layer {
   const T *pre, *inverse, *scale;  // [T * B, stride] [T * B] [width]
-  T *d_scale, *dots;
+  T *d_scale, *dots;               // [B, width] [B, tiles]
   Parts<T> parts;
   int64_t stride, width;
 };

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, 2) weight_grads(Backward<T, O> a, Gr
   __shared__ typename GradProduct<T, O>::Shared shared;
   const RssmSizes& n = a.p.n;
   const int64_t R = n.T * n.B, U = n.U, D = n.D, Z = n.Z(), J = n.J();
-  const T *d_hidden = a.read(a.p.gru.d_hidden), *d_gates = a.d_gates;
+  const T* d_hidden = a.read(a.p.gru.d_hidden);
   Square at(blockIdx.x);
   const auto product = [&](int64_t M, int64_t N, T* out, auto rows_a, auto rows_b) {
     GradProduct<T, O>::run(shared, at, R, M, N, out, rows_a, rows_b);
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 2) weight_grads(Backward<T, O> a, Gr
   if (at.of(J, 3 * J, n.G))
     return product(J, 3 * J, to.w_gates + at.g * 3 * J * J,
                    [&](int64_t r, int64_t m) { return widen(a.act[kHidden][r * D + at.g * J + m]); },
-                   [&](int64_t r, int64_t k) { return d_gates[(r * D + at.g * J) * 3 + k]; });
+                   [&](int64_t r, int64_t k) { return widen(a.d_gates[(r * D + at.g * J) * 3 + k]); });
   if (at.of(U, D))
     return product(U, D, to.w_post, [&](int64_t r, int64_t m) { return a.read(a.p.d_post)[r * U + m]; },
                    [&](int64_t r, int64_t k) { return a.read(a.p.gru.h)[r * D + k]; });
@@ -66,19 +66,19 @@ __global__ void __launch_bounds__(kThreads, 2) weight_grads(Backward<T, O> a, Gr
 template <typename T, typename O>
 __global__ void __launch_bounds__(kThreads) vector_grads(Backward<T, O> a, Grads<T> to) {
   const RssmSizes& n = a.p.n;
-  const int64_t R = n.T * n.B, U = n.U;
-  const auto plain = [&](const T* x, int64_t stride, int64_t N, T* out) {
-    column_sums(R, N, out, [&](int64_t r, int64_t c) { return x[r * stride + c]; });
+  const int64_t R = n.T * n.B, B = n.B, U = n.U;
+  const auto plain = [&](const auto* x, int64_t rows, int64_t stride, int64_t N, T* out) {
+    column_sums(rows, N, out, [&](int64_t r, int64_t c) { return widen(x[r * stride + c]); });
   };
   switch (blockIdx.y) {
-    case 0: return plain(a.d_embeds, 2 * U, U, to.b_deter);
-    case 1: return plain(a.d_embeds + U, 2 * U, U, to.b_stoch);
-    case 2: return plain(a.d_gates, 3 * n.D, 3 * n.D, to.b_gates);
-    case 3: return plain(a.d_logits, n.Z(), n.Z(), to.b_logits);
-    case 4: return plain(a.d_scale[kDeter], U, U, to.n_deter);
-    case 5: return plain(a.d_scale[kStoch], U, U, to.n_stoch);
-    case 6: return plain(a.d_scale[kHidden], n.D, n.D, to.n_hidden);
-    default: return plain(a.d_scale[kPost], U, U, to.n_post);
+    case 0: return plain(a.d_embeds, R, 2 * U, U, to.b_deter);
+    case 1: return plain(a.d_embeds + U, R, 2 * U, U, to.b_stoch);
+    case 2: return plain(a.d_gates, R, 3 * n.D, 3 * n.D, to.b_gates);
+    case 3: return plain(a.d_logits, R, n.Z(), n.Z(), to.b_logits);
+    case 4: return plain(a.d_scale[kDeter], B, U, U, to.n_deter);
+    case 5: return plain(a.d_scale[kStoch], B, U, U, to.n_stoch);
+    case 6: return plain(a.d_scale[kHidden], B, n.D, n.D, to.n_hidden);
+    default: return plain(a.d_scale[kPost], B, U, U, to.n_post);
   }
 }
 

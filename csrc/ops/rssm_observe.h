@@ -6,14 +6,14 @@
 
 namespace fastwm {
 
-template <auto kernel, auto scratch_bytes = no_scratch<RssmObserve>>
+template <auto kernel, bool can_compact = false, auto scratch_bytes = no_scratch<RssmObserve>>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_observe(
     const Tensor& hidden_in_, const Tensor& post_in_, const Tensor& is_first_, const Tensor& deter0_,
     const Tensor& stoch0_, const Tensor& uniform_, const Tensor& w_deter, const Tensor& b_deter_,
     const Tensor& n_deter_, const Tensor& w_stoch, const Tensor& b_stoch_, const Tensor& n_stoch_, const Tensor& w_own,
     const Tensor& w_embeds, const Tensor& n_hidden_, const Tensor& w_gates, const Tensor& b_gates_,
     const Tensor& w_post, const Tensor& n_post_, const Tensor& w_logits, const Tensor& b_logits_, double unimix,
-    double eps, bool save, bool bf16_products) {
+    double eps, bool save, bool compact, bool bf16_products) {
   STD_TORCH_CHECK(hidden_in_.dim() == 3 && stoch0_.dim() == 3 && w_deter.dim() == 2 && w_own.dim() == 3 &&
                       hidden_in_.size(0) > 0 && w_own.size(0) > 0,
                   "fastwm: rssm_observe: expected hidden_in [T, B, D] with T >= 1, stoch [B, S, C]");
@@ -58,7 +58,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_
   const int64_t kept = save ? n.T : 0;
   Tensor embeds = empty_shaped(hidden_in, {kept, n.B, 2 * n.U});
   Tensor hidden = empty_shaped(hidden_in, {kept, n.B, n.D});
-  Tensor gates = empty_shaped(hidden_in, {kept, n.B, 3 * n.D});
+  STD_TORCH_CHECK(!compact || (can_compact && dtype_of(hidden_in) == Dtype::f32),
+                  "fastwm: rssm_observe: only CUDA's kernels save gates in bfloat16, and only beside float32");
+  const auto gate_dtype = compact ? ScalarType::BFloat16 : hidden_in.scalar_type();
+  Tensor gates = empty_shaped(hidden_in, {kept, n.B, 3 * n.D}, gate_dtype);
   Tensor post = empty_shaped(hidden_in, {kept, n.B, n.U});
   const auto saved = [save](Tensor& x) { return save ? x.mutable_data_ptr() : nullptr; };
   RssmObserve p{{dtype_of(hidden_in),
@@ -81,6 +84,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_
                       static_cast<int64_t*>(index.mutable_data_ptr()),
                       logits.mutable_data_ptr(),
                       saved(post),
+                      compact,
                       nullptr};
   Tensor scratch = scratch_memory(hidden_in, scratch_bytes(p));
   p.scratch = scratch.mutable_data_ptr();
@@ -88,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_
   return {deter, stoch, index, logits, embeds, hidden, gates, post};
 }
 
-template <auto kernel, auto scratch_bytes = no_scratch<RssmObserveBackward>>
+template <auto kernel, bool can_compact = false, auto scratch_bytes = no_scratch<RssmObserveBackward>>
 std::tuple<Tensor, Tensor, Tensor> rssm_observe_backward(
     const Tensor& g_deter_, const Tensor& g_stoch_, const Tensor& g_logits_, const Tensor& is_first_,
     const Tensor& deter0_, const Tensor& stoch0_, const Tensor& deter_, const Tensor& stoch_, const Tensor& logits_,
@@ -114,7 +118,8 @@ std::tuple<Tensor, Tensor, Tensor> rssm_observe_backward(
   const Tensor is_first = dense_first(is_first_, n.T, n.B, deter);
   const Tensor embeds = dense_shaped(embeds_, {n.T, n.B, 2 * n.U}, deter, "embeds");
   const Tensor hidden = dense_shaped(hidden_, {n.T, n.B, n.D}, deter, "hidden");
-  const Tensor gates = dense_shaped(gates_, {n.T, n.B, 3 * n.D}, deter, "gates");
+  const bool compact = can_compact && gates_.scalar_type() == ScalarType::BFloat16;
+  const Tensor gates = dense_shaped(gates_, {n.T, n.B, 3 * n.D}, compact ? gates_ : deter, "gates");
   const Tensor post = dense_shaped(post_, {n.T, n.B, n.U}, deter, "post");
   const Tensor n_deter = dense_shaped(n_deter_, {n.U}, deter, "n_deter");
   const Tensor n_stoch = dense_shaped(n_stoch_, {n.U}, deter, "n_stoch");
@@ -161,6 +166,7 @@ std::tuple<Tensor, Tensor, Tensor> rssm_observe_backward(
                               post.const_data_ptr(),
                               g_stoch.const_data_ptr(),
                               g_logits.const_data_ptr(),
+                              compact,
                               d_post.mutable_data_ptr(),
                               d_weights.mutable_data_ptr(),
                               nullptr};

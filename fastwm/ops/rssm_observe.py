@@ -79,7 +79,9 @@ def _observe(
     )  # fmt: skip
     inputs = (hidden_in, post_in, is_first, deter.detach(), stoch.detach(), uniform.to(dtype), *weights)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    return _forward(library, *inputs, unimix, eps, save, bf16)[:4]
+    on_cuda = deter.device.type == "cuda" or library == "fastwm_emulated"
+    compact = save and bf16 and on_cuda and dtype == torch.float32
+    return _forward(library, *inputs, unimix, eps, save, compact, bf16)[:4]
 
 
 def _check(
@@ -111,7 +113,8 @@ def _check(
 
 
 # The operator fastwm::rssm_observe takes hidden_in, post_in, is_first, deter, stoch, uniform, these weights, and
-# unimix, eps, save, bf16. Its backward returns the gradients of the weights in one array, in the same order.
+# unimix, eps, save, compact (the gates are saved in bfloat16: CUDA alone), bf16. Its backward returns the gradients of
+# the weights in one array, in the same order.
 _WEIGHTS = (
     "w_deter", "b_deter", "n_deter", "w_stoch", "b_stoch", "n_stoch", "w_own", "w_embeds", "n_hidden",
     "w_gates", "b_gates", "w_post", "n_post", "w_logits", "b_logits",
@@ -119,10 +122,11 @@ _WEIGHTS = (
 
 
 def _fake(hidden_in: Tensor, post_in: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, *rest: Any) -> Any:
-    (T, B, D), U, save = hidden_in.shape, post_in.shape[2], rest[-2]
+    (T, B, D), U, (save, compact, _) = hidden_in.shape, post_in.shape[2], rest[-3:]
     new, (S, C), kept = hidden_in.new_empty, stoch.shape[1:], T if save else 0
     outputs = (new(T, B, D), new(T, B, S, C), new(T, B, S, dtype=torch.int64), new(T, B, S, C))
-    return (*outputs, new(kept, B, 2 * U), new(kept, B, D), new(kept, B, 3 * D), new(kept, B, U))
+    gates = new(kept, B, 3 * D, dtype=torch.bfloat16 if compact else hidden_in.dtype)
+    return (*outputs, new(kept, B, 2 * U), new(kept, B, D), gates, new(kept, B, U))
 
 
 def _fake_backward(g_deter: Tensor, *rest: Any) -> Any:
@@ -135,7 +139,7 @@ def _fake_backward(g_deter: Tensor, *rest: Any) -> Any:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, _, is_first, deter0, stoch0, _, *weights, ctx.unimix, ctx.eps, _, ctx.bf16 = inputs
+    _, _, is_first, deter0, stoch0, _, *weights, ctx.unimix, ctx.eps, _, _, ctx.bf16 = inputs
     deter, stoch, index, logits, *saved = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(index, *saved)
@@ -153,7 +157,7 @@ def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor |
     )  # fmt: skip
     parts = d_weights.split([w.numel() for w in weights])
     d_weights = (part.view(w.shape) for part, w in zip(parts, weights))
-    return d_hidden, d_post, None, None, None, None, *d_weights, None, None, None, None
+    return d_hidden, d_post, *(None,) * 4, *d_weights, *(None,) * 5
 
 
 def bf16_products(like: Tensor) -> bool:

@@ -36,6 +36,7 @@ struct RssmObserve {
   int64_t* index;       // [T, B, S]
   void* logits;         // [T, B, Z]
   void* post;           // [T, B, U], saved: the posterior's layer before its norm; null where no gradient is wanted
+  bool compact;         // whether the gates are saved in bfloat16: CUDA's kernels alone
   void* scratch;        // as many bytes as the backend asks for
 };
 
@@ -48,6 +49,7 @@ struct RssmObserveBackward {
   RssmWeights w;
   const void *stoch0, *stoch, *logits, *post;
   const void *g_stoch, *g_logits;  // [T, B, Z] [T, B, Z]
+  bool compact;                    // as in RssmObserve
   void* d_post;                    // [T, B, U]: of post_in
   void* d_weights;
   void* scratch;
