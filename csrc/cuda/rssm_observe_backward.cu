@@ -147,33 +147,28 @@ class StepsBack {
     });
   }
 
-  // Tiles of the embeddings of deter, of stoch, and of the block's own deter.
+  // Tiles of the embeddings of deter and of stoch, by halves of their depth, and of the block's own deter.
   __device__ void hidden(int64_t t) {
-    const int embeds = tiles_of(U_), own = tiles_of(J_);
+    const int embeds = 2 * kHalves * tiles_of(U_), own = tiles_of(J_);
+    const int half_depth = static_cast<int>(round_up((D_ + 1) / kHalves, 16));
     T* d_hidden = static_cast<T*>(a_.p.gru.d_hidden) + of(t) * D_;
-    share_out(barrier_, 2 * embeds + G_ * own, [&](int index, bool first) {
-      const bool embed = index < 2 * embeds;
-      const int norm = embed && index >= embeds ? kStoch : kDeter;  // of an embedding
-      const int tile = embed ? index % embeds : (index - 2 * embeds) % own;
-      const int g = embed ? 0 : (index - 2 * embeds) / own, from = g * J_, K = embed ? D_ : J_;
-      const int column = tile * kTileColumns + at_.column;
-      Product product(shared_);
-      const O* const w[1] = {(embed ? a_.embeds[norm] : a_.own).tile(g, tile)};
-      auto weights = Product::template fetch<kDeterTurns>(w, K);
-      const Layer<T> layer = layer_of(a_, norm);
-      const Element element(layer, t, at_.row, column, a_.p.n);
-      if (first) barrier_.wait();
-      product.add(w, K, weights, [&](int half, int k) { return pair(a_.parts[kHidden], D_, half, from + k); },
-                  [&](int half, int, const Pair& x) { return way_back(x, half); },
-                  [&] {
-                    if (first) mean_dots(a_.dots[kHidden], G_ * own, D_);
-                  });
-      T out[1];
-      product.finish(out);
-      if (embed) return write_layer(element, tile, embeds, out[0], layer);
-      if (column >= J_ || !at_.writes) return;
-      a_.d_deter[at_.row * D_ + from + column] += out[0];
-      d_hidden[at_.row * D_ + from + column] = gradient(kHidden, D_, from + column);
+    share_out(barrier_, embeds + G_ * own, [&](int index, bool first) {
+      if (index < embeds) {
+        const int plane = index % kHalves, tile = index / kHalves % tiles_of(U_);
+        const int norm = index < embeds / 2 ? kDeter : kStoch, from = plane * half_depth;
+        const Layer<T> layer = layer_of(a_, norm);
+        const Element element(layer, t, at_.row, tile * kTileColumns + at_.column, a_.p.n, plane);
+        const O* w = a_.embeds[norm].tile(0, tile) + from * kTileColumns;
+        const int K = D_ - from < half_depth ? D_ - from : half_depth;
+        write_layer(element, tile, tiles_of(U_), from_hidden<kDeterTurns>(w, from, K, first), layer, plane,
+                    kHalves);
+        return;
+      }
+      const int g = (index - embeds) / own, tile = (index - embeds) % own, j = tile * kTileColumns + at_.column;
+      const T d_own = from_hidden<kUnits>(a_.own.tile(g, tile), g * J_, J_, first);
+      if (j >= J_ || !at_.writes) return;
+      a_.d_deter[at_.row * D_ + g * J_ + j] += d_own;
+      d_hidden[at_.row * D_ + g * J_ + j] = gradient(kHidden, D_, g * J_ + j);
     });
   }
 
@@ -190,9 +185,9 @@ class StepsBack {
       auto weights = Product::template fetch<kUnits>(w, U_);
       const bool reset = a_.first(t, at_.row);
       if (first) barrier_.wait();
-      const auto means = [&] { mean_dots(a_.dots[norm], tiles, U_); };
+      const auto means = [&] { mean_dots(a_.dots[norm], kHalves * tiles, U_); };
       if (multiplies) {
-        product.add(w, U_, weights, [&](int half, int k) { return pair(a_.parts[kStoch], U_, half, k); },
+        product.add(w, U_, weights, [&](int half, int k) { return pair<kHalves>(a_.parts[kStoch], U_, half, k); },
                     [&](int half, int, const Pair& x) { return way_back(x, half); }, means);
         T out[1];
         product.finish(out);
@@ -214,17 +209,24 @@ class StepsBack {
     bool inside;
     T pre, inverse, scale, d_scale;
 
-    __device__ Element(const Layer<T>& layer, int64_t t, int row, int i, const RssmSizes& n)
+    __device__ Element(const Layer<T>& layer, int64_t t, int row, int i, const RssmSizes& n, int plane = 0)
         : i(i), inside(i < layer.width), pre(inside ? layer.pre[(t * n.B + row) * layer.stride + i] : T{0}),
           inverse(layer.inverse[t * n.B + row]), scale(inside ? layer.scale[i] : T{0}),
-          d_scale(inside && t + 1 < n.T ? layer.d_scale[row * layer.width + i] : T{0}) {}
+          d_scale(inside && t + 1 < n.T ? layer.d_scale[(plane * n.B + row) * layer.width + i] : T{0}) {}
   };
 
   __device__ int64_t of(int64_t t) const { return t * a_.p.n.B; }
 
+  template <int kPlanes = 1>
   __device__ Pair pair(const Parts<T>& parts, int width, int half, int i) const {
-    const int at = at_.read[half] * width + i;
-    return {read_piece<Row>(parts.grad + at), read_piece<Row>(parts.normal + at)};
+    const int at = at_.read[half] * width + i, plane = static_cast<int>(a_.p.n.B) * width;
+    Row grad = read_piece<Row>(parts.grad + at);
+#pragma unroll
+    for (int p = 1; p < kPlanes; ++p) {
+      const Row more = read_piece<Row>(parts.grad + (p * plane + at));
+      grad = each<Row>([&](int j) { return grad.x[j] + more.x[j]; });
+    }
+    return {grad, read_piece<Row>(parts.normal + at)};
   }
   __device__ Row way_back(const Pair& x, int half) const {
     const T mean_dot = mean_dots_[Product::row(half)];
@@ -233,8 +235,29 @@ class StepsBack {
 
   // Of a layer before its norm, at the element whose sums this thread gets.
   __device__ T gradient(int norm, int width, int i) const {
-    const int at = at_.row * width + i;
-    return a_.parts[norm].grad[at] - a_.parts[norm].normal[at] * mean_dots_[Product::sum_row()];
+    const int at = at_.row * width + i, plane = static_cast<int>(a_.p.n.B) * width;
+    T grad = a_.parts[norm].grad[at];
+    for (int p = 1; p < planes_of(norm); ++p) grad += a_.parts[norm].grad[p * plane + at];
+    return grad - a_.parts[norm].normal[at] * mean_dots_[Product::sum_row()];
+  }
+
+  // What reaches this thread's element from rows from .. from + K of the hidden layer's gradient, of which the weights
+  // are w. All of a block's threads call.
+  template <int kTurns>
+  __device__ T from_hidden(const O* tile, int from, int K, bool first) {
+    Product product(shared_);
+    const O* const w[1] = {tile};
+    auto weights = Product::template fetch<kTurns>(w, K);
+    const auto means = [&] {
+      if (first) mean_dots(a_.dots[kHidden], G_ * tiles_of(J_), D_);
+    };
+    if (first) barrier_.wait();
+    if (K <= 0) means();  // the second half of few rows: the means are for the block's next tile
+    product.add(w, K, weights, [&](int half, int k) { return pair(a_.parts[kHidden], D_, half, from + k); },
+                [&](int half, int, const Pair& x) { return way_back(x, half); }, means);
+    T out[1];
+    product.finish(out);
+    return out[0];
   }
 
   __device__ void mean_dots(const T* dots, int tiles, int width) const {
@@ -244,15 +267,18 @@ class StepsBack {
 
   // From an element's gradient behind norm and SiLU, d: what the norm's scale gets, the parts of the gradient before
   // both, and the tile's share of the norm's dot product.
-  __device__ void write_layer(const Element& e, int tile, int tiles, T d, const Layer<T>& layer) const {
+  __device__ void write_layer(const Element& e, int tile, int tiles, T d, const Layer<T>& layer, int plane = 0,
+                              int planes = 1) const {
     const T normal = e.pre * e.inverse, y = normal * e.scale, s = vsigmoid(y);
     const T d_y = d * s * (1 + y * (1 - s)), d_normal = d_y * e.scale;
     if (e.inside && at_.writes) {
-      const int at = at_.row * static_cast<int>(layer.width) + e.i;
+      const int width = static_cast<int>(layer.width), row = at_.row * width + e.i;
+      const int at = plane * static_cast<int>(a_.p.n.B) * width + row;
       layer.d_scale[at] = e.d_scale + d_y * normal;
-      layer.parts.grad[at] = e.inverse * d_normal, layer.parts.normal[at] = e.inverse * normal;
+      layer.parts.grad[at] = e.inverse * d_normal;
+      if (plane == 0) layer.parts.normal[row] = e.inverse * normal;
     }
-    leave_share(at_.rows, e.inside ? d_normal * normal : T{0}, layer.dots, tiles, tile);
+    leave_share(at_.rows, e.inside ? d_normal * normal : T{0}, layer.dots, planes * tiles, plane * tiles + tile);
   }
 
   const Backward<T, O>& a_;
@@ -303,9 +329,9 @@ Backward<T, O> arrange(const RssmObserveBackward& p, Scratch& scratch) {
     const int64_t width = norm == kHidden ? n.D : n.U;
     a.act[norm] = scratch.take<O>(R * width);
     a.inverse[norm] = scratch.take<T>(R);
-    a.d_scale[norm] = scratch.take<T>(n.B * width);
-    a.parts[norm] = {scratch.take<T>(n.B * width), scratch.take<T>(n.B * width)};
-    a.dots[norm] = scratch.take<T>(n.B * (norm == kHidden ? n.G * tiles_of(J) : tiles_of(n.U)));
+    a.d_scale[norm] = scratch.take<T>(planes_of(norm) * n.B * width);
+    a.parts[norm] = {scratch.take<T>(planes_of(norm) * n.B * width), scratch.take<T>(n.B * width)};
+    a.dots[norm] = scratch.take<T>(n.B * planes_of(norm) * (norm == kHidden ? n.G * tiles_of(J) : tiles_of(n.U)));
   }
   a.arrived = scratch.take<unsigned>(row_tiles(n.B));
   return a;
@@ -339,7 +365,7 @@ const char* observe_backward(const RssmObserveBackward& p, cudaStream_t on) {
     packings.add(p.w.stoch.transposed(), 0, a.stoch);
     pack<T>(packings, on);
     normed_layers<T, O><<<static_cast<unsigned>((kNorms * n.T * n.B + kWarps - 1) / kWarps), kThreads, 0, on>>>(a);
-    const int64_t across = 2 * a.embeds[0].tiles() + n.G * a.own.tiles();
+    const int64_t across = 2 * kHalves * a.embeds[0].tiles() + n.G * a.own.tiles();
     const auto kernel = is_narrow(n) ? observe_backward_sequence<T, O, kNarrow<O>> : observe_backward_sequence<T, O, 2>;
     error = launch_together(kernel, a, across, row_tiles(n.B), a.arrived, on);
   }

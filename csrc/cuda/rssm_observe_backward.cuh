@@ -8,11 +8,16 @@ namespace {
 
 enum Norm { kDeter, kStoch, kHidden, kPost, kNorms };
 
+// The embeddings' gradients are products of depth D, the deepest of a step: two blocks make one, and since all that
+// follows is linear in it, leave two planes of everything for the reader to add up.
+constexpr int kHalves = 2;
+__host__ __device__ constexpr int planes_of(int norm) { return norm < kHidden ? kHalves : 1; }
+
 // The gradient of a layer before its norm is grad - normal * (the row's mean dot product), [B, width] each: linear in
 // what is known before all of the row's tiles have added up their dot products.
 template <typename T>
 struct Parts {
-  T *grad, *normal;
+  T *grad, *normal;  // [planes, B, width] [B, width]
 };
 
 template <typename T, typename O>
@@ -25,9 +30,9 @@ struct Backward {
   // Of each layer with a norm:
   O* act[kNorms];         // [T * B, width]: silu(norm)
   T* inverse[kNorms];     // [T * B]: 1 / rms
-  T* d_scale[kNorms];     // [B, width]: what the norm's scale gets from a row of all steps
+  T* d_scale[kNorms];     // [planes, B, width]: what the norm's scale gets from a row of all steps
   Parts<T> parts[kNorms];
-  T* dots[kNorms];        // [B, tiles]: shares of the norm's dot product
+  T* dots[kNorms];        // [B, planes * tiles]: shares of the norm's dot product
   unsigned* arrived;
 
   __device__ const T* read(const void* array) const { return static_cast<const T*>(array); }
@@ -52,7 +57,7 @@ struct Backward {
 template <typename T>
 struct Layer {
   const T *pre, *inverse, *scale;  // [T * B, stride] [T * B] [width]
-  T *d_scale, *dots;               // [B, width] [B, tiles]
+  T *d_scale, *dots;
   Parts<T> parts;
   int64_t stride, width;
 };

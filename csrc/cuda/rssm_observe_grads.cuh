@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(kThreads) vector_grads(Backward<T, O> a, Grads
     case 1: return plain(a.d_embeds + U, R, 2 * U, U, to.b_stoch);
     case 2: return plain(a.d_gates, R, 3 * n.D, 3 * n.D, to.b_gates);
     case 3: return plain(a.d_logits, R, n.Z(), n.Z(), to.b_logits);
-    case 4: return plain(a.d_scale[kDeter], B, U, U, to.n_deter);
-    case 5: return plain(a.d_scale[kStoch], B, U, U, to.n_stoch);
+    case 4: return plain(a.d_scale[kDeter], planes_of(kDeter) * B, U, U, to.n_deter);
+    case 5: return plain(a.d_scale[kStoch], planes_of(kStoch) * B, U, U, to.n_stoch);
     case 6: return plain(a.d_scale[kHidden], B, n.D, n.D, to.n_hidden);
     default: return plain(a.d_scale[kPost], B, U, U, to.n_post);
   }
