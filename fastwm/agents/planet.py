@@ -129,7 +129,7 @@ class PlaNet(WorldAgent):
         shape = (len(state.deter), c.candidates, c.horizon, total_width(self.act_space))
         if noise is None:
             noise = torch.randn(c.iterations, *shape, device=self.device)
-        # Most draws are the latents'. They have a stream an iteration, as torch's one generator takes much longer on a CPU.
+        # Most draws are the latents': from a stream an iteration, as torch's own generator takes much longer on a CPU.
         seed = torch.randint(2**62, (1,), device=self.device)
         streams = torch.stack([seed.expand(c.iterations), torch.arange(c.iterations, device=self.device)], 1)
 
