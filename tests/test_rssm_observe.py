@@ -371,6 +371,17 @@ def test_a_direct_call_with_wrong_tensors_does_not_crash() -> None:
             wrong = [*inputs[:i], bad, *inputs[i + 1 :]]
             with pytest.raises(RuntimeError, match="fastwm"):
                 torch.ops.fastwm.rssm_observe(*wrong, 0.01, 1e-4, True, False, False)
+    with pytest.raises(RuntimeError, match="only CUDA's kernels save gates in bfloat16"):
+        torch.ops.fastwm.rssm_observe(*inputs, 0.01, 1e-4, True, True, True)
+
+
+@pytest.mark.skipif(not _lib.has_emulator, reason="needs the emulator of CUDA")
+def test_cudas_kernels_keep_gates_in_bfloat16_where_products_are() -> None:
+    rssm, args = make(2, 3, ODD | dict(classes=8), torch.float32)
+    inputs = raw_inputs(rssm, args)
+    for compact, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        *_, gates, _ = torch.ops.fastwm_emulated.rssm_observe(*inputs, 0.01, 1e-4, True, compact, True)
+        assert gates.dtype == dtype and gates.isfinite().all()
 
 
 @needs_cpu

@@ -40,8 +40,8 @@ def rssm_observe(
         deter `[T, B, D]`, the one-hot sample `[T, B, S, C]`, its index `[T, B, S]` int64, and the posterior's
         logits before mixing `[T, B, S, C]`. The sample's gradient is that of the mixed probabilities (straight
         through). Differentiable once in tokens, action and all weights; with the `ref` backend any number of times.
-        Under autocast to bfloat16 the products are in bfloat16 with float32 sums where the CPU has them, and all
-        else stays float32; with `ref` it is as autocast has it.
+        Under autocast to bfloat16 the products are in bfloat16 with float32 sums where the hardware has them, and all
+        else stays float32, but for the gates that CUDA's kernels keep; with `ref` it is as autocast has it.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or T = 0.
