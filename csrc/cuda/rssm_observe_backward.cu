@@ -26,7 +26,12 @@ __global__ void __launch_bounds__(kThreads) normed_layers(Backward<T, O> a) {
 // The stages of a step, for 16 rows. kUnits as in rssm_observe.cu.
 template <typename T, typename O, int kUnits>
 class StepsBack {
-  static constexpr int kGateTurns = kUnits == 1 ? 2 : 6, kDeterTurns = 4 * kUnits, kLogitTurns = kUnits * kUnits;
+  static constexpr int kGateTurns = kUnits == 1 ? 2 : 6, kLogitTurns = kUnits * kUnits;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  static constexpr int kDeterTurns = 2 * kUnits;  // more would spill
+#else
+  static constexpr int kDeterTurns = 4 * kUnits;
+#endif
   using Product = TileProduct<O>;
   using Row = typename Product::Row;
   struct Pair {
