@@ -376,7 +376,7 @@ def test_a_direct_call_with_wrong_tensors_does_not_crash() -> None:
 
 
 @pytest.mark.skipif(not _lib.has_emulator, reason="needs the emulator of CUDA")
-def test_cudas_kernels_keep_gates_in_bfloat16_where_products_are() -> None:
+def test_emulated_kernels_keep_gates_in_bfloat16_where_products_are() -> None:
     rssm, args = make(2, 3, ODD | dict(classes=8), torch.float32)
     inputs = raw_inputs(rssm, args)
     for compact, dtype in ((False, torch.float32), (True, torch.bfloat16)):
