@@ -115,6 +115,9 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
         "Tensor? shift_input, Tensor w_x, Tensor w_h, Tensor? scale_gates, Tensor? shift_gates, Tensor w_layer, "
         "Tensor? scale_layer, Tensor? shift_layer, Tensor w_stats, Tensor actor, int[] layers, int[] heads, "
         "float[] scales, int cell, int activation, float unimix, float eps, bool bf16) -> Tensor");
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool bf16) -> Tensor");
+  m.def("linear_backward(Tensor grad, Tensor x, Tensor weight, bool inputs, bool weights, bool bf16) "
+        "-> (Tensor, Tensor, Tensor)");
   m.def("mlp(Tensor x, Tensor z, Tensor w, Tensor b, Tensor norm, Tensor ws, Tensor bs, Tensor norms, Tensor w_out, "
         "Tensor b_out, int activation, float eps, bool save, bool bf16) -> (Tensor, Tensor)");
   m.def("mlp_backward(Tensor grad, Tensor pre, Tensor x, Tensor z, Tensor w, Tensor b, Tensor norm, Tensor ws, "

@@ -359,7 +359,7 @@ def test_bfloat16_error_is_within_twice_pytorchs(
     T: int, B: int, outside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T48: only products are bfloat16; values and gradients against float64."""
-    monkeypatch.setattr(sys.modules["fastwm.ops.rssm_observe"], "_NATIVE_BF16", outside)
+    monkeypatch.setattr(sys.modules["fastwm.ops.linear"], "_NATIVE_BF16", outside)
     sizes: dict[str, Any] = dict(input_size=(9, 4), hidden_size=192, embed_size=40, blocks=3)
     gru, args = make(T, B, sizes, torch.float32)
     exact = reference(*make_double(gru, args, sizes))

@@ -54,21 +54,6 @@ class AmxTiles {
   bool use_;
 };
 
-typedef uint32_t Word16 __attribute__((vector_size(64)));
-
-inline void transpose(Word16 (&x)[16]) {  // four rounds of a perfect shuffle of 16 rows
-  constexpr Word16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-  constexpr Word16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  for (int round = 0; round < 4; ++round) {
-    Word16 y[16];
-    for (int i = 0; i < 8; ++i) {
-      y[2 * i] = __builtin_shuffle(x[i], x[i + 8], low);
-      y[2 * i + 1] = __builtin_shuffle(x[i], x[i + 8], high);
-    }
-    for (int i = 0; i < 16; ++i) x[i] = y[i];
-  }
-}
-
 // Two rows of floats as pairs of bfloat16.
 __attribute__((target("avx512bf16"))) inline void pair_up(int64_t width, const float* even, const float* odd,
                                                           void* pairs) {
@@ -84,10 +69,10 @@ __attribute__((target("avx512bf16"))) inline void pair_up(int64_t width, const f
 
 // Pairs of 16 rows' 32 neighbours each, as 16 rows of a packed weight.
 __attribute__((target("avx512bf16"))) inline void pack_square(const float* source, int64_t stride, bf16* panel) {
-  Word16 x[16];
+  Words x[16];
   for (int i = 0; i < 16; ++i) {
     const float* row = source + i * stride;
-    x[i] = (Word16)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16), _mm512_loadu_ps(row));
+    x[i] = (Words)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16), _mm512_loadu_ps(row));
   }
   transpose(x);
   for (int i = 0; i < 16; ++i) std::memcpy(panel + i * 2 * kBf16Panel, &x[i], sizeof x[i]);
@@ -176,16 +161,24 @@ inline void multiply_amx(const bf16* a, int64_t lda, const bf16* panel, int64_t 
 #undef FASTWM_TILE_SUM
 }
 
-// c += a W for `vectors` vectors of columns, of the last those in `last`.
-template <int rows, int vectors>
+// c = start + a W, or c += a W where `far` from the cache, for `vectors` vectors of columns, of the last those in `last`.
+template <bool far, int rows, int vectors>
 __attribute__((target("avx512bf16"))) void multiply_pairs(const bf16* a, int64_t lda, const bf16* panel, int64_t K,
-                                                          float* c, int64_t ldc, __mmask16 last) {
+                                                          Start<float> start, float* c, int64_t ldc, __mmask16 last) {
   constexpr int end = vectors - 1;
   __m512 sum[rows][vectors];
 #pragma GCC unroll 8  // early, or the sums would pass through memory
   for (int m = 0; m < rows; ++m) {
-    if constexpr (end > 0) sum[m][0] = _mm512_loadu_ps(c + m * ldc);
-    sum[m][end] = _mm512_maskz_loadu_ps(last, c + m * ldc + 16 * end);
+    if (far || !start.data) {
+      if constexpr (end > 0) sum[m][0] = _mm512_setzero_ps();
+      sum[m][end] = _mm512_setzero_ps();
+    } else {
+      const float* from = start.data + m * start.stride;
+      if constexpr (end > 0) sum[m][0] = _mm512_loadu_ps(from);
+      sum[m][end] = _mm512_maskz_loadu_ps(last, from + 16 * end);
+    }
+    if constexpr (far)  // fetched while their sums are made
+      for (int v = 0; v < vectors; ++v) __builtin_prefetch(c + m * ldc + 16 * v, 1, 3);
   }
   // `keep` is a constant at each call, so that a whole pair is broadcast by the load itself.
   const auto add = [&](int64_t k, uint32_t keep) __attribute__((target("avx512bf16"), always_inline)) {
@@ -205,44 +198,60 @@ __attribute__((target("avx512bf16"))) void multiply_pairs(const bf16* a, int64_t
   if (whole < K) add(whole, 0xffffu);  // behind an odd K stands something else
 #pragma GCC unroll 8
   for (int m = 0; m < rows; ++m) {
-    if constexpr (end > 0) _mm512_storeu_ps(c + m * ldc, sum[m][0]);
-    _mm512_mask_storeu_ps(c + m * ldc + 16 * end, last, sum[m][end]);
+    float* to = c + m * ldc;
+    if constexpr (far) {
+      if constexpr (end > 0) sum[m][0] = _mm512_add_ps(sum[m][0], _mm512_loadu_ps(to));
+      sum[m][end] = _mm512_add_ps(sum[m][end], _mm512_maskz_loadu_ps(last, to + 16 * end));
+    }
+    if constexpr (end > 0) _mm512_storeu_ps(to, sum[m][0]);
+    _mm512_mask_storeu_ps(to + 16 * end, last, sum[m][end]);
   }
 }
 
-template <int rows>
-void multiply_columns(int64_t valid, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* c, int64_t ldc) {
+template <bool far, int rows>
+void multiply_columns(int64_t valid, const bf16* a, int64_t lda, const bf16* panel, int64_t K, Start<float> start,
+                      float* c, int64_t ldc) {
   const auto last = static_cast<__mmask16>(0xffffu >> ((kBf16Panel - valid) % 16));
-  valid > 16 ? multiply_pairs<rows, 2>(a, lda, panel, K, c, ldc, last)
-             : multiply_pairs<rows, 1>(a, lda, panel, K, c, ldc, last);
+  valid > 16 ? multiply_pairs<far, rows, 2>(a, lda, panel, K, start, c, ldc, last)
+             : multiply_pairs<far, rows, 1>(a, lda, panel, K, start, c, ldc, last);
 }
 
-inline void multiply_few(int64_t rows, int64_t valid, const bf16* a, int64_t lda, const bf16* panel, int64_t K,
-                         float* c, int64_t ldc) {
+template <bool far>
+void multiply_few(int64_t rows, int64_t valid, const bf16* a, int64_t lda, const bf16* panel, int64_t K,
+                  Start<float> start, float* c, int64_t ldc) {
   switch (rows) {
-    case 1: return multiply_columns<1>(valid, a, lda, panel, K, c, ldc);
-    case 2: return multiply_columns<2>(valid, a, lda, panel, K, c, ldc);
-    case 3: return multiply_columns<3>(valid, a, lda, panel, K, c, ldc);
-    case 4: return multiply_columns<4>(valid, a, lda, panel, K, c, ldc);
-    case 5: return multiply_columns<5>(valid, a, lda, panel, K, c, ldc);
-    case 6: return multiply_columns<6>(valid, a, lda, panel, K, c, ldc);
-    case 7: return multiply_columns<7>(valid, a, lda, panel, K, c, ldc);
-    case 8: return multiply_columns<8>(valid, a, lda, panel, K, c, ldc);
+    case 1: return multiply_columns<far, 1>(valid, a, lda, panel, K, start, c, ldc);
+    case 2: return multiply_columns<far, 2>(valid, a, lda, panel, K, start, c, ldc);
+    case 3: return multiply_columns<far, 3>(valid, a, lda, panel, K, start, c, ldc);
+    case 4: return multiply_columns<far, 4>(valid, a, lda, panel, K, start, c, ldc);
+    case 5: return multiply_columns<far, 5>(valid, a, lda, panel, K, start, c, ldc);
+    case 6: return multiply_columns<far, 6>(valid, a, lda, panel, K, start, c, ldc);
+    case 7: return multiply_columns<far, 7>(valid, a, lda, panel, K, start, c, ldc);
+    case 8: return multiply_columns<far, 8>(valid, a, lda, panel, K, start, c, ldc);
   }
 }
 
-// c += a W over `valid` columns of a panel. `rest`: tiles 5 to 7 are there for M's rows beyond a multiple of 16.
-inline void multiply_panel(int64_t M, const bf16* a, int64_t lda, const bf16* panel, int64_t valid, int64_t K, bool amx,
-                           bool rest, float* c, int64_t ldc) {
+// c = start + a W, or c += a W where `far`, over `valid` columns of a panel. `rest`: tiles 5 to 7 are there for M's rows
+// beyond a multiple of 16.
+template <bool far>
+void multiply_panel(int64_t M, const bf16* a, int64_t lda, const bf16* panel, int64_t valid, int64_t K, bool amx,
+                    bool rest, Start<float> start, float* c, int64_t ldc) {
   for (int64_t m = 0; m < M; m += kAmxRows, a += kAmxRows * lda, c += kAmxRows * ldc) {
     const int64_t rows = M - m < kAmxRows ? M - m : kAmxRows;
+    const Start<float> from = far ? Start<float>{c, ldc} : start.at(m, 0);
     if (!amx || (rows < kAmxRows && !rest)) {
       const int64_t step = rows > kTileRows ? (rows + 1) / 2 : rows;  // rows are at most twice kTileRows
       for (int64_t r = 0; r < rows; r += step)
-        multiply_few(rows - r < step ? rows - r : step, valid, a + r * lda, lda, panel, K, c + r * ldc, ldc);
+        multiply_few<far>(rows - r < step ? rows - r : step, valid, a + r * lda, lda, panel, K, from.at(r, 0),
+                          c + r * ldc, ldc);
       continue;
     }
-    const auto multiply_tiles = [&](float* sums, int64_t stride) {
+    const auto multiply_tiles = [&](float* sums, int64_t stride) {  // which start from what is in them
+      for (int64_t r = 0; r < rows; ++r) {
+        float* sum = sums + r * stride;
+        if (!from.data) std::memset(sum, 0, valid * sizeof(float));
+        else if (from.data + r * from.stride != sum) std::memcpy(sum, from.data + r * from.stride, valid * sizeof(float));
+      }
       const bool fetch = rest && m == 0;
       rows == kAmxRows ? multiply_amx<false>(a, lda, panel, K, sums, stride, fetch)
                        : multiply_amx<true>(a, lda, panel, K, sums, stride, fetch);
@@ -252,16 +261,15 @@ inline void multiply_panel(int64_t M, const bf16* a, int64_t lda, const bf16* pa
       continue;
     }
     float tile[kAmxRows * kBf16Panel] = {};  // by way of a whole tile
-    for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kBf16Panel, c + r * ldc, valid * sizeof(float));
     multiply_tiles(tile, kBf16Panel);
     for (int64_t r = 0; r < rows; ++r) std::memcpy(c + r * ldc, tile + r * kBf16Panel, valid * sizeof(float));
   }
 }
 
-inline void multiply(int64_t M, const bf16* a, int64_t lda, const Packed<bf16>& w, int64_t task, float* c,
-                     int64_t ldc) {
-  multiply_panel(M, a, lda, w.data + task * w.panel_size(), w.width(task % w.panels()), w.K,
-                 w.amx && w.K % kAmxDepth == 0, true, c, ldc);
+inline void multiply(int64_t M, const bf16* a, int64_t lda, const Packed<bf16>& w, int64_t task, Start<float> start,
+                     float* c, int64_t ldc) {
+  multiply_panel<false>(M, a, lda, w.data + task * w.panel_size(), w.width(task % w.panels()), w.K,
+                        w.amx && w.K % kAmxDepth == 0, true, start, c, ldc);
 }
 
 // A weight's gradient in bfloat16: a is turned round to [M, K], so that it serves as rows.
@@ -275,7 +283,7 @@ struct GradFactors<float, bf16> {
     const int64_t stride = even(K), whole_k = K / 32 * 32, whole_m = p.M / 16 * 16;
     for (int64_t m = 0; m < whole_m; m += 16)
       for (int64_t k = 0; k < whole_k; k += 32) {
-        Word16 x[16];
+        Words x[16];
         for (int i = 0; i < 16; ++i) pair_up(16, a + (k + 2 * i) * p.lda + m, a + (k + 2 * i + 1) * p.lda + m, &x[i]);
         transpose(x);
         for (int i = 0; i < 16; ++i) std::memcpy(rows + (m + i) * stride + k, &x[i], sizeof x[i]);
@@ -296,8 +304,8 @@ struct GradFactors<float, bf16> {
         const float* b = p.b + k * p.ldb + g * p.N + n;
         pair_up(valid, b, k + 1 < K ? b + p.ldb : zeros, panel + k * kBf16Panel);
       }
-      multiply_panel(p.M, rows, even(K), panel, valid, K, has_amx() && K % kAmxDepth == 0, false,
-                     p.c + g * p.M * p.N + n, p.N);
+      multiply_panel<true>(p.M, rows, even(K), panel, valid, K, has_amx() && K % kAmxDepth == 0, false, kZeros<float>,
+                           p.c + g * p.M * p.N + n, p.N);
     }
   }
 
@@ -318,6 +326,25 @@ struct AmxTiles {
 
 template <typename O>
 bool use_amx() { return sizeof(O) == 2 && has_amx(); }
+
+// c += a W
+template <typename T, typename O>
+void multiply(int64_t M, const O* a, int64_t lda, const Packed<O>& w, int64_t task, T* c, int64_t ldc) {
+  multiply(M, a, lda, w, task, Start<T>{c, ldc}, c, ldc);
+}
+
+// A member's share of a weight's gradient over K rows, by way of GradFactors<T, O>::scratch(M, K) numbers: of its panels,
+// or where there are more columns of a, which are to be cut or turned, of those.
+template <typename T, typename O>
+void add_product(const GradProduct<T>& p, int64_t K, const Team& team, O* scratch) {
+  using Factors = GradFactors<T, O>;
+  constexpr int64_t kColumns = 16;
+  if (p.blocks > 1 || p.M <= p.N) return Factors::add(p, team.range(Factors::tasks(p)), K, scratch);
+  const Range parts = team.range((p.M + kColumns - 1) / kColumns);
+  const int64_t first = parts.first * kColumns, last = parts.last * kColumns;
+  const GradProduct<T> share{1, (last < p.M ? last : p.M) - first, p.N, p.a + first, p.lda, 0, p.b, p.ldb, p.c + first * p.N};
+  Factors::add(share, {0, Factors::tasks(share)}, K, scratch);
+}
 
 // Columns of a panel whose factors are O.
 template <typename O>

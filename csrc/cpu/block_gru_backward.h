@@ -130,6 +130,7 @@ class GruBackSteps {
 #pragma omp simd
         for (int64_t i = 0; i < width; ++i) d_carry[i] = from[i] + carried * d_carry[i];
       }
+      for (int i = 0; i < 3; ++i) fetch_rows(rows_, width, at(p_.gates, t, 3 * D) + (3 * g + i) * J + j, 3 * D);
       more(task, s_.d_carry + d);
       multiply(rows_, s_.d_embed, n_.U, w_.carry, task, s_.d_carry + d, D);
       for (int64_t r = 0; r < rows_; ++r) {
@@ -150,9 +151,10 @@ class GruBackSteps {
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t g = task / shape.panels(), panel = task % shape.panels();
       T* out = s_.d_act + g * J + panel * kPanelOf<O>;
-      zero_rows(rows_, shape.width(panel), out, D);
-      for (int i = 0; i < 3; ++i)
-        multiply(rows_, s_.o_gates + (3 * g + i) * J, 3 * D, w_.gates[i], task, out, D);
+      for (int i = 0; i < 3; ++i) {
+        const Start<T> start{i > 0 ? out : nullptr, D};
+        multiply(rows_, s_.o_gates + (3 * g + i) * J, 3 * D, w_.gates[i], task, start, out, D);
+      }
     }
   }
 
@@ -173,8 +175,10 @@ class GruBackSteps {
     const Range tasks = team_.range(panels);
     for (int64_t panel = tasks.first; panel < tasks.last; ++panel) {
       T* out = s_.d_x + panel * kPanelOf<O>;
-      zero_rows(rows_, w_.embeds.width(panel), out, X);
-      for (int64_t g = 0; g < n_.G; ++g) multiply(rows_, s_.o_hidden + g * J, D, w_.embeds, g * panels + panel, out, X);
+      for (int64_t g = 0; g < n_.G; ++g) {
+        const Start<T> start{g > 0 ? out : nullptr, X};
+        multiply(rows_, s_.o_hidden + g * J, D, w_.embeds, g * panels + panel, start, out, X);
+      }
     }
   }
 

@@ -76,8 +76,7 @@ class GruSteps {
   void embed_carry(Range tasks) {
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t u = task * kPanelOf<O>;
-      copy_rows(rows_, w_.carry.width(task), ptr<T>(p_.w.b_carry) + u, 0, s_.carry + u, n_.U);
-      multiply(rows_, s_.h, n_.D, w_.carry, task, s_.carry + u, n_.U);
+      multiply(rows_, s_.h, n_.D, w_.carry, task, Start<T>{ptr<T>(p_.w.b_carry) + u, 0}, s_.carry + u, n_.U);
     }
   }
 
@@ -108,8 +107,7 @@ class GruSteps {
     const Range tasks = team_.range(w_.own.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t g = task / w_.own.panels(), panel = task % w_.own.panels(), d = g * J + panel * kPanelOf<O>;
-      copy_rows(rows_, w_.own.width(panel), ptr<T>(p_.hidden_in) + base(t) * D + d, D, pre + d, D);
-      multiply(rows_, s_.x, n_.X(), w_.embeds, task, pre + d, D);
+      multiply(rows_, s_.x, n_.X(), w_.embeds, task, Start<T>{ptr<T>(p_.hidden_in) + base(t) * D + d, D}, pre + d, D);
       multiply(rows_, s_.h + g * J, D, w_.own, task, pre + d, D);
     }
   }
@@ -132,9 +130,9 @@ class GruSteps {
       const int64_t width = shape.width(panel);
       T* part[3];
       for (int i = 0; i < 3; ++i) {
-        part[i] = pre + (3 * g + i) * J + j;
-        copy_rows(rows_, width, ptr<T>(p_.w.b_gates) + (3 * g + i) * J + j, 0, part[i], 3 * D);
-        multiply(rows_, s_.act + g * J, D, w_.gates[i], task, part[i], 3 * D);
+        const int64_t gate = (3 * g + i) * J + j;
+        part[i] = pre + gate;
+        multiply(rows_, s_.act + g * J, D, w_.gates[i], task, Start<T>{ptr<T>(p_.w.b_gates) + gate, 0}, part[i], 3 * D);
       }
       for (int64_t r = 0; r < rows_; ++r) {
         const int64_t at = r * 3 * D;

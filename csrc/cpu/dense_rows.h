@@ -1,6 +1,8 @@
 // Linear layers over some rows, for kernels that take a tile of rows through several of them.
 #pragma once
 
+#include <type_traits>
+
 #include "rssm_plan.h"
 
 #if defined(__AVX512F__)
@@ -10,15 +12,31 @@
 namespace fastwm::FASTWM_ISA {
 namespace {
 
+// T is what sums are in, O what products multiply.
+template <typename T, typename O>
+constexpr bool kSame = std::is_same_v<T, O>;
+
+// Rows as factors of a product: themselves, or converted into scratch.
+template <typename T, typename O>
+const O* factors(int64_t count, const T* x, O* scratch) {
+  if constexpr (kSame<T, O>) return x;
+  else return convert(count, x, scratch), scratch;
+}
+
+template <typename T, typename O>
+int64_t factors_bytes(int64_t count) { return Arena::bytes<O>(kSame<T, O> ? 0 : count); }
+
+// Rows over which a weight's gradient is one product. AMX reads and writes the sums through the cache at each.
+template <typename O>
+constexpr int64_t kChunk = sizeof(O) == 2 ? 512 : 256;
+
 // out = bias + x W, or x W without a bias
 template <typename T, typename O>
 void linear(int64_t rows, const O* x, int64_t ldx, const Packed<O>& w, int64_t block, const T* bias, T* out,
             int64_t ldo) {
   for (int64_t panel = 0; panel < w.panels(); ++panel) {
     const int64_t n = panel * kPanelOf<O>;
-    if (bias) copy_rows(rows, w.width(panel), bias + n, 0, out + n, ldo);
-    else zero_rows(rows, w.width(panel), out + n, ldo);
-    multiply(rows, x, ldx, w, block * w.panels() + panel, out + n, ldo);
+    multiply(rows, x, ldx, w, block * w.panels() + panel, Start<T>{bias ? bias + n : nullptr, 0}, out + n, ldo);
   }
 }
 

@@ -163,18 +163,15 @@ class GruRssmCore {
     const Range tasks = team_.range(w.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t u = task * kWide;
-      copy_rows(rows_, w.width(task), in + u, n_.U, out + u, n_.U);
-      multiply(rows_, x, ldx, w, task, out + u, n_.U);
+      multiply(rows_, x, ldx, w, task, Start<T>{in + u, n_.U}, out + u, n_.U);
     }
   }
 
   // out = b + x W, for a panel of gate `gate`.
   void product(const Packed<O>& w, int64_t gate, int64_t panel, const void* b, const O* x, int64_t ldx, T* out,
                int64_t ldo) const {
-    const int64_t width = w.width(panel);
-    if (b) copy_rows(rows_, width, ptr<T>(b) + gate * n_.D + panel * kWide, 0, out, ldo);
-    else zero_rows(rows_, width, out, ldo);
-    multiply(rows_, x, ldx, w, gate * w.panels() + panel, out, ldo);
+    const Start<T> start{b ? ptr<T>(b) + gate * n_.D + panel * kWide : nullptr, 0};
+    multiply(rows_, x, ldx, w, gate * w.panels() + panel, start, out, ldo);
   }
 
   void gates(const Step& s) const {

@@ -151,8 +151,7 @@ class GruRssmCoreBackward {
 
   // out = x W, a panel.
   void product(const Packed<O>& w, int64_t panel, const O* x, int64_t ldx, T* out, int64_t ldo) const {
-    zero_rows(rows_, w.width(panel), out, ldo);
-    multiply(rows_, x, ldx, w, panel, out, ldo);
+    multiply(rows_, x, ldx, w, panel, kZeros<T>, out, ldo);
   }
 
   void stats() const {

@@ -98,8 +98,7 @@ class Dream {
   void linear(const O* x, int64_t ldx, const Packed<O>& w, const T* bias, T* out, int64_t ldo) const {
     for (int64_t panel = 0; panel < w.panels(); ++panel) {
       const int64_t n = panel * kPanelOf<O>;
-      copy_rows(rows_, w.width(panel), bias + n, 0, out + n, ldo);
-      multiply(rows_, x, ldx, w, panel, out + n, ldo);
+      multiply(rows_, x, ldx, w, panel, Start<T>{bias + n, 0}, out + n, ldo);
     }
   }
 

@@ -175,8 +175,8 @@ class Dreamer {
 
   // Not inlined: among so much else the inner loop runs out of registers, a fifth of its speed.
   __attribute__((noinline)) static void product(int64_t M, const O* a, int64_t lda, const Packed<O>& w, int64_t task,
-                                                T* c, int64_t ldc) {
-    multiply(M, a, lda, w, task, c, ldc);
+                                                Start<T> start, T* c, int64_t ldc) {
+    multiply(M, a, lda, w, task, start, c, ldc);
   }
 
   void step() {
@@ -217,9 +217,8 @@ class Dreamer {
       const int64_t j = panel * kWidth, width = w_.hh[0].width(panel);
       for (int i = 0; i < 4; ++i) {
         T* gate = s_.gates + i * kWidth;
-        copy_rows(M, width, w_.gate_bias + i * H + j, 0, gate, kRow);
-        product(M, s_.x, p_.I, w_.ih[i], panel, gate, kRow);
-        product(M, s_.h, ldh_, w_.hh[i], panel, gate, kRow);
+        product(M, s_.x, p_.I, w_.ih[i], panel, {w_.gate_bias + i * H + j, 0}, gate, kRow);
+        product(M, s_.h, ldh_, w_.hh[i], panel, {gate, kRow}, gate, kRow);
       }
       for (int64_t r = 0; r < rows_; ++r) {
         const T* gate = s_.gates + r * kRow;
@@ -235,8 +234,7 @@ class Dreamer {
     const int64_t width = w.blocks * w.N, M = product_rows();
     for (int64_t task = 0; task < w.tasks(); ++task) {
       const int64_t panel = task % w.panels(), column = task / w.panels() * w.N + panel * kPanelOf<O>;
-      copy_rows(M, w.width(panel), w_.out_bias + column, 0, s_.out + column, width);
-      product(M, s_.h, ldh_, w, task, s_.out + column, width);
+      product(M, s_.h, ldh_, w, task, {w_.out_bias + column, 0}, s_.out + column, width);
     }
   }
 

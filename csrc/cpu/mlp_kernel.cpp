@@ -1,5 +1,4 @@
 #include <initializer_list>
-#include <type_traits>
 
 #include "dense_rows.h"
 #include "layer_rows.h"
@@ -9,17 +8,6 @@ namespace fastwm::FASTWM_ISA {
 namespace {
 
 constexpr int64_t kTile = 64;  // rows that pass through all layers while they are in cache
-
-// T is what sums and norms are in, O what products multiply.
-template <typename T, typename O>
-constexpr bool kSame = std::is_same_v<T, O>;
-
-// Rows as factors of a product: themselves, or converted into scratch.
-template <typename T, typename O>
-const O* factors(int64_t count, const T* x, O* scratch) {
-  if constexpr (kSame<T, O>) return x;
-  else return convert(count, x, scratch), scratch;
-}
 
 template <typename T>
 LayerNorm norm_of(const MlpLayers& n, int64_t layer) {
@@ -92,7 +80,7 @@ class Forward {
   void run(int64_t row, int64_t rows) const {
     const int64_t U = n_.U(), D = n_.D, Z = n_.Z;
     const AmxTiles tiles(use_amx<O>(), rows);
-    Arena arena(Arena::bytes<O>(kSame<T, O> ? 0 : rows * D) + Arena::bytes<O>(rows * U) + Arena::bytes<T>(rows * U) +
+    Arena arena(factors_bytes<T, O>(rows * D) + Arena::bytes<O>(rows * U) + Arena::bytes<T>(rows * U) +
                 Arena::bytes<int32_t>(Z + kVectorBytes));
     O* x = arena.take<O>(kSame<T, O> ? 0 : rows * D);
     O* act = arena.take<O>(rows * U);
@@ -120,10 +108,6 @@ class Forward {
   Arena arena_;
   T* sparse_;  // [Z, U], rows to be gathered
 };
-
-// Rows over which a weight's gradient is one product. AMX reads and writes the sums through the cache at each.
-template <typename O>
-constexpr int64_t kChunk = sizeof(O) == 2 ? 512 : 256;
 
 template <typename T>
 struct Grads {
@@ -251,10 +235,7 @@ class Backward {
 
   void weights(Team team, int64_t row, int64_t rows, int32_t* at, O* panel) const {
     const AmxTiles tiles(use_amx<O>(), rows);
-    for (int64_t i = 0; i <= n_.count(); ++i) {
-      const GradProduct<T> p = product(i, row);
-      GradFactors<T, O>::add(p, team.range(GradFactors<T, O>::tasks(p)), rows, panel);
-    }
+    for (int64_t i = 0; i <= n_.count(); ++i) add_product(product(i, row), rows, team, panel);
     const Range units = team.range(U_), norms = team.range(norm_), outputs = team.range(n_.O);
     for (int64_t i = 0; i < n_.count(); ++i) {
       add_columns(rows, units, chunk(d_pre_, i), U_, grads_.bs + i * U_);

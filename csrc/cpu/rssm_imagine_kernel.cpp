@@ -183,8 +183,7 @@ class Imagine {
     const int64_t D = n_.D, J = n_.J();
     for (int64_t task = 0; task < w_.own.tasks(); ++task) {
       const int64_t g = task / w_.own.panels(), panel = task % w_.own.panels(), d = g * J + panel * kPanelOf<O>;
-      copy_rows(rows_, w_.own.width(panel), ptr<T>(p_.b_hidden) + d, 0, s_.pre + d, D);
-      multiply(rows_, s_.x, 3 * n_.U, w_.embeds, task, s_.pre + d, D);
+      multiply(rows_, s_.x, 3 * n_.U, w_.embeds, task, Start<T>{ptr<T>(p_.b_hidden) + d, 0}, s_.pre + d, D);
       multiply(rows_, s_.h + g * J, D, w_.own, task, s_.pre + d, D);
     }
     norm(D, s_.pre, ptr<T>(p_.n_hidden), s_.act, D);
@@ -194,9 +193,9 @@ class Imagine {
     for (int64_t task = 0; task < shape.tasks(); ++task) {
       const int64_t g = task / shape.panels(), panel = task % shape.panels(), j = panel * kPanelOf<O>, d = g * J + j;
       for (int i = 0; i < 3; ++i) {
-        T* out = s_.gates + (3 * g + i) * J + j;
-        copy_rows(rows_, shape.width(panel), ptr<T>(p_.b_gates) + (3 * g + i) * J + j, 0, out, 3 * D);
-        multiply(rows_, s_.act + g * J, D, w_.gates[i], task, out, 3 * D);
+        const int64_t gate = (3 * g + i) * J + j;
+        const Start<T> bias{ptr<T>(p_.b_gates) + gate, 0};
+        multiply(rows_, s_.act + g * J, D, w_.gates[i], task, bias, s_.gates + gate, 3 * D);
       }
       for (int64_t r = 0; r < rows_; ++r) {
         T* gate = s_.gates + r * 3 * D + 3 * g * J + j;

@@ -134,9 +134,7 @@ class ObserveBackward {
   void logits() {
     const Range tasks = team_.range(w_.logits.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
-      T* out = s_.d_act + task * kPanelOf<O>;
-      zero_rows(rows_, w_.logits.width(task), out, n_.U);
-      multiply(rows_, s_.o_logits, n_.Z(), w_.logits, task, out, n_.U);
+      multiply(rows_, s_.o_logits, n_.Z(), w_.logits, task, kZeros<T>, s_.d_act + task * kPanelOf<O>, n_.U);
     }
   }
 
@@ -166,8 +164,7 @@ class ObserveBackward {
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t width = w_.stoch.width(task);
       T* out = s_.d_z + task * kPanelOf<O>;
-      zero_rows(rows_, width, out, n_.Z());
-      multiply(rows_, s_.o_stoch, n_.U, w_.stoch, task, out, n_.Z());
+      multiply(rows_, s_.o_stoch, n_.U, w_.stoch, task, kZeros<T>, out, n_.Z());
       for (int64_t r = 0; r < rows_; ++r)
         if (gru_.first(t, r)) zero_rows(1, width, out + r * n_.Z(), n_.Z());
     }

@@ -107,8 +107,8 @@ class Observe {
     const Range tasks = team_.range(own + next);
     for (int64_t task = tasks.first; task < tasks.last && task < own; ++task) {
       const int64_t u = task * kPanelOf<O>;
-      copy_rows(rows_, w_.post.width(task), ptr<T>(p_.post_in) + gru_.base(t) * n_.U + u, n_.U, pre + u, n_.U);
-      multiply(rows_, s_.gru.h, n_.D, w_.post, task, pre + u, n_.U);
+      const Start<T> start{ptr<T>(p_.post_in) + gru_.base(t) * n_.U + u, n_.U};
+      multiply(rows_, s_.gru.h, n_.D, w_.post, task, start, pre + u, n_.U);
     }
     gru_.embed_carry({tasks.first > own ? tasks.first - own : 0, tasks.last - own});
   }
@@ -127,8 +127,7 @@ class Observe {
     const Range tasks = team_.range(w_.logits.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t z = task * kPanelOf<O>;
-      copy_rows(rows_, w_.logits.width(task), ptr<T>(p_.w.b_logits) + z, 0, out + z, Z);
-      multiply(rows_, s_.act, n_.U, w_.logits, task, out + z, Z);
+      multiply(rows_, s_.act, n_.U, w_.logits, task, Start<T>{ptr<T>(p_.w.b_logits) + z, 0}, out + z, Z);
     }
   }
 

@@ -113,8 +113,7 @@ class ScanBack {
     const Range tasks = team_.range(w_.late.panels());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t j = task * kPanelOf<O>, width = w_.late.width(task);
-      zero_rows(rows_, width, s_.d_late + j, D_);
-      multiply(rows_, s_.d_sums[t % 2] + w_.early.K, kGates * D_, w_.late, task, s_.d_late + j, D_);
+      multiply(rows_, s_.d_sums[t % 2] + w_.early.K, kGates * D_, w_.late, task, kZeros<T>, s_.d_late + j, D_);
       for (int64_t r = 0; r < rows_; ++r) gates<1>(t, r, j, width);
     }
   }
@@ -211,8 +210,7 @@ class WeightGrad {
   }
 
   void add(const GradProduct<T>& product, const Team& team, int64_t count) const {
-    using Factors = GradFactors<T, O>;
-    Factors::add(product, team.range(Factors::tasks(product)), count, scratch_[team.rank]);
+    add_product(product, count, team, scratch_[team.rank]);
   }
 
   const ScanBackward& p_;

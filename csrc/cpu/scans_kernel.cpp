@@ -90,9 +90,8 @@ class ScanForward {
         const int64_t count = rows_ - r < kBlock ? rows_ - r : kBlock;
         T* sums = Cell::by_rows ? saved(r) + j : tile;
         for (int gate = begin; gate < end; ++gate) {
-          T* sum = sums + (gate - begin) * part;
-          begin_sum(gate, r, count, j, width, sum, stride);
-          multiply(count, h + r * D_, D_, w_, gate * w_.panels() + task, sum, stride);
+          multiply(count, h + r * D_, D_, w_, gate * w_.panels() + task, start_of(gate, r, j), sums + (gate - begin) * part,
+                   stride);
         }
         if constexpr (!Cell::by_rows)
           for (int64_t i = 0; i < count; ++i) gates<stage>(t, r + i, j, width, sums + i * stride, part);
@@ -100,17 +99,9 @@ class ScanForward {
     }
   }
 
-  void begin_sum(int gate, int64_t r, int64_t count, int64_t j, int64_t width, T* sum, int64_t stride) const {
-    const T* from = ptr<T>(p_.input) + (base_ + r) * kGates * D_ + gate * D_ + j;
-    int64_t from_stride = kGates * D_;
-    if (Cell::apart(gate)) {
-      from = p_.w.bias ? ptr<T>(p_.w.bias) + j : s_.zeros;
-      from_stride = 0;
-    }
-    if (width == kPanelOf<O>)  // a size that the compiler knows
-      copy_rows(count, kPanelOf<O>, from, from_stride, sum, stride);
-    else
-      copy_rows(count, width, from, from_stride, sum, stride);
+  Start<T> start_of(int gate, int64_t r, int64_t j) const {
+    if (Cell::apart(gate)) return {p_.w.bias ? ptr<T>(p_.w.bias) + j : nullptr, 0};
+    return {ptr<T>(p_.input) + (base_ + r) * kGates * D_ + gate * D_ + j, kGates * D_};
   }
 
   template <int stage>

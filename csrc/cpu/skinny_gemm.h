@@ -1,4 +1,4 @@
-// Products of few rows with a packed weight: C[M, N] += A[M, K] W[K, N], M from 1 up, for kernels that multiply
+// Products of few rows with a packed weight: C[M, N] = start + A[M, K] W[K, N], M from 1 up, for kernels that multiply
 // by the same weight at every step of a sequence. Included by *_kernel.cpp files, once an instruction set level.
 #pragma once
 
@@ -64,6 +64,26 @@ class Arena {
   int64_t used_ = 0;
 };
 
+// Squares of 32-bit numbers, a vector a row, are turned in registers.
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+constexpr int kWords = kVectorBytes / 4;
+
+inline void transpose(Words (&x)[kWords]) {  // by rounds of a perfect shuffle of the rows
+  Words low, high;
+  for (int i = 0; i < kWords; ++i) {
+    low[i] = i / 2 + i % 2 * kWords;
+    high[i] = low[i] + kWords / 2;
+  }
+  for (int n = kWords; n > 1; n /= 2) {
+    Words y[kWords];
+    for (int i = 0; i < kWords / 2; ++i) {
+      y[2 * i] = __builtin_shuffle(x[i], x[i + kWords / 2], low);
+      y[2 * i + 1] = __builtin_shuffle(x[i], x[i + kWords / 2], high);
+    }
+    for (int i = 0; i < kWords; ++i) x[i] = y[i];
+  }
+}
+
 // A weight of `blocks` matrices [K, N], cut into panels of kPanel columns, each [K, kPanel], padded with zeros.
 template <typename T>
 struct Packed {
@@ -87,82 +107,122 @@ struct Packed {
       for (int64_t k = 0; k < K; ++k) std::memcpy(panel + k * kPanel<T>, source + k * w.sk, valid * sizeof(T));
       return;
     }
-    constexpr int64_t kBlock = 16;  // transposed in squares, so that both sides stay in cache
-    for (int64_t k0 = 0; k0 < K; k0 += kBlock)
+    const bool turned = w.sk == 1 && sizeof(T) == 4 && valid == kPanel<T>;
+    const int64_t whole = turned ? K / kWords * kWords : 0;
+    for (int64_t k = 0; k < whole; k += kWords)
+      for (int64_t n = 0; n < kPanel<T>; n += kWords) turn(source + n * w.sn + k, w.sn, panel + k * kPanel<T> + n);
+    constexpr int64_t kBlock = 16;  // the rest in squares too, so that both sides stay in cache
+    for (int64_t k0 = whole; k0 < K; k0 += kBlock)
       for (int64_t n = 0; n < valid; ++n)
         for (int64_t k = k0; k < K && k < k0 + kBlock; ++k)
           panel[k * kPanel<T> + n] = source[k * w.sk + n * w.sn];
   }
+
+  static void turn(const T* source, int64_t stride, T* panel) {
+    Words x[kWords];
+    for (int i = 0; i < kWords; ++i) x[i] = *reinterpret_cast<const Words*>(source + i * stride);
+    transpose(x);
+    for (int i = 0; i < kWords; ++i) *reinterpret_cast<Words*>(panel + i * kPanel<T>) = x[i];
+  }
 };
 
-// The sums of one tile in registers. a is [rows, K], or [K, rows] where `across`, by its row stride. A vector at
-// `next` is fetched for every k.
+// What a product's sums start from: rows by their stride (0: one that all share), or zeros where there is no data.
+template <typename T>
+struct Start {
+  const T* data;
+  int64_t stride;
+
+  Start at(int64_t row, int64_t column) const { return {data ? data + row * stride + column : nullptr, stride}; }
+};
+template <typename T>
+constexpr Start<T> kZeros{nullptr, 0};
+
+// The sums of one tile in registers: c = start + a W, a [rows, K] by its row stride; or, where `across`, c += a W, a
+// [K, rows], c far from the cache. A vector at `next` is fetched for every k.
 template <int rows, bool across, typename T>
-inline void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t K, T* c, int64_t ldc, const T* next) {
+inline void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t K, Start<T> start, T* c, int64_t ldc,
+                          const T* next) {
   using V = typename Vector<T>::type;
   constexpr int64_t lanes = kVectorBytes / sizeof(T);
   V sum[rows][kTileVectors];
+#pragma GCC unroll 8  // early, here and below, or the sums would pass through memory
   for (int m = 0; m < rows; ++m)
-    for (int v = 0; v < kTileVectors; ++v) sum[m][v] = *reinterpret_cast<const V*>(c + m * ldc + v * lanes);
+    for (int v = 0; v < kTileVectors; ++v) {
+      if (across || !start.data) sum[m][v] = V{};
+      else sum[m][v] = *reinterpret_cast<const V*>(start.data + m * start.stride + v * lanes);
+    }
+  if (across)  // far from the cache: fetched while their sums are made
+    for (int m = 0; m < rows; ++m)
+      for (int v = 0; v < kTileVectors; ++v) __builtin_prefetch(c + m * ldc + v * lanes, 1, 3);
   for (int64_t k = 0; k < K; ++k) {
     V w[kTileVectors];
     for (int v = 0; v < kTileVectors; ++v) w[v] = *reinterpret_cast<const V*>(panel + k * kPanel<T> + v * lanes);
     __builtin_prefetch(next + k * lanes, 0, 2);
+#pragma GCC unroll 8
     for (int m = 0; m < rows; ++m) {
       const T x = across ? a[k * lda + m] : a[m * lda + k];
       for (int v = 0; v < kTileVectors; ++v) sum[m][v] += x * w[v];
     }
   }
+#pragma GCC unroll 8
   for (int m = 0; m < rows; ++m)
-    for (int v = 0; v < kTileVectors; ++v) *reinterpret_cast<V*>(c + m * ldc + v * lanes) = sum[m][v];
+    for (int v = 0; v < kTileVectors; ++v) {
+      V* at = reinterpret_cast<V*>(c + m * ldc + v * lanes);
+      *at = across ? *at + sum[m][v] : sum[m][v];
+    }
 }
 
 template <bool across, typename T>
-inline void multiply_rows(int64_t rows, const T* a, int64_t lda, const T* panel, int64_t K, T* c, int64_t ldc,
-                          const T* next) {
+inline void multiply_rows(int64_t rows, const T* a, int64_t lda, const T* panel, int64_t K, Start<T> start, T* c,
+                          int64_t ldc, const T* next) {
   switch (rows) {
-    case 1: return multiply_tile<1, across>(a, lda, panel, K, c, ldc, next);
-    case 2: return multiply_tile<2, across>(a, lda, panel, K, c, ldc, next);
-    case 3: return multiply_tile<3, across>(a, lda, panel, K, c, ldc, next);
-    case 4: return multiply_tile<4, across>(a, lda, panel, K, c, ldc, next);
+    case 1: return multiply_tile<1, across>(a, lda, panel, K, start, c, ldc, next);
+    case 2: return multiply_tile<2, across>(a, lda, panel, K, start, c, ldc, next);
+    case 3: return multiply_tile<3, across>(a, lda, panel, K, start, c, ldc, next);
+    case 4: return multiply_tile<4, across>(a, lda, panel, K, start, c, ldc, next);
 #if defined(__AVX2__)
-    case 5: return multiply_tile<5, across>(a, lda, panel, K, c, ldc, next);
-    case 6: return multiply_tile<6, across>(a, lda, panel, K, c, ldc, next);
+    case 5: return multiply_tile<5, across>(a, lda, panel, K, start, c, ldc, next);
+    case 6: return multiply_tile<6, across>(a, lda, panel, K, start, c, ldc, next);
 #endif
 #if defined(__AVX512F__)
-    case 7: return multiply_tile<7, across>(a, lda, panel, K, c, ldc, next);
-    case 8: return multiply_tile<8, across>(a, lda, panel, K, c, ldc, next);
+    case 7: return multiply_tile<7, across>(a, lda, panel, K, start, c, ldc, next);
+    case 8: return multiply_tile<8, across>(a, lda, panel, K, start, c, ldc, next);
 #endif
   }
 }
 
-// c += a W for up to kTileRows rows and `valid` of the panel's columns.
+// multiply_tile for up to kTileRows rows and `valid` of the panel's columns.
 template <bool across, typename T>
-inline void multiply_part(int64_t rows, int64_t valid, const T* a, int64_t lda, const T* panel, int64_t K, T* c,
-                          int64_t ldc, const T* next) {
-  if (valid == kPanel<T>) return multiply_rows<across>(rows, a, lda, panel, K, c, ldc, next);
+inline void multiply_part(int64_t rows, int64_t valid, const T* a, int64_t lda, const T* panel, int64_t K,
+                          Start<T> start, T* c, int64_t ldc, const T* next) {
+  if (valid == kPanel<T>) return multiply_rows<across>(rows, a, lda, panel, K, start, c, ldc, next);
   T tile[kTileRows * kPanel<T>] = {};  // by way of a whole tile
-  for (int64_t r = 0; r < rows; ++r) std::memcpy(tile + r * kPanel<T>, c + r * ldc, valid * sizeof(T));
-  multiply_rows<across>(rows, a, lda, panel, K, tile, kPanel<T>, next);
+  if (across) start = {c, ldc};
+  for (int64_t r = 0; start.data && r < rows; ++r)
+    std::memcpy(tile + r * kPanel<T>, start.data + r * start.stride, valid * sizeof(T));
+  multiply_rows<across>(rows, a, lda, panel, K, Start<T>{tile, kPanel<T>}, tile, kPanel<T>, next);
   for (int64_t r = 0; r < rows; ++r) std::memcpy(c + r * ldc, tile + r * kPanel<T>, valid * sizeof(T));
 }
 
-// c += a W over one panel; a [M, K] and c [M, width of the panel] by their row strides.
+// c = start + a W over one panel; a [M, K] and c [M, width of the panel] by their row strides.
 template <typename T>
-void multiply(int64_t M, const T* a, int64_t lda, const Packed<T>& w, int64_t task, T* c, int64_t ldc) {
+void multiply(int64_t M, const T* a, int64_t lda, const Packed<T>& w, int64_t task, Start<T> start, T* c, int64_t ldc) {
   const int64_t valid = w.width(task % w.panels());
   const T* panel = w.data + task * w.K * kPanel<T>;
   const int64_t passes = (M + kTileRows - 1) / kTileRows, step = (M + passes - 1) / passes;  // of even tiles
-  for (int64_t k = 0; k < w.K; k += kDepth) {
+  int64_t k = 0;
+  do {
     const int64_t depth = w.K - k < kDepth ? w.K - k : kDepth;
     for (int64_t m = 0; m < M; m += step) {
       const int64_t rows = M - m < step ? M - m : step;
       // The first two passes fetch one half each of the part that comes next, so that the fetching is even.
       const T *part = panel + k * kPanel<T>, *next = part + depth * kPanel<T> + (m > 0 ? depth * kPanel<T> / 2 : 0);
       if (m > step) next = part;
-      multiply_part<false>(rows, valid, a + m * lda + k, lda, part, depth, c + m * ldc, ldc, next);
+      multiply_part<false>(rows, valid, a + m * lda + k, lda, part, depth, start.at(m, 0), c + m * ldc, ldc, next);
     }
-  }
+    start = {c, ldc};
+    k += kDepth;
+  } while (k < w.K);
 }
 
 // A weight's gradient, c_g += a_g^T b_g for every block g: a_g [K, M] and b_g [K, N] are columns g*M.. and g*N.. of
@@ -212,14 +272,18 @@ struct GradFactors {
         if (valid == kPanel<T>) std::memcpy(panel + k * kPanel<T>, row, sizeof(T) * kPanel<T>);  // without a call
         else std::memcpy(panel + k * kPanel<T>, row, valid * sizeof(T));
       }
+      const bool last = task + 1 == tasks.last;
+      const T* ahead = last ? nullptr : p.b + (task + 1) / panels(p) * p.N + (task + 1) % panels(p) * kPanel<T>;
       for (int64_t m = 0; m < p.M; m += kTileRows) {
         const int64_t rows = p.M - m < kTileRows ? p.M - m : kTileRows;
         T* c = p.c + (g * p.M + m) * p.N + n;
-        for (int64_t r = m + rows; r < p.M && r < m + 2 * kTileRows; ++r) __builtin_prefetch(c + (r - m) * p.N, 1, 2);
+        if (ahead)  // the next panel's rows, some at each tile
+          for (int64_t k = m * K / p.M; k < (m + rows) * K / p.M; ++k)
+            for (int v = 0; v < kTileVectors; ++v) __builtin_prefetch(ahead + k * p.ldb + v * kPanel<T> / kTileVectors, 0, 2);
         if (many)
-          multiply_part<true>(rows, valid, tiles + m * K, kTileRows, panel, K, c, p.N, tiles + (m + rows) * K);
+          multiply_part<true>(rows, valid, tiles + m * K, kTileRows, panel, K, kZeros<T>, c, p.N, tiles + (m + rows) * K);
         else
-          multiply_part<true>(rows, valid, a + m, p.lda, panel, K, c, p.N, panel);
+          multiply_part<true>(rows, valid, a + m, p.lda, panel, K, kZeros<T>, c, p.N, panel);
       }
     }
   }

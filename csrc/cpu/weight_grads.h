@@ -18,16 +18,14 @@ inline int64_t chunk_steps(int64_t T, int64_t rows) {
 // A member's share of all products over `count` rows.
 template <typename T, typename O, int products_>
 void add_products(const GradProduct<T> (&products)[products_], int64_t count, Team team) {
-  using Factors = GradFactors<T, O>;
   int64_t size = 0;
   for (const GradProduct<T>& product : products) {
-    const int64_t needed = Factors::scratch(product.M, count);
+    const int64_t needed = GradFactors<T, O>::scratch(product.M, count);
     size = needed > size ? needed : size;
   }
   Arena arena(Arena::bytes<O>(size));
   O* scratch = arena.take<O>(size);
-  for (const GradProduct<T>& product : products)
-    Factors::add(product, team.range(Factors::tasks(product)), count, scratch);
+  for (const GradProduct<T>& product : products) add_product(product, count, team, scratch);
 }
 
 // sum += the columns' sums over `count` rows, a member's share.

@@ -90,6 +90,12 @@ def autocast_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in tensors)
 
 
+def bf16_products(like: Tensor) -> bool:
+    """Whether autocast asks for products in bfloat16 (with float32 sums; all else stays float32)."""
+    device = like.device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+
+
 def check_alike(**tensors: Tensor) -> None:
     """Raises ValueError unless all tensors have one shape, one floating dtype and one device."""
     first, *others = tensors.values()
@@ -200,6 +206,15 @@ def vmap_columns(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any
 
     outputs = op(*map(column, args, in_dims))
     return outputs, (1,) * len(outputs) if isinstance(outputs, tuple) else 1
+
+
+def no_vmap(name: str) -> Callable[..., Any]:
+    """The batching rule of operators that take a batch themselves: an error that says so."""
+
+    def rule(op: Any, info: Any, in_dims: Any, *args: Any) -> Any:
+        raise RuntimeError(f"{name} takes a batch: put the mapped dimension there, or use `fastwm.backend('ref')`")
+
+    return rule
 
 
 def vmap_loop(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:

@@ -3,13 +3,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import Operator
+from fastwm.ops._backend import Operator, bf16_products, no_vmap
 from fastwm.ops.cell_steps import in_dtype_of
+from fastwm.ops.linear import linear
 from fastwm.ops.norm_act import rms_norm_silu
-from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products, products_outside
+from fastwm.ops.rssm_observe import _KERNEL_DTYPES
 from fastwm.ref.block_gru_scan import BlockGRUWeights
 
 __all__ = ["BlockGRUWeights", "block_gru_scan"]
@@ -56,23 +56,22 @@ def block_gru_scan(
     block, units = w.gates.weight.shape[1], len(w.embed_carry.weight)
     own, of_carry, of_inputs = w.hidden[0].weight.split([block, units, len(inputs) * units], 1)
     bf16 = bf16_products(h)
-    with products_outside(h, bf16):
-        hidden_in = _of_inputs(inputs, h, w, of_inputs, eps)
+    hidden_in = _of_inputs(inputs, h, w, of_inputs, eps, bf16)
     tensors = (hidden_in, is_first, h, *w.embed_carry, own, of_carry, w.hidden[0].norm, *w.gates)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     output = _forward(library, *tensors, update_bias, eps, save, bf16)[0]
     return output, output[-1]
 
 
-def _of_inputs(inputs: tuple[Tensor, ...], h: Tensor, w: BlockGRUWeights, weight: Tensor, eps: float) -> Tensor:
+def _of_inputs(
+    inputs: tuple[Tensor, ...], h: Tensor, w: BlockGRUWeights, weight: Tensor, eps: float, bf16: bool
+) -> Tensor:
     """What the inputs add to the hidden layer, with its bias [T, B, D]; `weight` [G, I U, D/G]."""
     embeds = [
-        rms_norm_silu(F.linear(x.to(h.dtype), *layer[:2]), layer.norm, eps)
+        rms_norm_silu(linear(x.to(h.dtype), *layer[:2], bf16), layer.norm, eps)
         for x, layer in zip(inputs, w.embed_inputs)
     ]  # fmt: skip
-    flat = torch.cat(embeds, -1).flatten(0, 1)
-    hidden_in = torch.addmm(w.hidden[0].bias, flat, weight.transpose(0, 1).flatten(1))
-    return hidden_in.to(h.dtype).unflatten(0, inputs[0].shape[:2])
+    return linear(torch.cat(embeds, -1), weight, w.hidden[0].bias, bf16)
 
 
 def _check(inputs: tuple[Tensor, ...], h: Tensor, w: BlockGRUWeights, is_first: Tensor | None) -> None:
@@ -145,11 +144,11 @@ def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor |
     return d_hidden, None, d_h, *(part.view(w.shape) for part, w in zip(parts, weights)), None, None, None, None
 
 
-_backward = Operator("block_gru_scan_backward", fake=_fake_backward, vmap=_no_vmap("block_gru_scan"))
+_backward = Operator("block_gru_scan_backward", fake=_fake_backward, vmap=no_vmap("block_gru_scan"))
 _forward = Operator(
     "block_gru_scan",
     fake=_fake,
-    vmap=_no_vmap("block_gru_scan"),
+    vmap=no_vmap("block_gru_scan"),
     backward=_derivative,
     setup_context=_setup_context,
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator
+from fastwm.ops._backend import Operator, bf16_products, no_vmap
 from fastwm.ops.gru_rssm_observe import (
     _CELLS,
     _KERNEL_DTYPES,
@@ -18,7 +18,6 @@ from fastwm.ops.gru_rssm_observe import (
     weight_shapes,
 )
 from fastwm.ops.norm_act import ACTIVATIONS
-from fastwm.ops.rssm_observe import _no_vmap, bf16_products
 from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights, LayerWeights, PolicyHead
 from fastwm.ref.rssm_observe import LinearWeights
 
@@ -219,11 +218,11 @@ def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor |
     return *(None,) * _ACTOR, d_actor, *(None,) * (len(ctx.options) + 2)
 
 
-_backward = Operator("gru_rssm_dream_backward", fake=_fake_backward, vmap=_no_vmap("gru_rssm_dream"))
+_backward = Operator("gru_rssm_dream_backward", fake=_fake_backward, vmap=no_vmap("gru_rssm_dream"))
 _forward = Operator(
     "gru_rssm_dream",
     fake=_fake,
-    vmap=_no_vmap("gru_rssm_dream"),
+    vmap=no_vmap("gru_rssm_dream"),
     backward=_derivative,
     setup_context=_setup_context,
 )

@@ -5,9 +5,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
+from fastwm.ops._backend import bf16_products
 from fastwm.ops.gru_rssm_dream import _forward, gru_rssm_follow, start_shapes
 from fastwm.ops.gru_rssm_observe import _KERNEL_DTYPES, check_shapes, gru_rssm_sequence
-from fastwm.ops.rssm_observe import bf16_products
 from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights
 
 

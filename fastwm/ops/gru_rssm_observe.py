@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import Operator
+from fastwm.ops._backend import Operator, bf16_products, no_vmap
+from fastwm.ops.linear import linear
 from fastwm.ops.norm_act import ACTIVATIONS
-from fastwm.ops.rssm_observe import _no_vmap, bf16_products, products_outside
 from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights, LayerWeights
 from fastwm.ref.rssm_observe import LinearWeights
 
@@ -70,8 +70,7 @@ def _observe(
     w_stoch, w_action = w.input.weight.split([w.input.weight.shape[1] - action.shape[2], action.shape[2]], 1)
     input_in = F.linear(action, w_action, w.input.bias)
     w_deter, w_tokens = w.post.weight.split([deter.shape[1], tokens.shape[2]], 1)
-    with products_outside(deter, bf16):
-        post_in = F.linear(tokens.to(deter.dtype), w_tokens, w.post.bias).to(deter.dtype)
+    post_in = linear(tokens.to(deter.dtype), w_tokens, w.post.bias, bf16)
     inputs = (input_in, post_in, is_first, deter.detach(), stoch.detach(), noise.to(deter.dtype))
     return gru_rssm_sequence(library, *inputs, w_stoch, w, w_deter, w.post, w.post_stats, kind, bf16)
 
@@ -231,11 +230,11 @@ def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor |
     return d_input, d_layer, None, d_deter, d_stoch, None, d_stoch_weight, *d_weights, *(None,) * 6
 
 
-_backward = Operator("gru_rssm_observe_backward", fake=_fake_backward, vmap=_no_vmap("gru_rssm_observe"))
+_backward = Operator("gru_rssm_observe_backward", fake=_fake_backward, vmap=no_vmap("gru_rssm_observe"))
 _forward = Operator(
     "gru_rssm_observe",
     fake=_fake,
-    vmap=_no_vmap("gru_rssm_observe"),
+    vmap=no_vmap("gru_rssm_observe"),
     backward=_derivative,
     setup_context=_setup_context,
 )

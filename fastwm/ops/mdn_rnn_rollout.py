@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator
+from fastwm.ops._backend import Operator, bf16_products, no_vmap
 from fastwm.ops.cells import GateOrder
-from fastwm.ops.rssm_observe import _no_vmap, bf16_products
 from fastwm.ref.mdn_rnn_rollout import MDNRNNWeights, Rollouts
 
 __all__ = ["MDNRNNWeights", "Rollouts", "mdn_rnn_rollout"]
@@ -145,4 +144,4 @@ def _fake(z: Tensor, controllers: Tensor, *args: Any) -> Any:
     )  # fmt: skip
 
 
-_forward = Operator("mdn_rnn_rollout", fake=_fake, vmap=_no_vmap("mdn_rnn_rollout"))
+_forward = Operator("mdn_rnn_rollout", fake=_fake, vmap=no_vmap("mdn_rnn_rollout"))

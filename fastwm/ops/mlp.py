@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, select
+from fastwm.ops._backend import Operator, bf16_products, no_vmap, select
 from fastwm.ops.norm_act import ACTIVATIONS, activate, rms_norm_silu
-from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
+from fastwm.ops.rssm_observe import _KERNEL_DTYPES
 from fastwm.ref.block_gru_scan import DenseWeights
 from fastwm.ref.gru_rssm import LayerWeights
 from fastwm.ref.mlp import MLPWeights
@@ -168,5 +168,5 @@ def _derivative(library: str, ctx: Any, grad: Tensor | None, _: Tensor | None) -
     return *d_inputs, d_w, d_b, *shaped, d_b_out, None, None, None, None
 
 
-_backward = Operator("mlp_backward", fake=_fake_backward, vmap=_no_vmap("mlp"))
-_forward = Operator("mlp", fake=_fake, vmap=_no_vmap("mlp"), backward=_derivative, setup_context=_setup_context)
+_backward = Operator("mlp_backward", fake=_fake_backward, vmap=no_vmap("mlp"))
+_forward = Operator("mlp", fake=_fake, vmap=no_vmap("mlp"), backward=_derivative, setup_context=_setup_context)

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, select
+from fastwm.ops._backend import Operator, bf16_products, no_vmap, select
 from fastwm.ops.categorical import straight_through_categorical
 from fastwm.ops.cell_steps import block_gru_step
 from fastwm.ops.mlp import by_layers, dense, stacked
 from fastwm.ops.norm_act import rms_norm_silu
-from fastwm.ops.rssm_observe import _KERNEL_DTYPES, _no_vmap, bf16_products
+from fastwm.ops.rssm_observe import _KERNEL_DTYPES
 from fastwm.ref.mlp import MLPWeights
 from fastwm.ref.rssm_imagine import ActionHead, _sample_action
 from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights
@@ -208,4 +208,4 @@ def _fake(deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor, heads: T
     return new(H + 1, *deter.shape), new(H + 1, *stoch.shape), new(H, *stoch.shape), new(len(noise), N, width)
 
 
-_forward = Operator("rssm_imagine", fake=_fake, vmap=_no_vmap("rssm_imagine"))
+_forward = Operator("rssm_imagine", fake=_fake, vmap=no_vmap("rssm_imagine"))

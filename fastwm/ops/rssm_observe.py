@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -6,14 +5,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import Operator
+from fastwm.ops._backend import Operator, bf16_products, no_vmap
+from fastwm.ops.linear import linear
+from fastwm.ops.norm_act import rms_norm_silu
 from fastwm.ref.block_gru_scan import DenseWeights, LinearWeights
 from fastwm.ref.rssm_observe import RSSMWeights
 
 __all__ = ["DenseWeights", "LinearWeights", "RSSMWeights", "rssm_observe"]
 
 _KERNEL_DTYPES = (torch.float32, torch.float64)
-_NATIVE_BF16 = torch.cpu._is_avx512_bf16_supported()  # elsewhere PyTorch's bfloat16 products are slower than float32
 
 
 def rssm_observe(
@@ -68,12 +68,10 @@ def _observe(
     own, embeds, acts = w.hidden.weight.split([block, 2 * units, units], 1)
     action = action.to(dtype).masked_fill(is_first[..., None], 0)
     action = action / action.detach().abs().clamp(min=1)
-    a = F.silu(F.rms_norm(F.linear(action, *w.embed_action[:2]), (units,), w.embed_action.norm, eps))
+    a = rms_norm_silu(F.linear(action, *w.embed_action[:2]), w.embed_action.norm, eps)
     w_post, w_tokens = w.post.weight.split([deter.shape[1], tokens.shape[2]], 1)
-    with products_outside(deter, bf16):
-        hidden_in = torch.addmm(w.hidden.bias, a.flatten(0, 1), acts.transpose(0, 1).flatten(1)).to(dtype)
-        post_in = F.linear(tokens.to(dtype), w_tokens, w.post.bias).to(dtype)
-    hidden_in = hidden_in.unflatten(0, a.shape[:2])
+    hidden_in = linear(a, acts, w.hidden.bias, bf16)
+    post_in = linear(tokens.to(dtype), w_tokens, w.post.bias, bf16)
     weights = (
         *w.embed_deter, *w.embed_stoch, own, embeds, w.hidden.norm, *w.gates, w_post, w.post.norm, *w.logits
     )  # fmt: skip
@@ -160,29 +158,11 @@ def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor |
     return d_hidden, d_post, *(None,) * 4, *d_weights, *(None,) * 5
 
 
-def bf16_products(like: Tensor) -> bool:
-    """Whether autocast asks for products in bfloat16 (with float32 sums; all else stays float32)."""
-    device = like.device.type
-    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
-
-
-def products_outside(like: Tensor, bf16: bool) -> Any:
-    """Autocast for the large products that wait for no step."""
-    return torch.autocast(like.device.type, torch.bfloat16, enabled=bf16 and _NATIVE_BF16 and like.device.type == "cpu")
-
-
-def _no_vmap(name: str) -> Callable[..., Any]:
-    def rule(op: Any, info: Any, in_dims: Any, *args: Any) -> Any:
-        raise RuntimeError(f"{name} takes a batch: put the mapped dimension there, or use `fastwm.backend('ref')`")
-
-    return rule
-
-
-_backward = Operator("rssm_observe_backward", fake=_fake_backward, vmap=_no_vmap("rssm_observe"))
+_backward = Operator("rssm_observe_backward", fake=_fake_backward, vmap=no_vmap("rssm_observe"))
 _forward = Operator(
     "rssm_observe",
     fake=_fake,
-    vmap=_no_vmap("rssm_observe"),
+    vmap=no_vmap("rssm_observe"),
     backward=_derivative,
     setup_context=_setup_context,
 )

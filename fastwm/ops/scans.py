@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from fastwm import ref
 from fastwm.ops import _backend
-from fastwm.ops._backend import Operator, autocast_float32
+from fastwm.ops._backend import Operator, autocast_float32, bf16_products, no_vmap
 from fastwm.ops.cell_steps import InputOrder
 from fastwm.ops.cells import GateOrder
-from fastwm.ops.rssm_observe import _no_vmap, bf16_products
+from fastwm.ops.linear import linear
 
 _KERNEL_DTYPES = (torch.float32, torch.float64)
 _HALF = (torch.bfloat16, torch.float16)
@@ -69,7 +69,7 @@ def gru_scan(
     bias, own = bias_ih, None
     if bias_hh is not None:  # the candidate's is inside the reset gate, those of r and z may be added before
         bias, own = _sum(bias_ih, F.pad(bias_hh[: 2 * D], (0, D))), bias_hh[2 * D :]
-    return _scan(library, "gru", _linear(x, weight_ih, bias), h, None, weight_hh, None, own, is_first)[:2]
+    return _scan(library, "gru", _of_inputs(x, weight_ih, bias), h, None, weight_hh, None, own, is_first)[:2]
 
 
 def lstm_scan(
@@ -114,7 +114,7 @@ def lstm_scan(
     library = _library(h, weight_ih)
     if library is None:
         return ref.lstm_scan(x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, is_first, forget_bias, order)
-    input = _linear(x, weight_ih, _sum(bias_ih, bias_hh))
+    input = _of_inputs(x, weight_ih, _sum(bias_ih, bias_hh))
     return _scan(
         library, "lstm", input, h, c, weight_hh, None, None, is_first,
         gate_bias=float(forget_bias), ijfo=order == "ijfo",
@@ -166,7 +166,7 @@ def layernorm_gru_scan(
         )  # fmt: skip
     of_x, of_h = weight.split([X, D], 1) if order == "xh" else weight.split([D, X], 1)[::-1]
     return _scan(
-        library, "layernorm_gru", _linear(x, of_x, bias), h, None, of_h, norm_weight, norm_bias, is_first,
+        library, "layernorm_gru", _of_inputs(x, of_x, bias), h, None, of_h, norm_weight, norm_bias, is_first,
         eps=float(eps), gate_bias=float(update_bias),
     )[:2]  # fmt: skip
 
@@ -206,7 +206,7 @@ def planet_gru_scan(
     if library is None:
         return ref.planet_gru_scan(x, h, weight_ru, bias_ru, weight_c, bias_c, is_first)
     of_x, of_h = torch.cat([weight_ru, weight_c]).split([X, D], 1)
-    input = _linear(x, of_x, torch.cat([bias_ru, bias_c]))
+    input = _of_inputs(x, of_x, torch.cat([bias_ru, bias_c]))
     return _scan(library, "planet_gru", input, h, None, of_h, None, None, is_first)[:2]
 
 
@@ -282,9 +282,9 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _of_inputs(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """All steps' input products; under autocast in its dtype, but kept in the weights' own."""
-    return F.linear(x.to(weight.dtype), weight, bias).to(weight.dtype)
+    return linear(x.to(weight.dtype), weight, bias, bf16_products(x))
 
 
 def _scan(
@@ -345,7 +345,7 @@ def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor |
     return d_input, d_h, None if c is None else d_c, d_weight, *optional, *(None,) * 7
 
 
-_backward = Operator("cell_scan_backward", fake=_fake_backward, vmap=_no_vmap("cell_scan"))
+_backward = Operator("cell_scan_backward", fake=_fake_backward, vmap=no_vmap("cell_scan"))
 _forward = Operator(
-    "cell_scan", fake=_fake, vmap=_no_vmap("cell_scan"), backward=_derivative, setup_context=_setup_context
+    "cell_scan", fake=_fake, vmap=no_vmap("cell_scan"), backward=_derivative, setup_context=_setup_context
 )
