@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from bench.conftest import DEVICE, Measure
+from bench.conftest import DEVICE, Measure, backend_of
 from fastwm import nn as fnn
 from fastwm.nn import cell_weights
 
@@ -23,8 +23,8 @@ SIZES = {  # input, carry, embedding: as DreamerV3 has them in size1m and size12
     "512, embedding 512": (128, 512, 512),
 }
 TORCHRL = pytest.mark.skipif(importlib.util.find_spec("torchrl") is None, reason="TorchRL is not installed")
-VARIANTS = ["fastwm", "eager", *(pytest.param(name, marks=TORCHRL) for name in ("TorchRL", "TorchRL, compiled scan")),
-            "fastwm bf16", "eager bf16"]  # fmt: skip
+PEERS = [pytest.param(name, marks=TORCHRL) for name in ("TorchRL", "TorchRL, compiled scan")]
+VARIANTS = ["fastwm", "eager", "fused cells", *PEERS, "fastwm bf16", "eager bf16"]
 Sequence = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -64,7 +64,7 @@ def make(gru: fnn.BlockGRU, name: str) -> tuple[Sequence, torch.nn.Module]:
         theirs = torchrl(gru, "scan" if "scan" in name else "reference")
         fn = torch.compile(theirs, dynamic=False) if "compiled" in name else theirs
         return lambda x, h, is_first: fn(x.transpose(0, 1), h, is_first.T)[0].transpose(0, 1), theirs
-    return (loop(gru) if "eager" in name else lambda x, h, is_first: gru(x, h, is_first)[0]), gru
+    return (loop(gru) if "eager" in name or "cells" in name else lambda x, h, is_first: gru(x, h, is_first)[0]), gru
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -87,7 +87,8 @@ def test_block_gru_scan(measure: Measure, size: str, backward: bool, name: str) 
         for leaf in leaves:
             leaf.grad = None
         with torch.set_grad_enabled(backward), torch.autocast(DEVICE, torch.bfloat16, enabled="bf16" in name):
-            output = fn(x, h, is_first)
+            with backend_of(name):
+                output = fn(x, h, is_first)
             if backward:
                 output.backward(cotangent)
 

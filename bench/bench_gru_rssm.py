@@ -1,14 +1,12 @@
 """The observe sequence of PlaNet, V1 and V2 against the plain loop under autograd, B = 16, T = 64."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
 import fastwm
-from bench.conftest import DEVICE, Measure
+from bench.conftest import DEVICE, Measure, backend_of
 from fastwm.nn.gru_rssm import GRURSSM, VARIANTS
 from fastwm.ops import gru_rssm_observe
 
@@ -44,7 +42,7 @@ def test_gru_rssm_observe(measure: Measure, size: str, backward: bool, name: str
         with (
             torch.set_grad_enabled(backward),
             torch.autocast(DEVICE, torch.bfloat16, enabled="bf16" in name),
-            nullcontext() if name.startswith("fastwm") else fastwm.backend("ref"),
+            backend_of(name),
         ):
             out = outputs()
             if backward:

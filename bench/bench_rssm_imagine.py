@@ -7,7 +7,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.testing import assert_close
 
-from bench.conftest import DEVICE, Measure
+from bench.conftest import DEVICE, Measure, backend_of
 from fastwm.nn import Actor, BlockRSSM, State
 from fastwm.nn.spaces import as_dict, encode
 from fastwm.ops import rssm_imagine
@@ -19,7 +19,7 @@ SIZES = {  # deter, hidden, stoch, classes
 }
 
 
-@pytest.mark.parametrize("name", ["fastwm", "eager", "fastwm bf16", "eager bf16"])
+@pytest.mark.parametrize("name", ["fastwm", "eager", "fused cells", "fastwm bf16", "eager bf16"])
 @pytest.mark.parametrize("size", SIZES)
 def test_rssm_imagine(measure: Measure, size: str, name: str) -> None:
     torch.manual_seed(0)
@@ -49,7 +49,7 @@ def test_rssm_imagine(measure: Measure, size: str, name: str) -> None:
     fn = fused if name.startswith("fastwm") else loop
 
     def run() -> Tensor:
-        with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled="bf16" in name):
+        with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled="bf16" in name), backend_of(name):
             return fn()
 
     with torch.no_grad():

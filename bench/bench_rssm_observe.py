@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from bench.conftest import DEVICE, Measure
+from bench.conftest import DEVICE, Measure, backend_of
 from fastwm.nn import BlockRSSM, State
 
 Step = Callable[..., tuple[State, Tensor]]
@@ -35,7 +35,7 @@ def fused(rssm: BlockRSSM, *args: Tensor) -> list[Tensor]:
     return [*state, logits]
 
 
-@pytest.mark.parametrize("name", ["fastwm", "eager", "fastwm bf16", "eager bf16", "torch.compile bf16"])
+@pytest.mark.parametrize("name", ["fastwm", "eager", "fused cells", "fastwm bf16", "eager bf16", "torch.compile bf16"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("size", SIZES)
 def test_rssm_observe(measure: Measure, size: str, backward: bool, name: str) -> None:
@@ -62,7 +62,8 @@ def test_rssm_observe(measure: Measure, size: str, backward: bool, name: str) ->
         for x in leaves:
             x.grad = None
         with torch.set_grad_enabled(backward), torch.autocast(DEVICE, torch.bfloat16, enabled="bf16" in name):
-            outputs = fn(*args)
+            with backend_of(name):
+                outputs = fn(*args)
             if backward:
                 torch.autograd.backward(outputs, cotangents)
 

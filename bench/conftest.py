@@ -9,6 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import fastwm
+
 Measure = Callable[..., None]
+
+
+def backend_of(variant: str) -> fastwm.ops.backend | nullcontext[None]:
+    """What runs a variant: eager loops and torch.compile are PyTorch's own operators; "fused cells" are fastwm's."""
+    return fastwm.backend("ref") if variant.startswith(("eager", "torch.compile")) else nullcontext()
+
 
 DEVICE = os.environ.get("FASTWM_BENCH_DEVICE", "auto")
 if DEVICE == "auto":
