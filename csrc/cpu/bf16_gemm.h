@@ -54,6 +54,21 @@ class AmxTiles {
   bool use_;
 };
 
+typedef uint32_t Word16 __attribute__((vector_size(64)));
+
+inline void transpose(Word16 (&x)[16]) {  // four rounds of a perfect shuffle of 16 rows
+  constexpr Word16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+  constexpr Word16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  for (int round = 0; round < 4; ++round) {
+    Word16 y[16];
+    for (int i = 0; i < 8; ++i) {
+      y[2 * i] = __builtin_shuffle(x[i], x[i + 8], low);
+      y[2 * i + 1] = __builtin_shuffle(x[i], x[i + 8], high);
+    }
+    for (int i = 0; i < 16; ++i) x[i] = y[i];
+  }
+}
+
 // Two rows of floats as pairs of bfloat16.
 __attribute__((target("avx512bf16"))) inline void pair_up(int64_t width, const float* even, const float* odd,
                                                           void* pairs) {
@@ -69,10 +84,10 @@ __attribute__((target("avx512bf16"))) inline void pair_up(int64_t width, const f
 
 // Pairs of 16 rows' 32 neighbours each, as 16 rows of a packed weight.
 __attribute__((target("avx512bf16"))) inline void pack_square(const float* source, int64_t stride, bf16* panel) {
-  Words x[16];
+  Word16 x[16];
   for (int i = 0; i < 16; ++i) {
     const float* row = source + i * stride;
-    x[i] = (Words)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16), _mm512_loadu_ps(row));
+    x[i] = (Word16)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16), _mm512_loadu_ps(row));
   }
   transpose(x);
   for (int i = 0; i < 16; ++i) std::memcpy(panel + i * 2 * kBf16Panel, &x[i], sizeof x[i]);
@@ -283,7 +298,7 @@ struct GradFactors<float, bf16> {
     const int64_t stride = even(K), whole_k = K / 32 * 32, whole_m = p.M / 16 * 16;
     for (int64_t m = 0; m < whole_m; m += 16)
       for (int64_t k = 0; k < whole_k; k += 32) {
-        Words x[16];
+        Word16 x[16];
         for (int i = 0; i < 16; ++i) pair_up(16, a + (k + 2 * i) * p.lda + m, a + (k + 2 * i + 1) * p.lda + m, &x[i]);
         transpose(x);
         for (int i = 0; i < 16; ++i) std::memcpy(rows + (m + i) * stride + k, &x[i], sizeof x[i]);

@@ -4,9 +4,11 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "team.h"
 #include "fastwm/memory.h"
+#include "fastwm/transpose.h"
 #include "fastwm/weight.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -64,26 +66,6 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// Squares of 32-bit numbers, a vector a row, are turned in registers.
-typedef uint32_t Words __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
-constexpr int kWords = kVectorBytes / 4;
-
-inline void transpose(Words (&x)[kWords]) {  // by rounds of a perfect shuffle of the rows
-  Words low, high;
-  for (int i = 0; i < kWords; ++i) {
-    low[i] = i / 2 + i % 2 * kWords;
-    high[i] = low[i] + kWords / 2;
-  }
-  for (int n = kWords; n > 1; n /= 2) {
-    Words y[kWords];
-    for (int i = 0; i < kWords / 2; ++i) {
-      y[2 * i] = __builtin_shuffle(x[i], x[i + kWords / 2], low);
-      y[2 * i + 1] = __builtin_shuffle(x[i], x[i + kWords / 2], high);
-    }
-    for (int i = 0; i < kWords; ++i) x[i] = y[i];
-  }
-}
-
 // A weight of `blocks` matrices [K, N], cut into panels of kPanel columns, each [K, kPanel], padded with zeros.
 template <typename T>
 struct Packed {
@@ -107,22 +89,17 @@ struct Packed {
       for (int64_t k = 0; k < K; ++k) std::memcpy(panel + k * kPanel<T>, source + k * w.sk, valid * sizeof(T));
       return;
     }
-    const bool turned = w.sk == 1 && sizeof(T) == 4 && valid == kPanel<T>;
-    const int64_t whole = turned ? K / kWords * kWords : 0;
-    for (int64_t k = 0; k < whole; k += kWords)
-      for (int64_t n = 0; n < kPanel<T>; n += kWords) turn(source + n * w.sn + k, w.sn, panel + k * kPanel<T> + n);
+    int64_t whole = 0;
+#if FASTWM_TRANSPOSE
+    if constexpr (std::is_same_v<T, float>)
+      for (; w.sk == 1 && valid == kPanel<T> && whole + 8 <= K; whole += 8)
+        runs_to_vectors(source + whole, w.sn, 8, kPanel<T>, panel + whole * kPanel<T>, kPanel<T>);
+#endif
     constexpr int64_t kBlock = 16;  // the rest in squares too, so that both sides stay in cache
     for (int64_t k0 = whole; k0 < K; k0 += kBlock)
       for (int64_t n = 0; n < valid; ++n)
         for (int64_t k = k0; k < K && k < k0 + kBlock; ++k)
           panel[k * kPanel<T> + n] = source[k * w.sk + n * w.sn];
-  }
-
-  static void turn(const T* source, int64_t stride, T* panel) {
-    Words x[kWords];
-    for (int i = 0; i < kWords; ++i) x[i] = *reinterpret_cast<const Words*>(source + i * stride);
-    transpose(x);
-    for (int i = 0; i < kWords; ++i) *reinterpret_cast<Words*>(panel + i * kPanel<T>) = x[i];
   }
 };
 
