@@ -1,7 +1,7 @@
 #include <initializer_list>
 
 #include "dense_rows.h"
-#include "layer_rows.h"
+#include "weight_grads.h"
 #include "fastwm/mlp.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -236,23 +236,16 @@ class Backward {
   void weights(Team team, int64_t row, int64_t rows, int32_t* at, O* panel) const {
     const AmxTiles tiles(use_amx<O>(), rows);
     for (int64_t i = 0; i <= n_.count(); ++i) add_product(product(i, row), rows, team, panel);
-    const Range units = team.range(U_), norms = team.range(norm_), outputs = team.range(n_.O);
+    const Range units = team.range(U_);
     for (int64_t i = 0; i < n_.count(); ++i) {
-      add_columns(rows, units, chunk(d_pre_, i), U_, grads_.bs + i * U_);
-      add_columns((rows + kTile - 1) / kTile, norms, norms_ + i * norm_, n_.count() * norm_, grads_.norms + i * norm_);
+      add_columns(rows, chunk(d_pre_, i), U_, U_, grads_.bs + i * U_, team);
+      add_columns((rows + kTile - 1) / kTile, norms_ + i * norm_, norm_, n_.count() * norm_, grads_.norms + i * norm_, team);
     }
-    add_columns(rows, outputs, ptr<T>(p_.grad) + row * n_.O, n_.O, grads_.b_out);
+    add_columns(rows, ptr<T>(p_.grad) + row * n_.O, n_.O, n_.O, grads_.b_out, team);
     for (int64_t r = 0; r < rows; ++r) {
       const T* z = ptr<T>(p_.z) + (row + r) * n_.Z;
       scatter_rows(nonzeros(n_.Z, z, at), at, z, d_pre_ + r * U_ + units.first, units.last - units.first, U_,
                    sparse_ + units.first);
-    }
-  }
-
-  static void add_columns(int64_t rows, Range columns, const T* x, int64_t stride, T* sum) {
-    for (int64_t r = 0; r < rows; ++r) {
-#pragma omp simd
-      for (int64_t i = columns.first; i < columns.last; ++i) sum[i] += x[r * stride + i];
     }
   }
 

@@ -15,6 +15,7 @@ if _lib.has_triton:
     import fastwm.triton  # noqa: F401  (defines the operators of fastwm_triton)
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+KERNEL_DTYPES = (torch.float32, torch.float64)  # of whole sequences
 
 
 def _serves(available: bool, library: str, *devices: str) -> dict[tuple[str, torch.dtype], str]:

@@ -5,11 +5,10 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, bf16_products, no_vmap
+from fastwm.ops._backend import KERNEL_DTYPES, Operator, bf16_products, no_vmap
 from fastwm.ops.cell_steps import in_dtype_of
 from fastwm.ops.linear import linear
 from fastwm.ops.norm_act import rms_norm_silu
-from fastwm.ops.rssm_observe import _KERNEL_DTYPES
 from fastwm.ref.block_gru_scan import BlockGRUWeights
 
 __all__ = ["BlockGRUWeights", "block_gru_scan"]
@@ -49,7 +48,7 @@ def block_gru_scan(
     _check(inputs, h, w, is_first)
     if is_first is None:
         is_first = torch.zeros(inputs[0].shape[:2], dtype=torch.bool, device=h.device)
-    library = _forward.library(h) if h.dtype in _KERNEL_DTYPES and len(w.hidden) == 1 else None
+    library = _forward.library(h) if h.dtype in KERNEL_DTYPES and len(w.hidden) == 1 else None
     if library is None:
         inputs = tuple(in_dtype_of(layer.weight, x) for x, layer in zip(inputs, w.embed_inputs))
         return ref.block_gru_scan(inputs, h, w, is_first, update_bias, eps)

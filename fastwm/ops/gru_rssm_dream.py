@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, bf16_products, no_vmap
+from fastwm.ops._backend import KERNEL_DTYPES, Operator, bf16_products, no_vmap
 from fastwm.ops.gru_rssm_observe import (
     _CELLS,
-    _KERNEL_DTYPES,
     Shapes,
     _gates,
     _norm,
@@ -53,7 +52,7 @@ def gru_rssm_dream(
     """
     _check(deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads)
     w = _constants(w)
-    library = _forward.library(deter) if deter.dtype in _KERNEL_DTYPES else None
+    library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES else None
     if library is None or len(actor) >= _MAX_LAYERS:
         return ref.gru_rssm_dream(deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads)
     bf16 = bf16_products(deter)

@@ -5,9 +5,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import bf16_products
+from fastwm.ops._backend import KERNEL_DTYPES, bf16_products
 from fastwm.ops.gru_rssm_dream import _forward, gru_rssm_follow, start_shapes
-from fastwm.ops.gru_rssm_observe import _KERNEL_DTYPES, check_shapes, gru_rssm_sequence
+from fastwm.ops.gru_rssm_observe import check_shapes, gru_rssm_sequence
 from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights
 
 
@@ -40,7 +40,7 @@ def gru_rssm_imagine(
     check_shapes(
         {"action": (action, (len(noise), len(deter), A)), **start_shapes(deter, stoch, noise, A, w, kind)}, deter
     )
-    library = _forward.library(deter) if deter.dtype in _KERNEL_DTYPES else None
+    library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES else None
     if library is None:
         return ref.gru_rssm_imagine(deter, stoch, noise, action, w, kind)
     bf16 = bf16_products(deter)

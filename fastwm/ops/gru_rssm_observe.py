@@ -7,13 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, bf16_products, no_vmap
+from fastwm.ops._backend import KERNEL_DTYPES, Operator, bf16_products, no_vmap
 from fastwm.ops.linear import linear
 from fastwm.ops.norm_act import ACTIVATIONS
 from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights, LayerWeights
 from fastwm.ref.rssm_observe import LinearWeights
 
-_KERNEL_DTYPES = (torch.float32, torch.float64)
 _CELLS = {"gru": 0, "planet_gru": 1, "layernorm_gru": 2}
 
 Shapes = dict[str, tuple[Tensor | None, tuple[int, ...]]]
@@ -53,7 +52,7 @@ def gru_rssm_observe(
     "Mastering Atari with discrete world models" (2021), and their official codes
     """
     _check(tokens, action, is_first, deter, stoch, noise, w, kind)
-    library = _forward.library(deter) if deter.dtype in _KERNEL_DTYPES else None
+    library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES else None
     if library is None:
         return ref.gru_rssm_observe(tokens, action, is_first, deter, stoch, noise, w, kind)
     bf16 = bf16_products(deter)

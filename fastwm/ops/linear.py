@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastwm.ops._backend import Operator, no_vmap
+from fastwm.ops._backend import KERNEL_DTYPES, Operator, no_vmap
 
 _ROWS = 256  # from which packing the weight pays
 _NATIVE_BF16 = torch.cpu._is_avx512_bf16_supported()  # elsewhere PyTorch's bfloat16 products are slower than float32
@@ -27,7 +27,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, bf16: bool = F
     Returns:
         `[..., N]`, differentiable once.
     """
-    library = _forward.library(x) if x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64) else None
+    library = _forward.library(x) if x.dtype == weight.dtype and x.dtype in KERNEL_DTYPES else None
     rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
     if library is None or rows < _ROWS or torch._C._are_functorch_transforms_active():
         weight = weight if weight.dim() == 2 else weight.movedim(0, 1).flatten(1).t()

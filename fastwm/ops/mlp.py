@@ -6,9 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, bf16_products, no_vmap, select
+from fastwm.ops._backend import KERNEL_DTYPES, Operator, bf16_products, no_vmap, select
 from fastwm.ops.norm_act import ACTIVATIONS, activate, rms_norm_silu
-from fastwm.ops.rssm_observe import _KERNEL_DTYPES
 from fastwm.ref.block_gru_scan import DenseWeights
 from fastwm.ref.gru_rssm import LayerWeights
 from fastwm.ref.mlp import MLPWeights
@@ -43,7 +42,7 @@ def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-
     Source: Hafner et al., "Mastering diverse control tasks through world models" (2025) and its official code
     """
     _check(x, w, onehot)
-    library = _forward.library(x) if x.dtype in _KERNEL_DTYPES else None
+    library = _forward.library(x) if x.dtype in KERNEL_DTYPES else None
     if library is None:
         return ref.mlp(x, w, onehot, eps) if select(x) is None else by_layers(x, w, onehot, eps)
     rows = x.reshape(-1, x.shape[-1])

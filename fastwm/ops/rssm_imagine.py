@@ -5,12 +5,11 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, bf16_products, no_vmap, select
+from fastwm.ops._backend import KERNEL_DTYPES, Operator, bf16_products, no_vmap, select
 from fastwm.ops.categorical import straight_through_categorical
 from fastwm.ops.cell_steps import block_gru_step
 from fastwm.ops.mlp import by_layers, dense, stacked
 from fastwm.ops.norm_act import rms_norm_silu
-from fastwm.ops.rssm_observe import _KERNEL_DTYPES
 from fastwm.ref.mlp import MLPWeights
 from fastwm.ref.rssm_imagine import ActionHead, _sample_action
 from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights
@@ -49,7 +48,7 @@ def rssm_imagine(
     Source: Hafner et al., "Mastering diverse control tasks through world models" (2025) and its official code
     """
     _check(deter, stoch, uniform, noise, w, prior, actor, heads)
-    library = _forward.library(deter) if deter.dtype in _KERNEL_DTYPES else None
+    library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES else None
     if library is None:
         rollout = ref.rssm_imagine if select(deter) is None else _by_steps
         return rollout(deter, stoch, uniform, noise, w, prior, actor, heads, unimix, policy_unimix, eps)
@@ -79,7 +78,7 @@ def rssm_open_loop(
     width = deter.shape[-1] + stoch.shape[1:].numel()
     nobody = MLPWeights((_no_layer(deter, width),), LinearWeights(*_no_layer(deter, 0)[:2]))
     _check(deter, stoch, uniform, None, w, prior, nobody, (), action)
-    library = _forward.library(deter) if deter.dtype in _KERNEL_DTYPES else None
+    library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES else None
     tensors = (deter, stoch, action, *itertools.chain(*w), *itertools.chain(*prior.layers), *prior.out)
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     if library is None or differentiated:

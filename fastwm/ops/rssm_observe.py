@@ -5,15 +5,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, bf16_products, no_vmap
+from fastwm.ops._backend import KERNEL_DTYPES, Operator, bf16_products, no_vmap
 from fastwm.ops.linear import linear
 from fastwm.ops.norm_act import rms_norm_silu
 from fastwm.ref.block_gru_scan import DenseWeights, LinearWeights
 from fastwm.ref.rssm_observe import RSSMWeights
 
 __all__ = ["DenseWeights", "LinearWeights", "RSSMWeights", "rssm_observe"]
-
-_KERNEL_DTYPES = (torch.float32, torch.float64)
 
 
 def rssm_observe(
@@ -49,7 +47,7 @@ def rssm_observe(
     Source: Hafner et al., "Mastering diverse control tasks through world models" (2025) and its official code
     """
     _check(tokens, action, is_first, deter, stoch, uniform, w)
-    library = _forward.library(deter) if deter.dtype in _KERNEL_DTYPES else None
+    library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES else None
     if library is None:
         return ref.rssm_observe(tokens, action, is_first, deter, stoch, uniform, w, unimix, eps)
     bf16 = bf16_products(deter)

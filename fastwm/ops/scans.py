@@ -12,12 +12,11 @@ from torch.nn import functional as F
 
 from fastwm import ref
 from fastwm.ops import _backend
-from fastwm.ops._backend import Operator, autocast_float32, bf16_products, no_vmap
+from fastwm.ops._backend import KERNEL_DTYPES, Operator, autocast_float32, bf16_products, no_vmap
 from fastwm.ops.cell_steps import InputOrder
 from fastwm.ops.cells import GateOrder
 from fastwm.ops.linear import linear
 
-_KERNEL_DTYPES = (torch.float32, torch.float64)
 _HALF = (torch.bfloat16, torch.float16)
 # As csrc/include/fastwm/scans.h counts them: cell -> its number, gates, and numbers saved for each of the carry's.
 _CELLS = {"gru": (0, 3, 4), "lstm": (1, 4, 4), "layernorm_gru": (2, 3, 3), "planet_gru": (3, 3, 3)}
@@ -275,7 +274,7 @@ def _biases(weight: Tensor, *biases: Tensor | None) -> tuple[Tensor, ...]:
 
 
 def _library(h: Tensor, weight: Tensor) -> str | None:
-    return _forward.library(h) if h.dtype == weight.dtype and h.dtype in _KERNEL_DTYPES else None
+    return _forward.library(h) if h.dtype == weight.dtype and h.dtype in KERNEL_DTYPES else None
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
