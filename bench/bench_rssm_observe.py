@@ -35,12 +35,18 @@ def fused(rssm: BlockRSSM, *args: Tensor) -> list[Tensor]:
     return [*state, logits]
 
 
-@pytest.mark.parametrize("name", ["fastwm", "eager", "fused cells", "fastwm bf16", "eager bf16", "torch.compile bf16"])
+VARIANTS = ["fastwm", "eager", "fused cells", "fastwm bf16", "fastwm cluster bf16", "eager bf16", "torch.compile bf16"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("size", SIZES)
-def test_rssm_observe(measure: Measure, size: str, backward: bool, name: str) -> None:
+def test_rssm_observe(measure: Measure, monkeypatch: pytest.MonkeyPatch, size: str, backward: bool, name: str) -> None:
     if DEVICE != "cuda" and (size == "size200m" or "compile" in name):
         pytest.skip("minutes a call, or minutes to compile, without a GPU")
+    if "cluster" in name and (DEVICE != "cuda" or size != "size1m"):
+        pytest.skip("one cluster holds size1m, on a GPU that has clusters")
+    monkeypatch.setenv("FASTWM_CLUSTER", "1" if "cluster" in name else "0")
     torch.manual_seed(0)
     tokens_width, *widths = SIZES[size]
     rssm = BlockRSSM(tokens_width, ACTION, *widths)

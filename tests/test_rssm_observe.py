@@ -437,15 +437,20 @@ def settled(rssm: BlockRSSM, args: list[Tensor]) -> list[Tensor]:
 
 ODD = dict(deter=192, hidden=40, stoch=5, classes=7, blocks=3)  # 5 x 7 classes: tensor cores read four numbers at once
 DEEP = dict(deter=1536, hidden=272, stoch=9, classes=16, blocks=2)  # every product takes a CUDA block several turns
+SIZE1M = dict(deter=512, hidden=64, stoch=32, classes=4, blocks=8)  # which one cluster of blocks can hold
 
 
 @pytest.mark.parametrize(
-    ("T", "B", "sizes"),
-    [(1, 1, ODD), (3, 7, ODD), (1, 1, ODD | dict(classes=8)), (3, 16, ODD | dict(classes=8)),
-     (4, 37, ODD | dict(classes=8)), (2, 3, DEEP)],
+    ("T", "B", "sizes", "cluster"),
+    [(1, 1, ODD, "0"), (3, 7, ODD, "0"), (1, 1, ODD | dict(classes=8), "0"), (3, 16, ODD | dict(classes=8), "0"),
+     (4, 37, ODD | dict(classes=8), "0"), (2, 3, DEEP, "0"), (5, 37, SIZE1M, "0"), (1, 1, SIZE1M, "1"),
+     (5, 37, SIZE1M, "1")],
 )  # fmt: skip
-def test_bfloat16_error_is_within_twice_pytorchs(native: Target, T: int, B: int, sizes: dict[str, int]) -> None:
+def test_bfloat16_error_is_within_twice_pytorchs(
+    native: Target, T: int, B: int, sizes: dict[str, int], cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """T48: only products are bfloat16; values and gradients against float64, with equal samples."""
+    monkeypatch.setenv("FASTWM_CLUSTER", cluster)
     rssm, args = make(T, B, sizes, torch.float32)
     exact_rssm, exact_args = make_double(rssm, args)
     exact_args = settled(exact_rssm, exact_args)
@@ -463,6 +468,22 @@ def test_bfloat16_error_is_within_twice_pytorchs(native: Target, T: int, B: int,
         error, allowed = (x[name].double().sub(truth).norm() for x in (ours, theirs))
         assert error <= 2 * allowed + 1e-5 * truth.norm() + 1e-6, name
         assert error <= 0.05 * truth.norm() + 1e-4, name
+
+
+@pytest.mark.parametrize("B", [16, 21])
+def test_a_cluster_repeats_itself_bitwise(native: Target, B: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.backend != "cuda":
+        pytest.skip("not a sequence for a cluster")
+    rssm, args = moved(*make(4, B, SIZE1M, torch.float32), native.device)
+    results = []
+    with torch.no_grad(), torch.autocast(native.device, torch.bfloat16):
+        for cluster in ("0", "1", "1"):
+            monkeypatch.setenv("FASTWM_CLUSTER", cluster)
+            results.append(rssm_observe(*args, rssm.observe_weights()))
+    tiles, first, second = results
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    if native.device == "cpu" or torch.cuda.get_device_capability()[0] >= 9:
+        assert not torch.equal(first[0], tiles[0])  # its sums have an order of their own: it did run
 
 
 def test_bfloat16_of_a_start_that_lies_anywhere(native: Target) -> None:

@@ -5,38 +5,16 @@
 // A row's norm needs all of its columns: every tile leaves its squares' sum, the reader adds them up. Whatever waits
 // for no other block is read before the wait.
 #include "fast_math.cuh"
-#include "rssm_rows.cuh"
+#include "rssm_observe.cuh"
+#include "rssm_observe_cluster.cuh"
+
+#include <cstdlib>
+#include <cstring>
 
 namespace fastwm::cuda {
 namespace {
 
 constexpr int kGatherColumns = 64, kGatherGroups = kThreads / kGatherColumns;  // threads of one column
-
-// T: what is stored and normed; O: what products multiply.
-template <typename T, typename O>
-struct Observe {
-  RssmObserve p;
-  PackedWeight<O> deter, stoch, own, embeds, gates[3], post, logits;
-  PackedWeight<T> gather;                      // stoch, as its rows are added up
-  O* multiplied;                               // [B, D]: deter as products take it
-  T *embeds_raw, *hidden_raw, *post_raw;       // the layers before their norms
-  int64_t kept;                                // 1 where every step has its own, 0 where they share one
-  T *embed_sums[2], *hidden_sums, *post_sums;  // [B, tiles]: sums of squares
-  unsigned* arrived;
-
-  __device__ const T* deter_before(int64_t t) const {
-    return static_cast<const T*>(t > 0 ? p.gru.h : p.gru.h0) + (t > 0 ? (t - 1) * p.n.B * p.n.D : 0);
-  }
-  __device__ bool first(int64_t t, int64_t row) const { return p.gru.is_first[t * p.n.B + row]; }
-  __device__ void keep_gate(int64_t at, T x) const {
-    if (p.compact) narrow(static_cast<float>(x), static_cast<bf16*>(p.gru.saved.gates)[at]);
-    else static_cast<T*>(p.gru.saved.gates)[at] = x;
-  }
-  __device__ T* embeds_at(int64_t t) const { return embeds_raw + kept * t * p.n.B * 2 * p.n.U; }
-  __device__ T* hidden_at(int64_t t) const { return hidden_raw + kept * t * p.n.B * p.n.D; }
-  __device__ T* post_at(int64_t t) const { return post_raw + kept * t * p.n.B * p.n.U; }
-  __device__ const T* read(const void* array) const { return static_cast<const T*>(array); }
-};
 
 // The stages of a step, for 16 rows. kUnits: of the 128 rows of k that a block's warps multiply at once, how many make
 // the units, or a block's share of deter; more come in turns.
@@ -277,20 +255,8 @@ class Steps {
     const int wanted = from + static_cast<int>(threadIdx.x) / kClassLanes, s = wanted < S_ ? wanted : S_ - 1;
     const int64_t categorical = (t * a_.p.n.B + row) * S_ + s;
     const T* logits = a_.read(a_.p.logits) + categorical * C_;
-    const T draw = a_.read(a_.p.uniform)[categorical], unimix = static_cast<T>(a_.p.w.unimix);
-    const T floor = vdivide(unimix, static_cast<T>(C_));
-    const Softmax<T> softmax(logits, C_);
-    T cdf = 0;
-    int index = 0;
-    for (int first = 0; first < C_; first += kClassLanes) {
-      const int c = first + lane;
-      const T share = c < C_ ? (1 - unimix) * softmax.of(logits[c]) + floor : T{0};
-#pragma unroll
-      for (int i = 0; i < kClassLanes; ++i) {
-        cdf += __shfl_sync(0xffffffffu, share, i, kClassLanes);
-        index += first + i + 1 < C_ && cdf <= draw ? 1 : 0;
-      }
-    }
+    const T draw = a_.read(a_.p.uniform)[categorical];
+    const int index = draw_class<kClassLanes>(logits, C_, static_cast<T>(a_.p.w.unimix), draw);
     if (lane == 0) shared_.sample.index[threadIdx.x / kClassLanes] = index;
     if (!write || wanted >= S_) return;
     if (lane == 0) a_.p.index[categorical] = index;
@@ -361,6 +327,12 @@ int64_t scratch_bytes(const RssmObserve& p) {
   return scratch.used;
 }
 
+// Not yet measured on a GPU, so only where it is asked for.
+bool by_cluster(const RssmObserve& p) {
+  const char* wanted = std::getenv("FASTWM_CLUSTER");
+  return wanted && std::strcmp(wanted, "1") == 0 && ClusterSteps::fits(p);
+}
+
 template <typename T, typename O>
 const char* observe(const RssmObserve& p, cudaStream_t on) {
   Scratch scratch{static_cast<unsigned char*>(p.scratch)};
@@ -382,6 +354,12 @@ const char* observe(const RssmObserve& p, cudaStream_t on) {
   gathered.add(p.w.stoch, 0, a.gather);
   pack<T>(packings, on);
   pack<T>(gathered, on);
+  if constexpr (sizeof(O) == 2) {
+    const char* error = nullptr;
+    if (by_cluster(p) &&
+        launch_clusters(observe_by_cluster, a, row_tiles(n.B), sizeof(ClusterSteps::Shared), on, &error))
+      return error;
+  }
   const auto kernel = is_narrow(n) ? observe_sequence<T, O, kNarrow<O>> : observe_sequence<T, O, 2>;
   return launch_together(kernel, a, n.G * a.own.tiles(), row_tiles(n.B), a.arrived, on);
 }

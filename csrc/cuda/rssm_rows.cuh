@@ -101,21 +101,41 @@ inline bool fits_pieces(const RssmSizes& n) { return fits_pieces(n.J()) && fits_
 // A row's categoricals, 8 lanes each, so that a block has 32 in hand.
 constexpr int kClassLanes = 8, kCategoricals = kThreads / kClassLanes;
 
-template <typename A>
+template <typename A, int kLanes = kClassLanes>
 struct Softmax {
   A top, scale;
 
   // Of C logits, by the lanes of a group.
   __device__ Softmax(const A* logits, int C) {
-    const int lane = threadIdx.x % kClassLanes;
+    const int lane = threadIdx.x % kLanes;
     top = -INFINITY;
-    for (int c = lane; c < C; c += kClassLanes) top = logits[c] > top ? logits[c] : top;
-    top = group_reduce<kClassLanes>(top, Max{});
+    for (int c = lane; c < C; c += kLanes) top = logits[c] > top ? logits[c] : top;
+    top = group_reduce<kLanes>(top, Max{});
     A sum = 0;
-    for (int c = lane; c < C; c += kClassLanes) sum += vexp(logits[c] - top);
-    scale = vdivide(A{1}, group_sum<kClassLanes>(sum));
+    for (int c = lane; c < C; c += kLanes) sum += vexp(logits[c] - top);
+    scale = vdivide(A{1}, group_sum<kLanes>(sum));
   }
   __device__ A of(A logit) const { return vexp(logit - top) * scale; }
 };
+
+// The class on which `draw` in [0, 1) falls, by the lanes of a group: the probabilities are added up in the classes' order.
+template <int kLanes, typename A>
+__device__ int draw_class(const A* logits, int C, A unimix, A draw) {
+  const int lane = threadIdx.x % kLanes;
+  const A floor = vdivide(unimix, static_cast<A>(C));
+  const Softmax<A, kLanes> softmax(logits, C);
+  A cdf = 0;
+  int index = 0;
+  for (int first = 0; first < C; first += kLanes) {
+    const int c = first + lane;
+    const A share = c < C ? (1 - unimix) * softmax.of(logits[c]) + floor : A{0};
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) {
+      cdf += __shfl_sync(0xffffffffu, share, i, kLanes);
+      index += first + i + 1 < C && cdf <= draw ? 1 : 0;
+    }
+  }
+  return index;
+}
 
 }  // namespace fastwm::cuda

@@ -45,6 +45,11 @@ template <typename F>
 static inline cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, int) { return cudaSuccess; }
 
 static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+static inline uint32_t __float_as_uint(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
 static inline double rsqrt(double x) { return 1 / sqrt(x); }
 using std::max;
 using std::min;
@@ -64,6 +69,8 @@ void syncwarp();
 const unsigned char* exchange(const void* mine, size_t size);
 void release();
 unsigned char* dynamic_shared();
+// What block `rank` of this block's row, launched together with it, has at `mine` in its dynamic shared memory.
+void* shared_of(int rank, const void* mine);
 // Waits for all threads of the blocks with this block's y, which must have been launched together.
 void meet();
 void run(dim3 grid, dim3 block, size_t shared, bool together, void (*thread)(void*), void* kernel);

@@ -30,14 +30,15 @@ struct Warp {
 
 struct Block {
   dim3 index;
-  size_t first_fiber = 0, threads = 0, alive = 0;
+  size_t first_fiber = 0, threads = 0, alive = 0, first_shared = 0;
   Barrier barrier;
   Barrier* meeting = nullptr;  // of all blocks that were launched together in this row
   std::vector<Warp> warps;
 };
 
 std::vector<Fiber> fibers;
-std::vector<unsigned char> shared_memory;
+std::vector<unsigned char> shared_memory;  // of all blocks that take turns
+size_t shared_stride = 0;
 Block* block = nullptr;  // of the thread that runs
 void* scheduler = nullptr;
 size_t current = 0;  // in the block
@@ -149,7 +150,12 @@ const unsigned char* exchange(const void* mine, size_t size) {
 
 void release() { syncwarp(); }
 
-unsigned char* dynamic_shared() { return shared_memory.data(); }
+unsigned char* dynamic_shared() { return shared_memory.data() + block->first_shared; }
+
+void* shared_of(int rank, const void* mine) {
+  const auto at = reinterpret_cast<uintptr_t>(mine) + (rank - static_cast<int64_t>(block->index.x)) * shared_stride;
+  return reinterpret_cast<void*>(at);
+}
 
 void run(dim3 grid, dim3 shape, size_t shared, bool together, void (*thread)(void*), void* kernel) {
   const size_t threads = size_t{shape.x} * shape.y * shape.z;
@@ -159,7 +165,8 @@ void run(dim3 grid, dim3 shape, size_t shared, bool together, void (*thread)(voi
                  grid.x, grid.y, grid.z, threads, shared);
     std::abort();
   }
-  shared_memory.assign(shared + 16, 0xff);  // NaN
+  shared_stride = (shared + 31) / 16 * 16;
+  shared_memory.assign(shared_stride * (together ? size_t{grid.x} * grid.y : 1), 0xff);  // NaN
   thread_main = thread;
   kernel_state = kernel;
   now.block_dim = shape;
@@ -180,6 +187,7 @@ void run(dim3 grid, dim3 shape, size_t shared, bool together, void (*thread)(voi
   for (size_t i = 0; i < blocks.size(); ++i) {
     const dim3 index(static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x), 0);
     begin(blocks[i], index, threads, i * threads, &meetings[index.y]);
+    blocks[i].first_shared = i * shared_stride;
   }
   for (bool alive = true; alive;) {
     bool any = false;
