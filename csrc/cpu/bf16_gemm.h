@@ -176,7 +176,8 @@ inline void multiply_amx(const bf16* a, int64_t lda, const bf16* panel, int64_t 
 #undef FASTWM_TILE_SUM
 }
 
-// c = start + a W, or c += a W where `far` from the cache, for `vectors` vectors of columns, of the last those in `last`.
+// c = start + a W for `vectors` vectors of columns, of the last those in `last`; where c is `far` from the cache, start is c
+// itself or zeros, and added last.
 template <bool far, int rows, int vectors>
 __attribute__((target("avx512bf16"))) void multiply_pairs(const bf16* a, int64_t lda, const bf16* panel, int64_t K,
                                                           Start<float> start, float* c, int64_t ldc, __mmask16 last) {
@@ -214,7 +215,7 @@ __attribute__((target("avx512bf16"))) void multiply_pairs(const bf16* a, int64_t
 #pragma GCC unroll 8
   for (int m = 0; m < rows; ++m) {
     float* to = c + m * ldc;
-    if constexpr (far) {
+    if (far && start.data) {
       if constexpr (end > 0) sum[m][0] = _mm512_add_ps(sum[m][0], _mm512_loadu_ps(to));
       sum[m][end] = _mm512_add_ps(sum[m][end], _mm512_maskz_loadu_ps(last, to + 16 * end));
     }
@@ -246,14 +247,14 @@ void multiply_few(int64_t rows, int64_t valid, const bf16* a, int64_t lda, const
   }
 }
 
-// c = start + a W, or c += a W where `far`, over `valid` columns of a panel. `rest`: tiles 5 to 7 are there for M's rows
+// c = start + a W over `valid` columns of a panel; `far` as above. `rest`: tiles 5 to 7 are there for M's rows
 // beyond a multiple of 16.
 template <bool far>
 void multiply_panel(int64_t M, const bf16* a, int64_t lda, const bf16* panel, int64_t valid, int64_t K, bool amx,
                     bool rest, Start<float> start, float* c, int64_t ldc) {
   for (int64_t m = 0; m < M; m += kAmxRows, a += kAmxRows * lda, c += kAmxRows * ldc) {
     const int64_t rows = M - m < kAmxRows ? M - m : kAmxRows;
-    const Start<float> from = far ? Start<float>{c, ldc} : start.at(m, 0);
+    const Start<float> from = start.at(m, 0);
     if (!amx || (rows < kAmxRows && !rest)) {
       const int64_t step = rows > kTileRows ? (rows + 1) / 2 : rows;  // rows are at most twice kTileRows
       for (int64_t r = 0; r < rows; r += step)
@@ -319,8 +320,9 @@ struct GradFactors<float, bf16> {
         const float* b = p.b + k * p.ldb + g * p.N + n;
         pair_up(valid, b, k + 1 < K ? b + p.ldb : zeros, panel + k * kBf16Panel);
       }
-      multiply_panel<true>(p.M, rows, even(K), panel, valid, K, has_amx() && K % kAmxDepth == 0, false, kZeros<float>,
-                           p.c + g * p.M * p.N + n, p.N);
+      float* c = p.c + g * p.M * p.N + n;
+      multiply_panel<true>(p.M, rows, even(K), panel, valid, K, has_amx() && K % kAmxDepth == 0, false,
+                           Start<float>{p.first ? nullptr : c, p.N}, c, p.N);
     }
   }
 
@@ -357,7 +359,8 @@ void add_product(const GradProduct<T>& p, int64_t K, const Team& team, O* scratc
   if (p.blocks > 1 || p.M <= p.N) return Factors::add(p, team.range(Factors::tasks(p)), K, scratch);
   const Range parts = team.range((p.M + kColumns - 1) / kColumns);
   const int64_t first = parts.first * kColumns, last = parts.last * kColumns;
-  const GradProduct<T> share{1, (last < p.M ? last : p.M) - first, p.N, p.a + first, p.lda, 0, p.b, p.ldb, p.c + first * p.N};
+  const GradProduct<T> share{1,   (last < p.M ? last : p.M) - first, p.N, p.a + first, p.lda, 0, p.b, p.ldb,
+                             p.c + first * p.N, p.first};
   Factors::add(share, {0, Factors::tasks(share)}, K, scratch);
 }
 

@@ -41,6 +41,12 @@ template <typename T>
 struct GruGrads {
   T *w_carry, *b_carry, *n_carry, *w_own, *w_embeds, *n_hidden, *w_gates, *b_gates;
 
+  // Where a product lies in the array.
+  Range carry(const BlockGruSizes& n) const { return range(w_carry, n.U * n.D); }
+  Range own_and_embeds(const BlockGruSizes& n) const { return range(w_own, n.D * n.J() + n.X() * n.D); }
+  Range gates(const BlockGruSizes& n) const { return range(w_gates, 3 * n.D * n.J()); }
+  Range range(const T* part, int64_t size) const { return {part - w_carry, part - w_carry + size}; }
+
   void take_carry(const BlockGruSizes& n, GradLayout<T>& all) {
     w_carry = all.take(n.U * n.D), b_carry = all.take(n.U), n_carry = all.take(n.U);
   }
@@ -92,11 +98,19 @@ class GruBackSteps {
   }
   T* at(void* array, int64_t t, int64_t width) const { return ptr<T>(array) + (t * n_.B + row0_) * width; }
   T* now(T* chunk, int64_t t, int64_t width) const { return chunk + t % steps_ * rows_ * width; }
+  // A chunk of an array [T, B, width] is the array's own where it holds all rows; elsewhere `chunk`, to be copied.
+  bool has_all_rows() const { return rows_ == n_.B; }
+  T* now_in(void* array, T* chunk, int64_t t, int64_t width) const {
+    return has_all_rows() ? at(array, t, width) : now(chunk, t, width);
+  }
   // The rows that wait for their products when step t is done, going back; 0 where the chunk goes on.
   int64_t chunk_rows(int64_t t) const {
     if (t % steps_ > 0) return 0;
     return (n_.T - t < steps_ ? n_.T - t : steps_) * rows_;
   }
+
+  // Whether that chunk is the first of the products' sums, which a team finds as they were.
+  bool starts_sums(int64_t t) const { return team_.size > 1 && t + steps_ >= n_.T; }
 
   void start() {
     const Range rows = team_.range(rows_);
@@ -162,10 +176,10 @@ class GruBackSteps {
     const int64_t D = n_.D;
     const Range rows = team_.range(rows_);
     for (int64_t r = rows.first; r < rows.last; ++r) {
-      T* d_hidden = now(s_.d_hidden, t, D) + r * D;
+      T* d_hidden = now_in(p_.d_hidden, s_.d_hidden, t, D) + r * D;
       rms_silu_backward(D, at(p_.hidden, t, D) + r * D, ptr<T>(p_.w.n_hidden), eps_, s_.d_act + r * D, d_hidden,
                         now(s_.act, t, D) + r * D, mine_.n_hidden);
-      copy_rows(1, D, d_hidden, D, at(p_.d_hidden, t, D) + r * D, D);
+      if (!has_all_rows()) copy_rows(1, D, d_hidden, D, at(p_.d_hidden, t, D) + r * D, D);
       convert(D, d_hidden, s_.o_hidden + r * D);
     }
   }
@@ -221,16 +235,17 @@ class GruBackSteps {
     }
   }
 
-  // The weights' gradients of the chunk.
-  void weights(int64_t count) {
+  // The weights' gradients of the chunk that begins with step t.
+  void weights(int64_t t, int64_t count) {
     const int64_t D = n_.D, U = n_.U, X = n_.X(), J = n_.J(), G = n_.G;
+    const T* d_hidden = now_in(p_.d_hidden, s_.d_hidden, t, D);
     const GradProduct<T> products[] = {
         {1, U, D, s_.d_embeds, X, 0, s_.past, D, shared_.w_carry},
-        {G, J, J, s_.past, D, J, s_.d_hidden, D, shared_.w_own},
-        {G, X, J, s_.embeds, X, 0, s_.d_hidden, D, shared_.w_embeds},
+        {G, J, J, s_.past, D, J, d_hidden, D, shared_.w_own},
+        {G, X, J, s_.embeds, X, 0, d_hidden, D, shared_.w_embeds},
         {G, J, 3 * J, s_.act, D, J, s_.d_gates, 3 * D, shared_.w_gates},
     };
-    add_products<T, O>(products, count, team_);
+    add_products<T, O>(products, count, team_, starts_sums(t));
     add_columns(count, s_.d_embeds, U, X, shared_.b_carry, team_);
     add_columns(count, s_.d_gates, 3 * D, 3 * D, shared_.b_gates, team_);
   }

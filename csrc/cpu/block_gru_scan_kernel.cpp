@@ -95,7 +95,7 @@ void walk_back(const BlockGruScanBackward& p, const GruBackWeights<T, O>& weight
     const int64_t count = gru.chunk_rows(t);
     if (count == 0) continue;
     team.wait();
-    gru.weights(count);
+    gru.weights(t, count);
     team.wait();
   }
   gru.finish();
@@ -110,10 +110,10 @@ void scan_backward(const BlockGruScanBackward& p) {
   Arena arena(bytes);
   packings.pack(arena, threads);
   const GruGrads<T> grads = grads_in(p.n, ptr<T>(p.d_weights));
-  const int64_t n_carry = grads.n_carry - grads.w_carry, n_hidden = grads.n_hidden - grads.w_carry;
-  const Range norms[] = {{n_carry, n_carry + p.n.U}, {n_hidden, n_hidden + p.n.D}};
+  const Range norms[] = {grads.range(grads.n_carry, p.n.U), grads.range(grads.n_hidden, p.n.D)};
+  const Range products[] = {grads.carry(p.n), grads.own_and_embeds(p.n), grads.gates(p.n)};
   for_each_team_summing<BackScratch<T, O>>(
-      p.n.B, packings.weights(), bytes, threads, p.n.weights(), ptr<T>(p.d_weights), norms,
+      p.n.B, packings.weights(), bytes, threads, p.n.weights(), ptr<T>(p.d_weights), norms, products,
       [&](int64_t rows) { return BackScratch<T, O>(p.n, rows); },
       [&](int64_t first, int64_t rows, Team team, const BackScratch<T, O>& scratch, T* sums, T* own_norms) {
         walk_back(p, weights, first, rows, team, scratch.gru, sums, own_norms);

@@ -145,7 +145,7 @@ class DreamBackward {
       const T *input = i ? chunk(s_.acts, a_.layers[i - 1]) : s_.past_deter, *d_pre = chunk(s_.d_pre, layer);
       const GradProduct<T> product[] = {
           {1, layer.N, layer.K, d_pre, layer.N, 0, input, layer.K, sums_ + layer.at}};
-      add_products<T, O>(product, count, kAlone);
+      add_products<T, O>(product, count, kAlone, false);
       add_columns(count, d_pre, layer.N, layer.N, sums_ + layer.bias(), kAlone);
     }
     const ActorLayer& first = a_.layers[0];
@@ -171,6 +171,7 @@ void dream_backward(const GruRssmDreamBackward& p) {
   Arena weights(model.bytes()), actor_weights(actor.bytes());
   model.pack(p.w, p.n, weights, threads);
   actor.pack(actor_weights, threads);
+  if (p.n.B == 0) std::memset(p.d_actor, 0, p.actor.size * sizeof(T));
   ThreadSums<T> sums(ptr<T>(p.d_actor), p.actor.size, threads);
   for_each_part(p.n.B, model.count() + actor.weights(), threads, [&](int64_t first, int64_t rows) {
     const Scratch<T, O> scratch(p, rows);

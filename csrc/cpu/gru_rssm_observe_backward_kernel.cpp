@@ -45,7 +45,7 @@ class ObserveBackward {
       past(t);
       core_.step(step(t));
       leave();
-      if (t % steps_ == 0) weights((n_.T - t < steps_ ? n_.T - t : steps_) * rows_);
+      if (t % steps_ == 0) weights(t, (n_.T - t < steps_ ? n_.T - t : steps_) * rows_);
       team_.wait();
     }
     const Range rows = team_.range(rows_);
@@ -57,6 +57,11 @@ class ObserveBackward {
  private:
   const T* at(const void* array, int64_t width) const { return ptr<T>(array) + base_ * width; }
   T* now(T* chunk, int64_t width) const { return chunk + slot_ * width; }
+  // A chunk of an array [T, B, width] is the array's own where it holds all rows; elsewhere `chunk`, to be copied.
+  bool has_all_rows() const { return rows_ == n_.B; }
+  T* now_in(void* array, T* chunk, int64_t width) const {
+    return has_all_rows() ? ptr<T>(array) + base_ * width : now(chunk, width);
+  }
 
   const T* past_deter(int64_t t) const {
     return t > 0 ? at(p_.deter, n_.D) - n_.B * n_.D : ptr<T>(p_.deter0) + row0_ * n_.D;
@@ -78,9 +83,9 @@ class ObserveBackward {
             now(s_.past_h, D),
             now(s_.reset_h, D),
             now(s_.act, U),
-            now(s_.d_input, U),
+            now_in(p_.d_input, s_.d_input, U),
             now(s_.d_gates, wide),
-            now(s_.d_layer, U),
+            now_in(p_.d_layer, s_.d_layer, U),
             now(s_.d_stats, n_.O())};
   }
 
@@ -91,36 +96,40 @@ class ObserveBackward {
     const Range rows = team_.range(rows_);
     for (int64_t r = rows.first; r < rows.last; ++r)
       s_.past_stoch[slot_ + r] = p_.is_first[base_ + r] ? nullptr : stoch + r * Z;
+    if (has_all_rows()) return;
     copy_rows(rows.last - rows.first, n_.D, at(p_.deter, n_.D) + rows.first * n_.D, n_.D,
               now(s_.deter, n_.D) + rows.first * n_.D, n_.D);
   }
 
   void leave() const {
+    if (has_all_rows()) return;
     const Range rows = team_.range(rows_);
     const int64_t count = (rows.last - rows.first) * n_.U, first = rows.first * n_.U;
     copy_rows(1, count, now(s_.d_input, n_.U) + first, 0, ptr<T>(p_.d_input) + base_ * n_.U + first, 0);
     copy_rows(1, count, now(s_.d_layer, n_.U) + first, 0, ptr<T>(p_.d_layer) + base_ * n_.U + first, 0);
   }
 
-  void weights(int64_t count) const {
+  void weights(int64_t t, int64_t count) const {
     const int64_t D = n_.D, U = n_.U, wide = p_.w.gates() * D;
     const GruCell cell = p_.w.cell;
     const T* new_input = cell == GruCell::planet_gru ? s_.reset_h : s_.past_h;
+    const T *d_input = now_in(p_.d_input, s_.d_input, U), *d_layer = now_in(p_.d_layer, s_.d_layer, U);
+    const T* deter = has_all_rows() ? at(p_.deter, D) : s_.deter;
     const GradProduct<T> products[] = {
         {1, 3 * D, U, s_.d_gates, wide, 0, s_.x, U, sums_ + at_.x},
         {1, 2 * D, D, s_.d_gates, wide, 0, s_.past_h, D, sums_ + at_.h},
         {1, D, D, s_.d_gates + wide - D, wide, 0, new_input, D, sums_ + at_.h + 2 * D * D},
-        {1, U, D, s_.d_layer, U, 0, s_.deter, D, sums_ + at_.layer},
+        {1, U, D, d_layer, U, 0, deter, D, sums_ + at_.layer},
         {1, n_.O(), U, s_.d_stats, n_.O(), 0, s_.act, U, sums_ + at_.stats},
     };
-    add_products<T, O>(products, count, team_);
+    add_products<T, O>(products, count, team_, team_.size > 1 && t + steps_ >= n_.T);
     add_columns(count, s_.d_gates, 3 * D, wide, sums_ + at_.b_x, team_);
     if (cell == GruCell::gru) {
       add_columns(count, s_.d_gates, 2 * D, wide, sums_ + at_.b_h, team_);
       add_columns(count, s_.d_gates + wide - D, D, wide, sums_ + at_.b_h + 2 * D, team_);
     }
     add_columns(count, s_.d_stats, n_.O(), n_.O(), sums_ + at_.b_stats, team_);
-    add_sparse_products(count, n_.Z(), s_.past_stoch, s_.d_input, U, sums_ + at_.stoch, team_);
+    add_sparse_products(count, n_.Z(), s_.past_stoch, d_input, U, sums_ + at_.stoch, team_);
   }
 
   const GruRssmObserveBackward& p_;
@@ -145,8 +154,9 @@ void observe_backward(const GruRssmObserveBackward& p) {
   const int64_t U = p.n.U, D = p.n.D;
   const Range norms[] = {
       {at.n_input, at.n_input + 2 * U}, {at.n_gates, at.n_gates + 6 * D}, {at.n_layer, at.n_layer + 2 * U}};
+  const Range products[] = {{at.x, at.b_x}, {at.h, at.b_h}, {at.layer, at.n_layer}, {at.stats, at.b_stats}};
   for_each_team_summing<Scratch<T, O>>(
-      p.n.B, packed.count(), bytes, threads, at.size, ptr<T>(p.d_weights), norms,
+      p.n.B, packed.count(), bytes, threads, at.size, ptr<T>(p.d_weights), norms, products,
       [&](int64_t rows) { return Scratch<T, O>(p.n, rows); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch, T* sums, T* own) {
         using Norms = typename ObserveBackward<T, O>::Norms;

@@ -61,7 +61,7 @@ template <typename T, typename O>
 void weight_grad(const LinearBackward& p) {
   const LinearLayer& n = p.layer;
   const int64_t N = n.N();
-  clear_all(n.size(), ptr<T>(p.d_weight), max_threads());
+  if (n.rows == 0) std::memset(p.d_weight, 0, n.size() * sizeof(T));
   std::memset(p.d_bias, 0, N * sizeof(T));
 #pragma omp parallel if (n.rows * n.size() > kColumnWork)
   {
@@ -78,8 +78,8 @@ void weight_grad(const LinearBackward& p) {
     for (int64_t row = 0; row < n.rows; row += most) {
       const int64_t rows = n.rows - row < most ? n.rows - row : most;
       const T *x = ptr<T>(p.x) + row * n.K, *grad = ptr<T>(p.grad) + row * N;
-      add_product(n.out_in ? GradProduct<T>{1, N, n.K, grad, N, 0, x, n.K, ptr<T>(p.d_weight)}
-                           : GradProduct<T>{n.G, n.K, n.J, x, n.K, 0, grad, N, ptr<T>(p.d_weight)},
+      add_product(n.out_in ? GradProduct<T>{1, N, n.K, grad, N, 0, x, n.K, ptr<T>(p.d_weight), row == 0}
+                           : GradProduct<T>{n.G, n.K, n.J, x, n.K, 0, grad, N, ptr<T>(p.d_weight), row == 0},
                   rows, team, factors);
       add_columns(rows, grad, N, N, ptr<T>(p.d_bias), team);
     }

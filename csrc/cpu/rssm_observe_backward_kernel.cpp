@@ -98,7 +98,7 @@ class ObserveBackward {
       norm_embeds(t);
       team_.wait();
       if (t > 0) stoch(t);
-      if (const int64_t count = gru_.chunk_rows(t); count > 0) weights(count);
+      if (const int64_t count = gru_.chunk_rows(t); count > 0) weights(t, count);
       team_.wait();
     }
   }
@@ -124,7 +124,8 @@ class ObserveBackward {
       sample_row_backward(n_.S, n_.C, gru_.at(p_.logits, t, Z) + r * Z, static_cast<T>(p_.w.unimix), d_z,
                           gru_.at(p_.g_logits, t, Z) + r * Z, s_.probs + r * Z, d_logits);
       convert(Z, d_logits, s_.o_logits + r * Z);
-      copy_rows(1, D, gru_.at(p_.gru.h, t, D) + r * D, D, gru_.now(s_.deter, t, D) + r * D, D);
+      if (!gru_.has_all_rows())
+        copy_rows(1, D, gru_.at(p_.gru.h, t, D) + r * D, D, gru_.now(s_.deter, t, D) + r * D, D);
       gru_.past(t, r);
       T* past = gru_.now(s_.past_stoch, t, Z) + r * Z;
       gru_.first(t, r) ? zero_rows(1, Z, past, Z) : copy_rows(1, Z, past_stoch + r * Z, Z, past, Z);
@@ -142,10 +143,10 @@ class ObserveBackward {
     const int64_t U = n_.U;
     const Range rows = team_.range(rows_);
     for (int64_t r = rows.first; r < rows.last; ++r) {
-      T* d_post = gru_.now(s_.d_post, t, U) + r * U;
+      T* d_post = gru_.now_in(p_.d_post, s_.d_post, t, U) + r * U;
       rms_silu_backward(U, gru_.at(p_.post, t, U) + r * U, ptr<T>(p_.w.n_post), eps_, s_.d_act + r * U, d_post,
                         gru_.now(s_.act, t, U) + r * U, mine_.n_post);
-      copy_rows(1, U, d_post, U, gru_.at(p_.d_post, t, U) + r * U, U);
+      if (!gru_.has_all_rows()) copy_rows(1, U, d_post, U, gru_.at(p_.d_post, t, U) + r * U, U);
       convert(U, d_post, s_.o_post + r * U);
     }
   }
@@ -170,17 +171,19 @@ class ObserveBackward {
     }
   }
 
-  // The weights' gradients of the chunk: products over its `count` rows of what went into a layer and came back.
-  void weights(int64_t count) {
+  // The weights' gradients of the chunk from step t on: products over its `count` rows of what went into a layer and
+  // came back.
+  void weights(int64_t t, int64_t count) {
     const int64_t D = n_.D, U = n_.U, Z = n_.Z();
-    gru_.weights(count);
-    const T* d_embeds = s_.gru.d_embeds + U;
+    gru_.weights(t, count);
+    const T *d_embeds = s_.gru.d_embeds + U, *d_post = gru_.now_in(p_.d_post, s_.d_post, t, U);
+    const T* deter = gru_.has_all_rows() ? gru_.at(p_.gru.h, t, D) : s_.deter;
     const GradProduct<T> products[] = {
         {1, U, Z, d_embeds, 2 * U, 0, s_.past_stoch, Z, shared_.w_stoch},
-        {1, U, D, s_.d_post, U, 0, s_.deter, D, shared_.w_post},
+        {1, U, D, d_post, U, 0, deter, D, shared_.w_post},
         {1, Z, U, s_.d_logits, Z, 0, s_.act, U, shared_.w_logits},
     };
-    add_products<T, O>(products, count, team_);
+    add_products<T, O>(products, count, team_, gru_.starts_sums(t));
     add_columns(count, d_embeds, U, 2 * U, shared_.b_stoch, team_);
     add_columns(count, s_.d_logits, Z, Z, shared_.b_logits, team_);
   }
@@ -204,14 +207,14 @@ void observe_backward(const RssmObserveBackward& p) {
   Arena arena(bytes);
   weights.packings.pack(arena, threads);
   const Grads<T> grads(p.n, ptr<T>(p.d_weights));
-  const auto range = [&](const T* norm, int64_t width) {
-    const int64_t first = norm - grads.gru.w_carry;
-    return Range{first, first + width};
-  };
-  const Range norms[] = {range(grads.gru.n_carry, p.n.U), range(grads.n_stoch, p.n.U),
-                         range(grads.gru.n_hidden, p.n.D), range(grads.n_post, p.n.U)};
+  const GruGrads<T>& gru = grads.gru;
+  const BlockGruSizes& n = p.gru.n;
+  const Range norms[] = {gru.range(gru.n_carry, n.U), gru.range(grads.n_stoch, n.U), gru.range(gru.n_hidden, n.D),
+                         gru.range(grads.n_post, n.U)};
+  const Range products[] = {gru.carry(n), gru.range(grads.w_stoch, n.U * p.n.Z()), gru.own_and_embeds(n), gru.gates(n),
+                            gru.range(grads.w_post, n.U * n.D), gru.range(grads.w_logits, p.n.Z() * n.U)};
   for_each_team_summing<Scratch<T, O>>(
-      p.n.B, weights.packings.weights(), bytes, threads, p.n.weights(), ptr<T>(p.d_weights), norms,
+      p.n.B, weights.packings.weights(), bytes, threads, p.n.weights(), ptr<T>(p.d_weights), norms, products,
       [&](int64_t rows) { return Scratch<T, O>(p.n, rows); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch, T* sums, T* own_norms) {
         const Grads<T> shared(p.n, sums);

@@ -157,6 +157,7 @@ class WeightGrad {
     h_ = arena_.template take<T>(most_ * D_);
     own_ = arena_.template take<T>(most_ * D_);
     for (int i = 0; i < threads; ++i) scratch_[i] = arena_.template take<O>(work_);
+    if (rows_ == 0) std::memset(p.d_weight, 0, kGates * D_ * D_ * sizeof(T));
     if (rows_ * kGates * D_ * D_ < kColumnWork) threads = 1;
 #pragma omp parallel num_threads(threads)
     {
@@ -174,10 +175,9 @@ class WeightGrad {
 
   void run(const Team& team) {
     const AmxTiles tiles(use_amx<O>(), 16);
-    const Range cleared = team.range(kGates * D_ * D_), bias = team.range(D_);
+    const Range bias = team.range(D_);
     T *d_weight = ptr<T>(p_.d_weight), *d_bias = ptr<T>(p_.d_bias);
     const bool sum_bias = Cell::last_gate == LastGate::reset_gradient && p_.w.bias;
-    std::memset(d_weight + cleared.first, 0, (cleared.last - cleared.first) * sizeof(T));
     if (sum_bias) std::memset(d_bias + bias.first, 0, (bias.last - bias.first) * sizeof(T));
     for (int64_t first = 0; first < rows_; first += most_) {
       const int64_t count = rows_ - first < most_ ? rows_ - first : most_;
@@ -186,10 +186,10 @@ class WeightGrad {
 #pragma omp barrier
       const T *d_input = ptr<T>(p_.d_input) + first * kGates * D_, *last = d_input + (kGates - 1) * D_;
       const int64_t alike = kOwn ? kGates - 1 : kGates, wide = kGates * D_;
-      add({1, alike * D_, D_, d_input, wide, 0, h_, D_, d_weight}, team, count);
+      add({1, alike * D_, D_, d_input, wide, 0, h_, D_, d_weight, first == 0}, team, count);
       T* d_last = d_weight + alike * D_ * D_;
-      if (Cell::last_gate == LastGate::reset_gradient) add({1, D_, D_, own_, D_, 0, h_, D_, d_last}, team, count);
-      if (Cell::last_gate == LastGate::reset_carry) add({1, D_, D_, last, wide, 0, own_, D_, d_last}, team, count);
+      if (Cell::last_gate == LastGate::reset_gradient) add({1, D_, D_, own_, D_, 0, h_, D_, d_last, first == 0}, team, count);
+      if (Cell::last_gate == LastGate::reset_carry) add({1, D_, D_, last, wide, 0, own_, D_, d_last, first == 0}, team, count);
       for (int64_t r = 0; sum_bias && r < count; ++r)
         add_scaled(bias.last - bias.first, T(1), own_ + r * D_ + bias.first, d_bias + bias.first);
 #pragma omp barrier

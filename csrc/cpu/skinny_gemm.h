@@ -114,8 +114,9 @@ struct Start {
 template <typename T>
 constexpr Start<T> kZeros{nullptr, 0};
 
-// The sums of one tile in registers: c = start + a W, a [rows, K] by its row stride; or, where `across`, c += a W, a
-// [K, rows], c far from the cache. A vector at `next` is fetched for every k.
+// The sums of one tile in registers: c = start + a W, a [rows, K] by its row stride; or, where `across`, a [K, rows] and c
+// far from the cache, so that start, which then is c itself or zeros, is added last. A vector at `next` is fetched for
+// every k.
 template <int rows, bool across, typename T>
 inline void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t K, Start<T> start, T* c, int64_t ldc,
                           const T* next) {
@@ -145,7 +146,7 @@ inline void multiply_tile(const T* a, int64_t lda, const T* panel, int64_t K, St
   for (int m = 0; m < rows; ++m)
     for (int v = 0; v < kTileVectors; ++v) {
       V* at = reinterpret_cast<V*>(c + m * ldc + v * lanes);
-      *at = across ? *at + sum[m][v] : sum[m][v];
+      *at = across && start.data ? *at + sum[m][v] : sum[m][v];
     }
 }
 
@@ -174,7 +175,6 @@ inline void multiply_part(int64_t rows, int64_t valid, const T* a, int64_t lda, 
                           Start<T> start, T* c, int64_t ldc, const T* next) {
   if (valid == kPanel<T>) return multiply_rows<across>(rows, a, lda, panel, K, start, c, ldc, next);
   T tile[kTileRows * kPanel<T>] = {};  // by way of a whole tile
-  if (across) start = {c, ldc};
   for (int64_t r = 0; start.data && r < rows; ++r)
     std::memcpy(tile + r * kPanel<T>, start.data + r * start.stride, valid * sizeof(T));
   multiply_rows<across>(rows, a, lda, panel, K, Start<T>{tile, kPanel<T>}, tile, kPanel<T>, next);
@@ -203,7 +203,8 @@ void multiply(int64_t M, const T* a, int64_t lda, const Packed<T>& w, int64_t ta
 }
 
 // A weight's gradient, c_g += a_g^T b_g for every block g: a_g [K, M] and b_g [K, N] are columns g*M.. and g*N.. of
-// a and b ("a_step" 0: a has one block, shared by all), c is [blocks, M, N], contiguous.
+// a and b ("a_step" 0: a has one block, shared by all), c is [blocks, M, N], contiguous, and need not be there yet where
+// the product is the first of its sum.
 template <typename T>
 struct GradProduct {
   int64_t blocks, M, N;
@@ -212,6 +213,7 @@ struct GradProduct {
   const T* b;
   int64_t ldb;
   T* c;
+  bool first = false;
 };
 
 // How a weight's gradient is computed from factors O: a range of its panels, over K rows. Where it serves many panels, a
@@ -254,13 +256,14 @@ struct GradFactors {
       for (int64_t m = 0; m < p.M; m += kTileRows) {
         const int64_t rows = p.M - m < kTileRows ? p.M - m : kTileRows;
         T* c = p.c + (g * p.M + m) * p.N + n;
+        const Start<T> start{p.first ? nullptr : c, p.N};
         if (ahead)  // the next panel's rows, some at each tile
           for (int64_t k = m * K / p.M; k < (m + rows) * K / p.M; ++k)
             for (int v = 0; v < kTileVectors; ++v) __builtin_prefetch(ahead + k * p.ldb + v * kPanel<T> / kTileVectors, 0, 2);
         if (many)
-          multiply_part<true>(rows, valid, tiles + m * K, kTileRows, panel, K, kZeros<T>, c, p.N, tiles + (m + rows) * K);
+          multiply_part<true>(rows, valid, tiles + m * K, kTileRows, panel, K, start, c, p.N, tiles + (m + rows) * K);
         else
-          multiply_part<true>(rows, valid, a + m, p.lda, panel, K, kZeros<T>, c, p.N, panel);
+          multiply_part<true>(rows, valid, a + m, p.lda, panel, K, start, c, p.N, panel);
       }
     }
   }

@@ -15,9 +15,9 @@ inline int64_t chunk_steps(int64_t T, int64_t rows) {
   return steps < T ? steps : T;
 }
 
-// A member's share of all products over `count` rows.
+// A member's share of all products over `count` rows, which are the `first` of their sums or not.
 template <typename T, typename O, int products_>
-void add_products(const GradProduct<T> (&products)[products_], int64_t count, Team team) {
+void add_products(const GradProduct<T> (&products)[products_], int64_t count, Team team, bool first) {
   int64_t size = 0;
   for (const GradProduct<T>& product : products) {
     const int64_t needed = GradFactors<T, O>::scratch(product.M, count);
@@ -25,7 +25,10 @@ void add_products(const GradProduct<T> (&products)[products_], int64_t count, Te
   }
   Arena arena(Arena::bytes<O>(size));
   O* scratch = arena.take<O>(size);
-  for (const GradProduct<T>& product : products) add_product(product, count, team, scratch);
+  for (GradProduct<T> product : products) {
+    product.first = first;
+    add_product(product, count, team, scratch);
+  }
 }
 
 // sum += the columns' sums over `count` rows, a member's share.
@@ -53,28 +56,19 @@ void add_sparse_products(int64_t count, int64_t Z, const T* const* z, const T* d
     }
 }
 
-template <typename T>
-void clear_all(int64_t size, T* all, int threads) {
-  constexpr int64_t kPiece = 1 << 16;
-#pragma omp parallel for schedule(static) num_threads(threads) if (size > (1 << 18))
-  for (int64_t i = 0; i < size; i += kPiece)
-    std::memset(all + i, 0, (size - i < kPiece ? size - i : kPiece) * sizeof(T));
-}
-
-// Threads that own rows sum into arrays of their own, added up in order at the end.
+// Threads that own rows sum into arrays of their own, added up in order at the end; the first thread, which must have a
+// part, into `all` itself.
 template <typename T>
 class ThreadSums {
  public:
   ThreadSums(T* all, int64_t size, int threads)
       : all_(all), size_(size), threads_(threads), arena_(Arena::bytes<T>((threads - 1) * size)),
-        extra_(arena_.template take<T>((threads - 1) * size)) {
-    clear_all(size, all, threads);
-  }
+        extra_(arena_.template take<T>((threads - 1) * size)) {}
 
   T* mine() {
     const int thread = thread_number();
     T* sum = thread > 0 ? extra_ + (thread - 1) * size_ : all_;
-    if (thread > 0 && !used_[thread]) std::memset(sum, 0, size_ * sizeof(T));
+    if (!used_[thread]) std::memset(sum, 0, size_ * sizeof(T));
     used_[thread] = true;
     return sum;
   }
@@ -98,13 +92,21 @@ class ThreadSums {
 };
 
 // for_each_team where sums over rows are wanted, all[size]: body(first row, number of rows, team, shared, sums, norms).
-// A team shares the sums that it splits by columns. What a member adds row by row, the parts `by_row` of all, it sums
-// in `norms`, where they lie one behind the other; a team of one has them in `sums`, and null here.
-template <typename Shared, typename T, int parts, typename Make, typename Body>
+// A team shares the sums that it splits by columns, which start from zeros but in the parts `products` of all, in their
+// order: these start with the first product. What a member adds row by row, the parts `by_row`, it sums in `norms`, where
+// they lie one behind the other; a team of one has them in `sums`, all zeros, and null here.
+template <typename Shared, typename T, int parts, int products_, typename Make, typename Body>
 void for_each_team_summing(int64_t B, int64_t weights, int64_t bytes, int threads, int64_t size, T* all,
-                           const Range (&by_row)[parts], Make make, Body body) {
+                           const Range (&by_row)[parts], const Range (&products)[products_], Make make, Body body) {
   int64_t width = 0;
   for (const Range& part : by_row) width += part.last - part.first;
+  if (B == 0) std::memset(all, 0, size * sizeof(T));
+  int64_t done = 0;
+  for (const Range& part : products) {
+    std::memset(all + done, 0, (part.first - done) * sizeof(T));
+    done = part.last;
+  }
+  std::memset(all + done, 0, (size - done) * sizeof(T));
   ThreadSums<T> sums(all, size, threads);
   Arena arena(Arena::bytes<T>(threads * width));
   T* norms = arena.take<T>(threads * width);
