@@ -137,6 +137,7 @@ class GruBackSteps {
       const int64_t g = task / w_.carry.panels(), panel = task % w_.carry.panels();
       const int64_t j = panel * kPanelOf<O>, d = g * J + j;
       const int64_t width = w_.carry.width(panel);
+      if (task + 1 < tasks.last) fetch_rows(rows_, width, at(p_.g_h, t, D) + first_column(w_.carry, task + 1, J), D);
       for (int64_t r = 0; r < rows_; ++r) {
         T* d_carry = s_.d_carry + r * D + d;
         const T* from = at(p_.g_h, t, D) + r * D + d;

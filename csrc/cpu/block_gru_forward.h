@@ -50,6 +50,12 @@ struct GruScratch {
   }
 };
 
+// Where the columns of a task of `w` begin, whose blocks of J columns lie side by side.
+template <typename O>
+int64_t first_column(const Packed<O>& w, int64_t task, int64_t J) {
+  return task / w.panels() * J + task % w.panels() * kPanelOf<O>;
+}
+
 // The core's stages as one member of a team sees them, in their order; a barrier belongs after each that is given to
 // the team's tasks or rows, unless the next one reads only the same rows.
 template <typename T, typename O>
@@ -106,8 +112,10 @@ class GruSteps {
     T* pre = saved(t, p_.saved.hidden, s_.hidden, D);
     const Range tasks = team_.range(w_.own.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
-      const int64_t g = task / w_.own.panels(), panel = task % w_.own.panels(), d = g * J + panel * kPanelOf<O>;
-      multiply(rows_, s_.x, n_.X(), w_.embeds, task, Start<T>{ptr<T>(p_.hidden_in) + base(t) * D + d, D}, pre + d, D);
+      const int64_t g = task / w_.own.panels(), d = first_column(w_.own, task, J);
+      const T* in = ptr<T>(p_.hidden_in) + base(t) * D;
+      if (task + 1 < tasks.last) fetch_rows(rows_, kPanelOf<O>, in + first_column(w_.own, task + 1, J), D);
+      multiply(rows_, s_.x, n_.X(), w_.embeds, task, Start<T>{in + d, D}, pre + d, D);
       multiply(rows_, s_.h + g * J, D, w_.own, task, pre + d, D);
     }
   }

@@ -92,6 +92,11 @@ class ScanBack {
     const Range tasks = team_.range(w_.early.panels());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t j = task * kPanelOf<O>, width = w_.early.width(task);
+      if (t >= 0) {  // what the gates will read
+        if (p_.g_output) fetch_rows(rows_, width, ptr<T>(p_.g_output) + base_ * D_ + j, D_);
+        for (int i = 0; i < (Cell::by_rows ? 0 : kSaved); ++i)
+          fetch_rows(rows_, width, ptr<T>(p_.saved) + base_ * kSaved * D_ + i * D_ + j, kSaved * D_);
+      }
       if (t + 1 < T_) multiply(rows_, s_.d_sums[(t + 1) % 2], kGates * D_, w_.early, task, s_.d_h + j, D_);
       for (int64_t r = 0; r < rows_; ++r) {
         T *d_h = s_.d_h + r * D_ + j, *d_c = s_.d_c + r * D_ + j;

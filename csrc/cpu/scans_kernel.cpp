@@ -86,6 +86,9 @@ class ScanForward {
     const Range tasks = team_.range(w_.panels());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t j = task * panel, width = w_.width(task);
+      if (task + 1 < tasks.last)
+        for (int gate = begin; gate < end; ++gate)
+          fetch_rows(rows_ < kBlock ? rows_ : kBlock, panel, input(gate, 0, j + panel), kGates * D_);
       for (int64_t r = 0; r < rows_; r += kBlock) {
         const int64_t count = rows_ - r < kBlock ? rows_ - r : kBlock;
         T* sums = Cell::by_rows ? saved(r) + j : tile;
@@ -101,7 +104,11 @@ class ScanForward {
 
   Start<T> start_of(int gate, int64_t r, int64_t j) const {
     if (Cell::apart(gate)) return {p_.w.bias ? ptr<T>(p_.w.bias) + j : nullptr, 0};
-    return {ptr<T>(p_.input) + (base_ + r) * kGates * D_ + gate * D_ + j, kGates * D_};
+    return {input(gate, r, j), kGates * D_};
+  }
+
+  const T* input(int gate, int64_t r, int64_t j) const {
+    return ptr<T>(p_.input) + (base_ + r) * kGates * D_ + gate * D_ + j;
   }
 
   template <int stage>
@@ -113,7 +120,7 @@ class ScanForward {
       old_h = t > 0 ? ptr<T>(p_.output) + before : ptr<T>(p_.h0) + row;
       old_c = !kLstm ? nullptr : t == 0 ? ptr<T>(p_.c0) + row : p_.cells ? c - B_ * D_ : c;
     }
-    const ForwardRow<T, O> x{width, D_, ptr<T>(p_.input) + (base_ + r) * kGates * D_ + j, sums, part, saved(r) + j,
+    const ForwardRow<T, O> x{width, D_, input(0, r, j), sums, part, saved(r) + j,
                              old_h, old_c, ptr<T>(p_.output) + at, c, s_.late + r * D_ + j};
     Cell::template forward<stage>(x, p_.w);
     if constexpr (Cell::late && stage == 0) return;
