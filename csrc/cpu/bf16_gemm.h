@@ -82,6 +82,39 @@ __attribute__((target("avx512bf16"))) inline void pair_up(int64_t width, const f
   }
 }
 
+// pair_up of 16 numbers each, in a register.
+__attribute__((target("avx512bf16"))) inline __m512i pair_up(const float* even, const float* odd) {
+  alignas(64) static constexpr uint16_t kTurns[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const auto both = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(odd), _mm512_loadu_ps(even));
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kTurns), both);
+}
+
+// K rows of floats as a panel, of which `width` columns are there; an odd last row is paired with zeros.
+__attribute__((target("avx512bf16"))) inline void pair_rows(int64_t K, int64_t width, const float* rows, int64_t stride,
+                                                            bf16* panel) {
+  const float zeros[kBf16Panel] = {};
+  for (int64_t k = 0; k < K; k += 2) {
+    const float *even = rows + k * stride, *odd = k + 1 < K ? even + stride : zeros;
+    bf16* pairs = panel + k * kBf16Panel;
+    if (width < kBf16Panel) {
+      pair_up(width, even, odd, pairs);
+    } else {
+      _mm512_storeu_si512(pairs, pair_up(even, odd));
+      _mm512_storeu_si512(pairs + 32, pair_up(even + 16, odd + 16));
+    }
+  }
+}
+
+// 32 rows of 16 floats as 16 rows of 32: what was a column is a row.
+__attribute__((target("avx512bf16"))) inline void turn_square(const float* from, int64_t stride, bf16* to,
+                                                              int64_t to_stride) {
+  Word16 x[16];
+  for (int i = 0; i < 16; ++i) x[i] = (Word16)pair_up(from + 2 * i * stride, from + (2 * i + 1) * stride);
+  transpose(x);
+  for (int i = 0; i < 16; ++i) std::memcpy(to + i * to_stride, &x[i], sizeof x[i]);
+}
+
 // Pairs of 16 rows' 32 neighbours each, as 16 rows of a packed weight.
 __attribute__((target("avx512bf16"))) inline void pack_square(const float* source, int64_t stride, bf16* panel) {
   Word16 x[16];
@@ -113,14 +146,7 @@ struct Packed<bf16> {
     const float* source = static_cast<const float*>(w.data) + task / panels() * w.sg + first * w.sn;
     bf16* panel = data + task * panel_size();
     if (valid < kBf16Panel || K % 2) std::memset(panel, 0, panel_size() * sizeof(bf16));
-    if (w.sn == 1) {
-      const float zeros[kBf16Panel] = {};
-      for (int64_t k = 0; k < K; k += 2) {
-        const float* even = source + k * w.sk;
-        pair_up(valid, even, k + 1 < K ? even + w.sk : zeros, panel + k * kBf16Panel);
-      }
-      return;
-    }
+    if (w.sn == 1) return pair_rows(K, valid, source, w.sk, panel);
     const int64_t whole_k = w.sk == 1 ? K / 32 * 32 : 0, whole_n = valid / 16 * 16;
     for (int64_t k = 0; k < whole_k; k += 32)
       for (int64_t n = 0; n < whole_n; n += 16) pack_square(source + k + n * w.sn, w.sn, panel + k * kBf16Panel + 2 * n);
@@ -298,28 +324,19 @@ struct GradFactors<float, bf16> {
     const float* a = p.a + g * p.a_step;
     const int64_t stride = even(K), whole_k = K / 32 * 32, whole_m = p.M / 16 * 16;
     for (int64_t m = 0; m < whole_m; m += 16)
-      for (int64_t k = 0; k < whole_k; k += 32) {
-        Word16 x[16];
-        for (int i = 0; i < 16; ++i) pair_up(16, a + (k + 2 * i) * p.lda + m, a + (k + 2 * i + 1) * p.lda + m, &x[i]);
-        transpose(x);
-        for (int i = 0; i < 16; ++i) std::memcpy(rows + (m + i) * stride + k, &x[i], sizeof x[i]);
-      }
+      for (int64_t k = 0; k < whole_k; k += 32) turn_square(a + k * p.lda + m, p.lda, rows + m * stride + k, stride);
     for (int64_t m = 0; m < p.M; ++m)
       for (int64_t k = m < whole_m ? whole_k : 0; k < K; ++k) narrow(a[k * p.lda + m], rows[m * stride + k]);
   }
 
   static void add(const GradProduct<float>& p, Range tasks, int64_t K, bf16* scratch) {
     bf16 *rows = scratch, *panel = scratch + p.M * even(K);
-    const float zeros[kBf16Panel] = {};
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t panels = (p.N + kBf16Panel - 1) / kBf16Panel, g = task / panels, n = task % panels * kBf16Panel;
       const int64_t valid = p.N - n < kBf16Panel ? p.N - n : kBf16Panel;
       if (task == tasks.first || (p.a_step > 0 && n == 0)) turn(p, g, K, rows);
       if (valid < kBf16Panel) std::memset(panel, 0, even(K) * kBf16Panel * sizeof(bf16));
-      for (int64_t k = 0; k < K; k += 2) {
-        const float* b = p.b + k * p.ldb + g * p.N + n;
-        pair_up(valid, b, k + 1 < K ? b + p.ldb : zeros, panel + k * kBf16Panel);
-      }
+      pair_rows(K, valid, p.b + g * p.N + n, p.ldb, panel);
       float* c = p.c + g * p.M * p.N + n;
       multiply_panel<true>(p.M, rows, even(K), panel, valid, K, has_amx() && K % kAmxDepth == 0, false,
                            Start<float>{p.first ? nullptr : c, p.N}, c, p.N);

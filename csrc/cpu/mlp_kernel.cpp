@@ -9,6 +9,10 @@ namespace {
 
 constexpr int64_t kTile = 64;  // rows that pass through all layers while they are in cache
 
+// Whether the zeros of a latent cost less in a product than looking for what is not zero: in bfloat16, where it is short.
+template <typename O>
+bool is_dense(const MlpLayers& n) { return sizeof(O) == 2 && n.Z <= 128; }
+
 template <typename T>
 LayerNorm norm_of(const MlpLayers& n, int64_t layer) {
   const T* scale = layer == 0 ? ptr<T>(n.first.norm) : ptr<T>(n.rest.norm) + (layer - 1) * n.norms * n.U();
@@ -55,7 +59,8 @@ class Forward {
   explicit Forward(const Mlp& p)
       : p_(p),
         n_(p.n),
-        first_{1, n_.D, n_.U()},
+        dense_(is_dense<O>(n_) ? n_.Z : 0),
+        first_{1, n_.D + dense_, n_.U()},
         rest_{n_.rest.count, n_.U(), n_.U()},
         out_{1, n_.U(), n_.O},
         arena_(Arena::bytes<O>(first_.size()) + Arena::bytes<O>(rest_.size()) + Arena::bytes<O>(out_.size()) +
@@ -80,17 +85,17 @@ class Forward {
   void run(int64_t row, int64_t rows) const {
     const int64_t U = n_.U(), D = n_.D, Z = n_.Z;
     const AmxTiles tiles(use_amx<O>(), rows);
-    Arena arena(factors_bytes<T, O>(rows * D) + Arena::bytes<O>(rows * U) + Arena::bytes<T>(rows * U) +
+    Arena arena(factors_bytes<T, O>(rows * (D + dense_)) + Arena::bytes<O>(rows * U) + Arena::bytes<T>(rows * U) +
                 Arena::bytes<int32_t>(Z + kVectorBytes));
-    O* x = arena.take<O>(kSame<T, O> ? 0 : rows * D);
+    O* x = arena.take<O>(kSame<T, O> ? 0 : rows * (D + dense_));
     O* act = arena.take<O>(rows * U);
     T* scratch = arena.take<T>(rows * U);
     int32_t* at = arena.take<int32_t>(Z + kVectorBytes);
     for (int64_t i = 0; i < n_.count(); ++i) {
       T* pre = p_.pre ? ptr<T>(p_.pre) + (i * p_.rows + row) * U : scratch;
       if (i == 0) {
-        linear(rows, factors(rows * D, ptr<T>(p_.x) + row * D, x), D, first_, 0, ptr<T>(n_.first.bias), pre, U);
-        for (int64_t r = 0; r < rows; ++r) {
+        linear(rows, inputs(row, rows, x), D + dense_, first_, 0, ptr<T>(n_.first.bias), pre, U);
+        for (int64_t r = 0; r < rows && dense_ == 0; ++r) {
           const T* z = ptr<T>(p_.z) + (row + r) * Z;
           add_gathered(nonzeros(Z, z, at), at, z, sparse_, U, pre + r * U);
         }
@@ -102,8 +107,20 @@ class Forward {
     linear(rows, act, U, out_, 0, ptr<T>(n_.b_out), ptr<T>(p_.y) + row * n_.O, n_.O);
   }
 
+  // The rows that the first layer multiplies, [rows, D + dense].
+  const O* inputs(int64_t row, int64_t rows, O* scratch) const {
+    const int64_t D = n_.D, Z = n_.Z;
+    if (dense_ == 0) return factors(rows * D, ptr<T>(p_.x) + row * D, scratch);
+    for (int64_t r = 0; r < rows; ++r) {
+      convert(D, ptr<T>(p_.x) + (row + r) * D, scratch + r * (D + Z));
+      convert(Z, ptr<T>(p_.z) + (row + r) * Z, scratch + r * (D + Z) + D);
+    }
+    return scratch;
+  }
+
   const Mlp& p_;
   const MlpLayers& n_;
+  const int64_t dense_;  // the latent's columns, where they are part of the product
   Packed<O> first_, rest_, out_;
   Arena arena_;
   T* sparse_;  // [Z, U], rows to be gathered
@@ -193,7 +210,7 @@ class Backward {
       team.wait();
     }
     if (!p_.d_weights) return;
-    const Range units = team.range(U_);
+    const Range units = team.range(is_dense<O>(n_) ? 0 : U_);
     for (int64_t u = units.first; u < units.last; ++u)
       for (int64_t z = 0; z < n_.Z; ++z) grads_.w_z[u * n_.Z + z] = sparse_[z * U_ + u];
   }
@@ -242,6 +259,10 @@ class Backward {
       add_columns((rows + kTile - 1) / kTile, norms_ + i * norm_, norm_, n_.count() * norm_, grads_.norms + i * norm_, team);
     }
     add_columns(rows, ptr<T>(p_.grad) + row * n_.O, n_.O, n_.O, grads_.b_out, team);
+    if (is_dense<O>(n_)) {
+      const GradProduct<T> latent{1, U_, n_.Z, d_pre_, U_, 0, ptr<T>(p_.z) + row * n_.Z, n_.Z, grads_.w_z};
+      return add_product(latent, rows, team, panel);
+    }
     for (int64_t r = 0; r < rows; ++r) {
       const T* z = ptr<T>(p_.z) + (row + r) * n_.Z;
       scatter_rows(nonzeros(n_.Z, z, at), at, z, d_pre_ + r * U_ + units.first, units.last - units.first, U_,
