@@ -268,9 +268,13 @@ def test_wrong_arguments_are_explained(change: Any, message: str) -> None:
 
 @needs_cpu
 @pytest.mark.parametrize("kind", ["rms", "layer_norm elu", "none silu"])
-@pytest.mark.parametrize(("rows", "U"), [(7, 19), (37, 32), (1100, 64)])
-def test_bfloat16_error_is_within_twice_pytorchs(rows: int, U: int, kind: str) -> None:
-    sizes: dict[str, Any] = {"batch": (rows,), "D": 64, "U": U, "O": 45, "kind": kind}
+@pytest.mark.parametrize(
+    ("rows", "U", "latents"),
+    [(7, 19, (4, 5)), (37, 32, (32, 4)), (37, 32, (9, 15)), (1100, 64, (4, 5)), (1100, 64, None)],
+)
+def test_bfloat16_error_is_within_twice_pytorchs(rows: int, U: int, latents: tuple[int, int] | None, kind: str) -> None:
+    """Short latents are part of the product, longer ones are gathered."""
+    sizes: dict[str, Any] = {"batch": (rows,), "D": 64, "latents": latents, "U": U, "O": 45, "kind": kind}
     exact = run(make(**sizes), "ref")
     call = make(**sizes, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
