@@ -1,9 +1,10 @@
-// rssm_observe of a small model, DreamerV3's size1m, by one cluster for 16 rows, which holds all weights in registers:
-// 48 factors of mma a thread. Block g has block g of the recurrent core and a share of deter, and behind deter two of the
-// rows. Three exchanges a step:
-//   hidden <- own deter, embeddings                                     | its squares' sums to all
-//   gates, new deter; its share of the posterior layer and of the next embedding of deter, partial sums   | two rows each
-//   of two rows: both norms, logits, sample, its embedding                  | embeddings to all
+// rssm_observe of DreamerV3's size1m by one cluster for 16 rows, whose registers hold all the weights. Block g has block g
+// of the recurrent core, and with it a share of deter; behind deter it has two of the rows. A step, with what the blocks
+// then send each other:
+//   hidden <- own deter, silu(norm(embeds)):  the sums of its squares, to all;
+//   gates <- silu(norm(hidden)), new deter, what that adds to the posterior layer and the next embedding:  partial sums, to
+//   the rows' owners;
+//   logits <- silu(norm(posterior layer)), sample, next embeddings:  silu(norm(embeds)), to all.
 #pragma once
 
 #include "cluster.cuh"
@@ -46,11 +47,15 @@ class ClusterSteps {
     read(own_, a.own, g_, warp_, 0);
     read(embed_deter_, a.embeds, g_, warp_, 0);
     read(embed_stoch_, a.embeds, g_, warp_, U);
+#pragma unroll
     for (int i = 0; i < 3; ++i) read(gates_[i], a.gates[i], g_, warp_, 0);
     read(post_, a.post, 0, warp_, g_ * J);
     read(deter_, a.deter, 0, warp_, g_ * J);
+#pragma unroll
     for (int i = 0; i < 2; ++i) read(logits_[i], a.logits, 0, 2 * warp_ + i, 0);
-    read(stoch_, a.stoch, 0, warp_, 0);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) read(stoch_[i], a.stoch, 0, warp_, i * Z / 2);
+#pragma unroll
     for (int i = 0; i < 3; ++i) gate_bias_[i] = pair(a.p.gru.w.b_gates, 3 * g_ * J + i * J + column_);
     hidden_scale_ = pair(a.p.gru.w.n_hidden, g_ * J + column_);
     for (int i = threadIdx.x; i < J; i += kThreads) s_.zeros[i] = bf16{};
@@ -157,7 +162,8 @@ class ClusterSteps {
       const int i = 2 * half;
       write_pair(static_cast<float*>(a_.p.gru.h) + t * B_ * D + place(rows, half), before_[i], before_[i + 1]);
       if (!a_.kept) continue;
-      bf16* kept = static_cast<bf16*>(a_.p.gru.saved.gates) + t * B_ * 3 * D + (row(rows, half) * 3 * D + 3 * g_ * J + column_);
+      bf16* kept = static_cast<bf16*>(a_.p.gru.saved.gates) + t * B_ * 3 * D;
+      kept += row(rows, half) * 3 * D + 3 * g_ * J + column_;
       keep_pair(kept, reset[i], reset[i + 1]);
       keep_pair(kept + J, sums[1][i], sums[1][i + 1]);
       keep_pair(kept + 2 * J, update[i], update[i + 1]);
@@ -248,15 +254,15 @@ class ClusterSteps {
 
   __device__ void embed_sample(const Rows& rows, int64_t t) {
     __syncthreads();  // the sample is there
-    float low[4] = {}, high[4] = {};
+    float sums[2][4] = {};
     const int mine = row_ % kOwnRows;
-    const uint2 first[4] = {stoch_[0], stoch_[1], stoch_[2], stoch_[3]}, rest[4] = {stoch_[4], stoch_[5], stoch_[6], stoch_[7]};
-    multiply(low, s_.stoch[mine], s_.stoch[mine], first);
-    multiply(high, s_.stoch[mine] + Z / 2, s_.stoch[mine] + Z / 2, rest);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) multiply(sums[i], s_.stoch[mine] + i * Z / 2, s_.stoch[mine] + i * Z / 2, stoch_[i]);
     if (row_ < kOwnRows) {
       const float2 bias = pair(a_.p.w.b_stoch, column_);
       const float keep = a_.first(t + 1, row_at(rows, row_)) ? 0 : 1;
-      write_pair(s_.embed[row_] + column_, keep * (low[0] + high[0]) + bias.x, keep * (low[1] + high[1]) + bias.y);
+      write_pair(s_.embed[row_] + column_, keep * (sums[0][0] + sums[1][0]) + bias.x,
+                 keep * (sums[0][1] + sums[1][1]) + bias.y);
     }
     __syncthreads();
     if (warp_ >= kOwnRows) return;
@@ -318,7 +324,7 @@ class ClusterSteps {
   const int64_t T_, B_;
   const float eps_;
   uint2 own_[J / 16], embed_deter_[U / 16], embed_stoch_[U / 16], gates_[3][J / 16], post_[J / 16], deter_[J / 16];
-  uint2 logits_[2][U / 16], stoch_[Z / 16];
+  uint2 logits_[2][U / 16], stoch_[2][Z / 32];
   float2 gate_bias_[3], hidden_scale_;
   float before_[4], hidden_[4], input_[4];
   bool first_[2];
