@@ -337,10 +337,23 @@ struct GradFactors<float, bf16> {
       if (task == tasks.first || (p.a_step > 0 && n == 0)) turn(p, g, K, rows);
       if (valid < kBf16Panel) std::memset(panel, 0, even(K) * kBf16Panel * sizeof(bf16));
       pair_rows(K, valid, p.b + g * p.N + n, p.ldb, panel);
-      float* c = p.c + g * p.M * p.N + n;
-      multiply_panel<true>(p.M, rows, even(K), panel, valid, K, has_amx() && K % kAmxDepth == 0, false,
-                           Start<float>{p.first ? nullptr : c, p.N}, c, p.N);
+      const bool last = task + 1 == tasks.last;
+      const float* ahead = last ? nullptr : p.b + (task + 1) / panels * p.N + (task + 1) % panels * kBf16Panel;
+      for (int64_t m = 0; m < p.M; m += kAmxRows) {
+        const int64_t count = p.M - m < kAmxRows ? p.M - m : kAmxRows;
+        if (ahead)  // the next panel's rows, some at each tile
+          fetch_lines((m + count) * K / p.M - m * K / p.M, ahead + m * K / p.M * p.ldb, p.ldb);
+        float* c = p.c + (g * p.M + m) * p.N + n;
+        multiply_panel<true>(count, rows + m * even(K), even(K), panel, valid, K, has_amx() && K % kAmxDepth == 0, false,
+                             Start<float>{p.first ? nullptr : c, p.N}, c, p.N);
+      }
     }
+  }
+
+  // A panel's part of some rows, from far.
+  static void fetch_lines(int64_t count, const float* row, int64_t stride) {
+    for (int64_t k = 0; k < count; ++k, row += stride)
+      for (int v = 0; v < 2; ++v) __builtin_prefetch(row + 16 * v, 0, 2);
   }
 
   static int64_t tasks(const GradProduct<float>& p) { return p.blocks * ((p.N + kBf16Panel - 1) / kBf16Panel); }
