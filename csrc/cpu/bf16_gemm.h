@@ -341,19 +341,12 @@ struct GradFactors<float, bf16> {
       const float* ahead = last ? nullptr : p.b + (task + 1) / panels * p.N + (task + 1) % panels * kBf16Panel;
       for (int64_t m = 0; m < p.M; m += kAmxRows) {
         const int64_t count = p.M - m < kAmxRows ? p.M - m : kAmxRows;
-        if (ahead)  // the next panel's rows, some at each tile
-          fetch_lines((m + count) * K / p.M - m * K / p.M, ahead + m * K / p.M * p.ldb, p.ldb);
+        if (ahead) fetch_part(p, m, count, K, kBf16Panel, ahead);
         float* c = p.c + (g * p.M + m) * p.N + n;
         multiply_panel<true>(count, rows + m * even(K), even(K), panel, valid, K, has_amx() && K % kAmxDepth == 0, false,
                              Start<float>{p.first ? nullptr : c, p.N}, c, p.N);
       }
     }
-  }
-
-  // A panel's part of some rows, from far.
-  static void fetch_lines(int64_t count, const float* row, int64_t stride) {
-    for (int64_t k = 0; k < count; ++k, row += stride)
-      for (int v = 0; v < 2; ++v) __builtin_prefetch(row + 16 * v, 0, 2);
   }
 
   static int64_t tasks(const GradProduct<float>& p) { return p.blocks * ((p.N + kBf16Panel - 1) / kBf16Panel); }

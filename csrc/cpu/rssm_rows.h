@@ -30,14 +30,6 @@ void zero_rows(int64_t rows, int64_t width, T* to, int64_t stride) {
     for (int64_t r = 0; r < rows; ++r) std::memset(to + r * stride, 0, width * sizeof(T));
 }
 
-// Rows that will soon be read, from far.
-template <typename T>
-void fetch_rows(int64_t rows, int64_t width, const T* from, int64_t stride) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t i = 0; i < width; i += kLine) __builtin_prefetch(from + r * stride + i, 0, 2);
-}
-
 template <typename T, typename O>
 void convert(int64_t width, const T* from, O* to) {
 #pragma omp simd

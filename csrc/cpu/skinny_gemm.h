@@ -202,6 +202,14 @@ void multiply(int64_t M, const T* a, int64_t lda, const Packed<T>& w, int64_t ta
   } while (k < w.K);
 }
 
+// Rows that will soon be read, from far.
+template <typename T>
+void fetch_rows(int64_t rows, int64_t width, const T* from, int64_t stride) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = 0; i < width; i += kLine) __builtin_prefetch(from + r * stride + i, 0, 2);
+}
+
 // A weight's gradient, c_g += a_g^T b_g for every block g: a_g [K, M] and b_g [K, N] are columns g*M.. and g*N.. of
 // a and b ("a_step" 0: a has one block, shared by all), c is [blocks, M, N], contiguous, and need not be there yet where
 // the product is the first of its sum.
@@ -215,6 +223,13 @@ struct GradProduct {
   T* c;
   bool first = false;
 };
+
+// Of the K rows of the next panel, which begins at `ahead`, those that fall to rows m .. m + rows of c.
+template <typename T>
+void fetch_part(const GradProduct<T>& p, int64_t m, int64_t rows, int64_t K, int64_t width, const T* ahead) {
+  const int64_t first = m * K / p.M, last = (m + rows) * K / p.M;
+  fetch_rows(last - first, width, ahead + first * p.ldb, p.ldb);
+}
 
 // How a weight's gradient is computed from factors O: a range of its panels, over K rows. Where it serves many panels, a
 // is first cut into tiles of kTileRows columns, [tiles, K, kTileRows]: by its own stride it would miss the cache.
@@ -257,9 +272,7 @@ struct GradFactors {
         const int64_t rows = p.M - m < kTileRows ? p.M - m : kTileRows;
         T* c = p.c + (g * p.M + m) * p.N + n;
         const Start<T> start{p.first ? nullptr : c, p.N};
-        if (ahead)  // the next panel's rows, some at each tile
-          for (int64_t k = m * K / p.M; k < (m + rows) * K / p.M; ++k)
-            for (int v = 0; v < kTileVectors; ++v) __builtin_prefetch(ahead + k * p.ldb + v * kPanel<T> / kTileVectors, 0, 2);
+        if (ahead) fetch_part(p, m, rows, K, kPanel<T>, ahead);
         if (many)
           multiply_part<true>(rows, valid, tiles + m * K, kTileRows, panel, K, start, c, p.N, tiles + (m + rows) * K);
         else
