@@ -64,12 +64,12 @@ class Forward {
         rest_{n_.rest.count, n_.U(), n_.U()},
         out_{1, n_.U(), n_.O},
         arena_(Arena::bytes<O>(first_.size()) + Arena::bytes<O>(rest_.size()) + Arena::bytes<O>(out_.size()) +
-               Arena::bytes<T>(n_.Z * n_.U())) {
+               Arena::bytes<T>((n_.Z - dense_) * n_.U())) {
     for (Packed<O>* w : {&first_, &rest_, &out_}) w->data = arena_.template take<O>(w->size());
     const Packing<O> items[] = {{&first_, n_.first.w}, {&rest_, n_.rest.w}, {&out_, n_.out}};
     pack_all(items, 3, max_threads());
-    sparse_ = arena_.template take<T>(n_.Z * n_.U());
-    pack_rows(n_.first.w, n_.D, n_.Z, n_.U(), sparse_);
+    sparse_ = arena_.template take<T>((n_.Z - dense_) * n_.U());
+    pack_rows(n_.first.w, n_.D + dense_, n_.Z - dense_, n_.U(), sparse_);
   }
 
   void run() const {
@@ -123,7 +123,7 @@ class Forward {
   const int64_t dense_;  // the latent's columns, where they are part of the product
   Packed<O> first_, rest_, out_;
   Arena arena_;
-  T* sparse_;  // [Z, U], rows to be gathered
+  T* sparse_;  // [Z, U], rows to be gathered, where it is not
 };
 
 template <typename T>
