@@ -96,10 +96,8 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
   m.def("rssm_imagine(Tensor deter, Tensor stoch, Tensor uniform, Tensor noise, Tensor heads, Tensor w_deter, "
         "Tensor b_deter, Tensor n_deter, Tensor w_stoch, Tensor b_stoch, Tensor n_stoch, Tensor w_action, "
         "Tensor b_action, Tensor n_action, Tensor w_own, Tensor w_embeds, Tensor b_hidden, Tensor n_hidden, "
-        "Tensor w_gates, Tensor b_gates, Tensor w_prior, Tensor b_prior, Tensor n_prior, Tensor w_priors, "
-        "Tensor b_priors, Tensor n_priors, Tensor w_logits, Tensor b_logits, Tensor w_actor, Tensor b_actor, "
-        "Tensor n_actor, Tensor w_actors, Tensor b_actors, Tensor n_actors, Tensor w_out, Tensor b_out, "
-        "Tensor? action, float unimix, float policy_unimix, float eps, bool bf16) -> (Tensor, Tensor, Tensor, Tensor)");
+        "Tensor w_gates, Tensor b_gates, Tensor[] mlps, int[] save, Tensor? action, float unimix, "
+        "float policy_unimix, float eps, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor[])");
   m.def("mdn_rnn_rollout(Tensor z, Tensor controllers, Tensor? controller_bias, Tensor w_ih, Tensor w_hh, Tensor bias, "
         "Tensor w_out, Tensor b_out, Tensor seed_offset, int steps, int done, int reward, float temperature, bool car, "
         "float forget_bias, bool ijfo, bool trajectories, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import fastwm
 from fastwm import _lib
 from fastwm.ops import DenseWeights, LayerWeights, LinearWeights, MLPWeights, mlp
-from fastwm.ops.mlp import _tensors, by_layers
+from fastwm.ops.mlp import by_layers, weight_tensors
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
 needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
@@ -185,7 +185,7 @@ def operands(call: Call) -> list[Tensor]:
     """As the operator takes them."""
     x, w, onehot = call
     assert onehot is not None
-    return [part.detach() for part in (x, onehot, *_tensors(w), *w.out)]
+    return [part.detach() for part in (x, onehot, *weight_tensors(w))]
 
 
 @needs_cpu

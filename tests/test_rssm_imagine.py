@@ -1,5 +1,6 @@
 """The imagined rollout: every backend against the reference and the modules' own loop, all kinds of actions."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from torch.testing import assert_close
 
 import fastwm
 from fastwm import _lib
-from fastwm.nn import Actor, BlockRSSM, State
+from fastwm.nn import Actor, BernoulliHead, BlockRSSM, State, TwoHotHead
 from fastwm.nn.spaces import as_dict, decode, encode, total_width
-from fastwm.ops import rssm_imagine, rssm_open_loop
+from fastwm.ops import MLPWeights, mlp, rssm_imagine, rssm_open_loop
 from fastwm.ops.rssm_imagine import _by_steps
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
@@ -53,7 +54,63 @@ def test_equals_reference(act: Any, layers: int) -> None:
         ours = rssm_imagine(*args, *weights)
         with fastwm.backend("ref"):
             assert_close(ours, rssm_imagine(*args, *weights), atol=1e-10, rtol=1e-10)
-        assert not any(x.requires_grad for x in ours)
+        assert not any(x.requires_grad for x in ours[:-1])
+
+
+def heads_of(rssm: BlockRSSM, dtype: torch.dtype = torch.float64) -> list[MLPWeights]:
+    """Three readouts, of which the second is a constant."""
+    torch.manual_seed(1)
+    feat = rssm.feat_dim
+    heads = [TwoHotHead(feat, 10, 3, 7), BernoulliHead(feat, 5, 1), TwoHotHead(feat, 33, 2, 9)]
+    for head in heads:
+        for p in head.to(dtype).parameters():
+            p.data += 0.3 * torch.randn_like(p)
+    heads[1].requires_grad_(False)
+    return [head.params for head in heads]
+
+
+@pytest.mark.parametrize("backend", ["ref", pytest.param("cpu", marks=needs_cpu)])
+@pytest.mark.parametrize("N", [1, 7, 150, 0])
+def test_readouts_are_the_mlps_of_the_states(N: int, backend: str) -> None:
+    """Values, and gradients of the weights, through a dream that has none."""
+    actor, rssm, args, weights = make(ACTIONS["dict"], 3, N)
+    readouts = heads_of(rssm)
+    with fastwm.backend(backend):
+        deter, stoch, *_, outputs = rssm_imagine(*args, *weights, readouts=readouts)
+    assert len(outputs) == 4 and not deter.requires_grad
+    assert [x.requires_grad for x in outputs] == [True, True, False, True]
+    with fastwm.backend("ref"):
+        want = [mlp(deter, net, stoch.flatten(-2)) for net in (actor.params, *readouts)]
+    assert_close(outputs, tuple(want), atol=1e-10, rtol=1e-10)
+    params = [*actor.parameters(), *(p for i in (0, 2) for p in torch.utils._pytree.tree_leaves(readouts[i][:2]))]
+    grads = [torch.randn_like(x) for x in want]
+    wanted = [0, 1, 3]
+    for used in (wanted, wanted[1:]):  # where the actor's is not asked for, it has none
+        ours, theirs = (
+            torch.autograd.grad([x[i] for i in used], params, [grads[i] for i in used], True, allow_unused=True)
+            for x in (outputs, want)
+        )
+        assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
+    with torch.no_grad(), fastwm.backend(backend):
+        again = rssm_imagine(*args, *weights, readouts=readouts)[-1]
+    assert all(torch.equal(x, y) and not x.requires_grad for x, y in zip(again, outputs))
+
+
+@pytest.mark.parametrize("backend", ["ref", pytest.param("cpu", marks=needs_cpu)])
+def test_readouts_keep_their_gradients_under_autocast(backend: str) -> None:
+    """Autocast keeps a weight's cast for its whole region; one made inside the dream would have no gradient."""
+    actor, rssm, args, weights = make(BOX, 2, 16, dtype=torch.float32, deter=96)
+    readouts = heads_of(rssm, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16), fastwm.backend(backend):
+        deter, stoch, *_, outputs = rssm_imagine(*args, *weights, readouts=readouts)
+    exact = [mlp(deter, net, stoch.flatten(-2)) for net in (actor.params, *readouts)]
+    for ours, truth in zip(outputs, exact):
+        assert (ours - truth).norm() < 0.02 * truth.norm()
+    grads = [torch.randn_like(x) for x in exact]
+    params = list(actor.parameters())
+    ours, theirs = (torch.autograd.grad(x[0].float(), params, grads[0], True) for x in (outputs, exact))
+    for got, want in zip(ours, theirs):
+        assert (got - want).norm() < 0.05 * want.norm()
 
 
 @needs_cpu
@@ -65,7 +122,7 @@ def test_fused_parts_equal_reference(act: Any, layers: int) -> None:
         _, _, args, weights = make(act, H, N, layers)
         ours = _by_steps(*args, *weights, 1e-4)
         with fastwm.backend("ref"):
-            assert_close(ours, rssm_imagine(*args, *weights), atol=1e-10, rtol=1e-10)
+            assert_close(ours, rssm_imagine(*args, *weights)[:-1], atol=1e-10, rtol=1e-10)
         assert not any(x.requires_grad for x in ours)
 
 
@@ -80,7 +137,7 @@ def test_equals_reference_on_a_gpu(precision: str) -> None:
     with fastwm.backend("ref"):
         exact = rssm_imagine(*args, *weights)
     if precision == "float64":
-        assert_close(ours, tuple(x.cuda() for x in exact), atol=1e-10, rtol=1e-10)
+        assert_close(ours, torch.utils._pytree.tree_map(Tensor.cuda, exact), atol=1e-10, rtol=1e-10)
     else:  # one flipped sample parts two trajectories
         assert_close(ours[0][1].cpu(), exact[0][1], atol=0.1, rtol=0.1)
 
@@ -138,7 +195,7 @@ def test_equals_the_modules_own_steps(act: Any, backend: str) -> None:
         return action, encode(space, action)
 
     with torch.no_grad(), fastwm.backend(backend):
-        got_deter, got_stoch, got_logits, encoded = rssm_imagine(*args, *weights)
+        got_deter, got_stoch, got_logits, encoded, _ = rssm_imagine(*args, *weights)
         open_loop = rssm.imagine(State(deter, stoch), encoded[:-1], uniform)
         state, states, logits, actions = State(deter, stoch), [], [], []
         for step in range(len(noise)):
@@ -164,11 +221,12 @@ def test_equals_the_modules_own_steps(act: Any, backend: str) -> None:
 
 @needs_cpu
 def test_threads_and_repeats_change_nothing() -> None:
-    _, _, args, weights = make(BOX, 5, 260, dtype=torch.float32, deter=192, hidden=24)
+    _, rssm, args, weights = make(BOX, 5, 260, dtype=torch.float32, deter=192, hidden=24)
     threads, results = torch.get_num_threads(), []
     for count in (1, 2, 2, 3):
         torch.set_num_threads(count)
-        results.append(rssm_imagine(*args, *weights))
+        *dream, outputs = rssm_imagine(*args, *weights, readouts=heads_of(rssm, torch.float32))
+        results.append((*dream, *outputs))
     torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
@@ -176,10 +234,12 @@ def test_threads_and_repeats_change_nothing() -> None:
 
 @needs_cpu
 def test_opcheck_and_compile() -> None:
-    _, _, args, weights = make(ACTIONS["dict"])
+    _, rssm, args, weights = make(ACTIONS["dict"])
+    readouts = heads_of(rssm)
     torch._dynamo.reset()
-    compiled = torch.compile(lambda *a: rssm_imagine(*a, *weights), fullgraph=True, backend="aot_eager")
-    assert_close(compiled(*args), rssm_imagine(*args, *weights))
+    call = partial(rssm_imagine, readouts=readouts)
+    compiled = torch.compile(lambda *a: call(*a, *weights), fullgraph=True, backend="aot_eager")
+    assert_close(compiled(*args), call(*args, *weights))
     captured: list[Any] = []
     import sys
 
@@ -190,20 +250,23 @@ def test_opcheck_and_compile() -> None:
         library = forward.library
 
         def __call__(self, library: str, *inputs: Any) -> Any:
-            captured.extend(x.detach().clone() if isinstance(x, Tensor) else x for x in inputs)
+            captured.extend(torch.utils._pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), inputs))
             return forward(library, *inputs)
 
     module._forward = Capture()
     try:
-        rssm_imagine(*args, *weights)
+        call(*args, *weights)
     finally:
         module._forward = forward
     torch.library.opcheck(torch.ops.fastwm.rssm_imagine.default, tuple(captured))
-    for i, x in enumerate(captured):
-        if isinstance(x, Tensor):
-            wrong = [*captured[:i], x[..., :-1], *captured[i + 1 :]]
-            with pytest.raises(RuntimeError, match="fastwm"):
-                torch.ops.fastwm.rssm_imagine(*wrong)
+    where = next(i for i, x in enumerate(captured) if isinstance(x, list))
+    mlps = captured[where]
+    shorter = [[*mlps[:i], x[..., :-1], *mlps[i + 1 :]] for i, x in enumerate(mlps) if x.numel()]
+    wrong = [(where, each) for each in (mlps[:-1], *shorter)]
+    wrong += [(i, x[..., :-1]) for i, x in enumerate(captured) if isinstance(x, Tensor)]
+    for i, x in wrong:
+        with pytest.raises(RuntimeError, match="fastwm"):
+            torch.ops.fastwm.rssm_imagine(*captured[:i], x, *captured[i + 1 :])
 
 
 @pytest.mark.parametrize(
@@ -221,6 +284,17 @@ def test_wrong_arguments_are_explained(index: int, change: Any, message: str) ->
     args = [*args[:index], change(args[index]), *args[index + 1 :]]
     with pytest.raises(ValueError, match=message):
         rssm_imagine(*args, *weights)
+
+
+def test_wrong_readouts_are_explained() -> None:
+    _, rssm, args, weights = make(BOX)
+    first, *_ = readouts = heads_of(rssm)
+    with pytest.raises(ValueError, match="at most 7 readouts, got 8"):
+        rssm_imagine(*args, *weights, readouts=[first] * 8)
+    (layer, *layers), out = first[:2]
+    narrow = MLPWeights((layer._replace(weight=layer.weight[:, :-1]), *layers), out)
+    with pytest.raises(ValueError, match=r"readout 2 \[10, 32\]"):
+        rssm_imagine(*args, *weights, readouts=[readouts[1], narrow])
 
 
 @needs_cpu

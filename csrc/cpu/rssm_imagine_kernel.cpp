@@ -8,57 +8,62 @@ namespace {
 
 // T is what sums, norms and the state are in, O what products multiply.
 template <typename T, typename O>
+struct MlpWeights {
+  Packed<O> first, rest, out;
+  T* stoch;  // [Z, U], the first layer's rows to be gathered; or null
+};
+
+template <typename T, typename O>
 struct Weights {
-  Packed<O> deter, action, own, embeds, gates[3], prior, prior_rest, logits, actor, actor_rest, out;
-  T *stoch, *actor_stoch;  // [Z, U] [Z, V], rows to be gathered
+  Packed<O> deter, action, own, embeds, gates[3];
+  T* stoch;  // [Z, U]
+  MlpWeights<T, O> prior, readouts[kMaxReadouts];
+  Packings<O> packings;
 
-  static constexpr int kCount = 13;
-  Packed<O>* all[kCount] = {&deter,    &action,     &own,    &embeds, &gates[0],   &gates[1], &gates[2],
-                            &prior, &prior_rest, &logits, &actor,  &actor_rest, &out};
+  explicit Weights(const RssmImagine& p) : p_(p) {
+    const RssmSizes& n = p.n;
+    const int64_t J = n.J();
+    add(deter, p.deter.w, 1, n.D, n.U);
+    add(action, p.action.w, 1, p.A(), n.U);
+    add(own, p.own, n.G, J, J);
+    add(embeds, p.embeds, n.G, 3 * n.U, J);
+    for (int i = 0; i < 3; ++i)
+      add(gates[i], {ptr<T>(p.gates.data) + i * J * p.gates.sn, p.gates.sg, p.gates.sk, p.gates.sn}, n.G, J, J);
+    add(prior, p.prior);
+    for (int64_t i = 0; i < p.n_readouts; ++i) add(readouts[i], p.readouts[i].n);
+  }
+  Weights(const Weights&) = delete;
 
-  explicit Weights(const RssmImagine& p)
-      : deter{1, p.n.D, p.n.U},
-        action{1, p.A(), p.n.U},
-        own{p.n.G, p.n.J(), p.n.J()},
-        embeds{p.n.G, 3 * p.n.U, p.n.J()},
-        gates{{p.n.G, p.n.J(), p.n.J()}, {p.n.G, p.n.J(), p.n.J()}, {p.n.G, p.n.J(), p.n.J()}},
-        prior{1, p.n.D, p.prior.N},
-        prior_rest{p.prior_rest.count, p.prior.N, p.prior.N},
-        logits{1, p.prior.N, p.n.Z()},
-        actor{1, p.n.D, p.actor.N},
-        actor_rest{p.actor_rest.count, p.actor.N, p.actor.N},
-        out{1, p.actor.N, outputs(p)} {}
-
-  static int64_t outputs(const RssmImagine& p) {
-    int64_t sum = 0;
-    for (int64_t i = 0; i < p.n_heads; ++i) sum += p.head(i).outputs();
+  int64_t bytes() const {
+    int64_t sum = packings.bytes() + Arena::bytes<T>(p_.n.Z() * p_.n.U);
+    for (int64_t i = 0; i < p_.n_readouts; ++i) sum += Arena::bytes<T>(p_.n.Z() * p_.readouts[i].n.U());
     return sum;
   }
-  int64_t bytes(const RssmImagine& p) const {
-    int64_t sum = Arena::bytes<T>(p.n.Z() * p.n.U) + Arena::bytes<T>(p.n.Z() * p.actor.N);
-    for (const Packed<O>* w : all) sum += Arena::bytes<O>(w->size());
-    return sum;
+  void pack(Arena& arena, int threads) {
+    const int64_t Z = p_.n.Z();
+    packings.pack(arena, threads);
+    stoch = arena.take<T>(Z * p_.n.U);
+    pack_rows(p_.stoch.w, 0, Z, p_.n.U, stoch);
+    prior.stoch = nullptr;
+    for (int64_t i = 0; i < p_.n_readouts; ++i) {  // which read [deter, stoch]
+      const MlpLayers& n = p_.readouts[i].n;
+      readouts[i].stoch = arena.take<T>(Z * n.U());
+      pack_rows(n.first.w, n.D, Z, n.U(), readouts[i].stoch);
+    }
   }
-  int64_t count() const {
-    int64_t sum = 0;
-    for (const Packed<O>* w : all) sum += w->blocks * w->K * w->N;
-    return sum;
+
+ private:
+  void add(Packed<O>& packed, const Weight& w, int64_t blocks, int64_t K, int64_t N) {
+    packed.blocks = blocks, packed.K = K, packed.N = N;
+    packings.add(packed, w);
   }
-  void pack(const RssmImagine& p, Arena& arena, int threads) {
-    for (Packed<O>* packed : all) packed->data = arena.take<O>(packed->size());
-    const auto gate = [&](int part) {
-      return Weight{ptr<T>(p.gates.data) + part * p.n.J() * p.gates.sn, p.gates.sg, p.gates.sk, p.gates.sn};
-    };
-    const Weight sources[] = {p.deter.w, p.action.w,     p.own,    p.embeds,  gate(0),        gate(1), gate(2),
-                              p.prior.w, p.prior_rest.w, p.logits, p.actor.w, p.actor_rest.w, p.out};
-    Packing<O> items[kCount];
-    for (int i = 0; i < kCount; ++i) items[i] = {all[i], sources[i]};
-    pack_all(items, kCount, threads);
-    stoch = arena.take<T>(p.n.Z() * p.n.U);
-    pack_rows(p.stoch.w, 0, p.n.Z(), p.n.U, stoch);
-    actor_stoch = arena.take<T>(p.n.Z() * p.actor.N);
-    pack_rows(p.actor.w, p.n.D, p.n.Z(), p.actor.N, actor_stoch);  // the actor reads [deter, stoch]
+  void add(MlpWeights<T, O>& w, const MlpLayers& n) {
+    add(w.first, n.first.w, 1, n.D, n.U());
+    add(w.rest, n.rest.w, n.rest.count, n.U(), n.U());
+    add(w.out, n.out, 1, n.U(), n.O);
   }
+
+  const RssmImagine& p_;
 };
 
 template <typename T, typename O>
@@ -68,10 +73,13 @@ struct Scratch {
   O* scaled;        // [R, A]: the action as the model sees it
   T *pre, *gates;   // [R, W] [R, 3D]
   int64_t* index;   // [S], of one row
-  int32_t* places;  // of one row's ones
+  int64_t* counts;  // [R] how much of a row's latent is not zero,
+  int32_t* places;  // [R, places] and where
+
+  static int64_t places_of(const RssmSizes& n) { return n.Z() + kVectorBytes; }
 
   Scratch(const RssmImagine& p, int64_t rows, int64_t widest)
-      : arena((4 * p.n.D + 3 * p.n.U + 2 * widest + p.A()) * rows * 8 + p.n.S * 8 + p.n.Z() * 4 + 4096) {
+      : arena((4 * p.n.D + 3 * p.n.U + 2 * widest + p.A() + 1) * rows * 8 + p.n.S * 8 + rows * places_of(p.n) * 4 + 4096) {
     h = arena.take<O>(rows * p.n.D);
     x = arena.take<O>(rows * 3 * p.n.U);
     act = arena.take<O>(rows * widest);
@@ -79,7 +87,8 @@ struct Scratch {
     gates = arena.take<T>(rows * 3 * p.n.D);
     scaled = arena.take<O>(rows * p.A());
     index = arena.take<int64_t>(p.n.S);
-    places = arena.take<int32_t>(p.n.Z() + kVectorBytes);
+    counts = arena.take<int64_t>(rows);
+    places = arena.take<int32_t>(rows * places_of(p.n));
   }
 };
 
@@ -94,13 +103,19 @@ class Imagine {
     convert(rows_ * n_.D, at(p_.deter0, 0, n_.D), s_.h);
     copy_rows(1, rows_ * n_.D, at(p_.deter0, 0, n_.D), 0, at(p_.deters, 0, n_.D), 0);
     copy_rows(1, rows_ * n_.Z(), at(p_.stoch0, 0, n_.Z()), 0, at(p_.stochs, 0, n_.Z()), 0);
-    for (int64_t t = 0; t < n_.T; ++t) {
-      p_.actions ? act(t) : scale(at(p_.given, t, p_.A()));
-      embed(t);
+    for (int64_t t = 0; t <= n_.T; ++t) {
+      find_latents(t);
+      for (int64_t i = 0; i < p_.n_readouts; ++i) {
+        const Readout& head = p_.readouts[i];
+        mlp(head.n, w_.readouts[i], t, head.pre, at(head.y, t, head.n.O));
+      }
+      if (!p_.given) act(t);
+      if (t == n_.T) return;
+      scale(p_.given ? at(p_.given, t, p_.A()) : at(p_.actions, t, p_.A()));
+      embed();
       core(t);
       prior(t);
     }
-    if (p_.actions) act(n_.T);
   }
 
  private:
@@ -114,34 +129,45 @@ class Imagine {
     for (int64_t r = 0; r < rows_; ++r) rms_silu(width, pre + r * width, scale, eps_, act + r * lda);
   }
 
-  // Layers 2.. of an MLP, from s_.act to s_.act.
-  void rest(const DenseLayers& layers, const Packed<O>& w) const {
-    for (int64_t i = 0; i < layers.count; ++i) {
-      linear(rows_, s_.act, layers.N, w, i, ptr<T>(layers.bias) + i * layers.N, s_.pre, layers.N);
-      norm(layers.N, s_.pre, ptr<T>(layers.norm) + i * layers.N, s_.act, layers.N);
+  // The state's latents, [rows, Z]: one-hot, but for what the start state holds.
+  void find_latents(int64_t t) {
+    z_ = at(p_.stochs, t, n_.Z());
+    for (int64_t r = 0; r < rows_; ++r) s_.counts[r] = nonzeros(n_.Z(), z_ + r * n_.Z(), places(r));
+  }
+  int32_t* places(int64_t r) const { return s_.places + r * s_.places_of(n_); }
+
+  // sum += z W
+  void add_latents(const T* table, int64_t width, T* sum) const {
+    for (int64_t r = 0; r < rows_; ++r)
+      add_gathered(s_.counts[r], places(r), z_ + r * n_.Z(), table, width, sum + r * width);
+  }
+
+  // All layers and the output of an MLP that reads the state; `saved` [count, H + 1, N, U] or null.
+  void mlp(const MlpLayers& n, const MlpWeights<T, O>& w, int64_t t, void* saved, T* y) const {
+    const int64_t U = n.U();
+    for (int64_t i = 0; i < n.count(); ++i) {
+      T* pre = saved ? at(saved, i * (n_.T + 1) + t, U) : s_.pre;
+      if (i == 0) {
+        linear(rows_, s_.h, n_.D, w.first, 0, ptr<T>(n.first.bias), pre, U);
+        if (w.stoch) add_latents(w.stoch, U, pre);
+        norm(U, pre, ptr<T>(n.first.norm), s_.act, U);
+      } else {
+        linear(rows_, s_.act, U, w.rest, i - 1, ptr<T>(n.rest.bias) + (i - 1) * U, pre, U);
+        norm(U, pre, ptr<T>(n.rest.norm) + (i - 1) * U, s_.act, U);
+      }
     }
+    linear(rows_, s_.act, U, w.out, 0, ptr<T>(n.b_out), y, n.O);
   }
 
-  // sum += z W for the state before step t: a gather of S rows, or of what the start state holds.
-  void add_stoch(int64_t t, const T* table, int64_t width, T* sum) const {
-    const T* z = at(p_.stochs, t, n_.Z());
-    for (int64_t r = 0; r < rows_; ++r, z += n_.Z(), sum += width)
-      add_gathered(nonzeros(n_.Z(), z, s_.places), s_.places, z, table, width, sum);
-  }
-
+  // The actor is the first readout.
   void act(int64_t t) const {
-    const int64_t V = p_.actor.N, outputs = w_.out.N;
-    linear(rows_, s_.h, n_.D, w_.actor, 0, ptr<T>(p_.actor.bias), s_.pre, V);
-    add_stoch(t, w_.actor_stoch, V, s_.pre);
-    norm(V, s_.pre, ptr<T>(p_.actor.norm), s_.act, V);
-    rest(p_.actor_rest, w_.actor_rest);
-    linear(rows_, s_.act, V, w_.out, 0, ptr<T>(p_.b_out), s_.pre, outputs);
+    const Readout& actor = p_.readouts[0];
+    const int64_t outputs = actor.n.O;
     int64_t draws = 0;
     for (int64_t i = 0; i < p_.n_heads; ++i) draws += p_.head(i).count;
-    T* actions = at(p_.actions, t, p_.A());
     for (int64_t r = 0; r < rows_; ++r)
-      sample_action(s_.pre + r * outputs, at(p_.noise, t, draws) + r * draws, actions + r * p_.A());
-    scale(actions);
+      sample_action(at(actor.y, t, outputs) + r * outputs, at(p_.noise, t, draws) + r * draws,
+                    at(p_.actions, t, p_.A()) + r * p_.A());
   }
 
   void scale(const T* actions) const {
@@ -168,12 +194,12 @@ class Imagine {
     }
   }
 
-  void embed(int64_t t) const {
+  void embed() const {
     const int64_t U = n_.U;
     linear(rows_, s_.h, n_.D, w_.deter, 0, ptr<T>(p_.deter.bias), s_.pre, U);
     norm(U, s_.pre, ptr<T>(p_.deter.norm), s_.x, 3 * U);
     copy_rows(rows_, U, ptr<T>(p_.stoch.bias), 0, s_.pre, U);
-    add_stoch(t, w_.stoch, U, s_.pre);
+    add_latents(w_.stoch, U, s_.pre);
     norm(U, s_.pre, ptr<T>(p_.stoch.norm), s_.x + U, 3 * U);
     linear(rows_, s_.scaled, p_.A(), w_.action, 0, ptr<T>(p_.action.bias), s_.pre, U);
     norm(U, s_.pre, ptr<T>(p_.action.norm), s_.x + 2 * U, 3 * U);
@@ -206,11 +232,8 @@ class Imagine {
   }
 
   void prior(int64_t t) const {
-    const int64_t Z = n_.Z(), V = p_.prior.N;
-    linear(rows_, s_.h, n_.D, w_.prior, 0, ptr<T>(p_.prior.bias), s_.pre, V);
-    norm(V, s_.pre, ptr<T>(p_.prior.norm), s_.act, V);
-    rest(p_.prior_rest, w_.prior_rest);
-    linear(rows_, s_.act, V, w_.logits, 0, ptr<T>(p_.b_logits), at(p_.all_logits, t, Z), Z);
+    const int64_t Z = n_.Z();
+    mlp(p_.prior, w_.prior, t, nullptr, at(p_.all_logits, t, Z));
     for (int64_t r = 0; r < rows_; ++r)
       sample_row(n_.S, n_.C, at(p_.all_logits, t, Z) + r * Z, static_cast<T>(p_.unimix),
                  at(p_.uniform, t, n_.S) + r * n_.S, at(p_.stochs, t + 1, Z) + r * Z, s_.index);
@@ -222,17 +245,19 @@ class Imagine {
   const int64_t row0_, rows_;
   const Scratch<T, O>& s_;
   const T eps_;
+  const T* z_ = nullptr;
 };
 
 template <typename T, typename O>
 void imagine(const RssmImagine& p) {
   const int threads = max_threads();
   Weights<T, O> weights(p);
-  Arena arena(weights.bytes(p));
-  weights.pack(p, arena, threads);
+  Arena arena(weights.bytes());
+  weights.pack(arena, threads);
   int64_t widest = p.n.D;
-  for (int64_t width : {p.n.U, p.prior.N, p.actor.N, weights.out.N}) widest = width > widest ? width : widest;
-  for_each_part(p.n.B, weights.count(), threads, [&](int64_t first, int64_t rows) {
+  for (int64_t width : {p.n.U, p.prior.U()}) widest = width > widest ? width : widest;
+  for (int64_t i = 0; i < p.n_readouts; ++i) widest = p.readouts[i].n.U() > widest ? p.readouts[i].n.U() : widest;
+  for_each_part(p.n.B, weights.packings.weights(), threads, [&](int64_t first, int64_t rows) {
     const Scratch<T, O> scratch(p, rows, widest);
     const AmxTiles tiles(use_amx<O>(), rows);
     Imagine<T, O>(p, weights, first, rows, scratch).run();

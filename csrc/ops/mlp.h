@@ -2,39 +2,79 @@
 #pragma once
 
 #include "fastwm/mlp.h"
-#include "ops/rssm_imagine.h"
+#include "ops/sequence.h"
 
 namespace fastwm {
 
-// What forward and backward read, checked; keeps alive what had to be made contiguous.
-struct MlpArgs {
-  Tensor x, z;
+// Layers [count, N, K] (or one, [N, K]) with their biases [count, N] and norms [count, N], or [count, norms, N] where
+// `norms` is told; keeps what it had to make contiguous alive.
+struct DenseArgs {
+  Tensor bias, norm;
+  DenseLayers layers;
+
+  DenseArgs(const Tensor& w, const Tensor& b, const Tensor& n, int64_t K, const Tensor& like, const char* name,
+            std::optional<int64_t> norms = std::nullopt)
+      : bias(dense(b)), norm(dense(n)) {
+    const bool one = w.dim() == 2;
+    STD_TORCH_CHECK(w.dim() >= 2 && w.dim() <= 3 && w.size(w.dim() - 1) == K && w.device() == like.device() &&
+                        w.scalar_type() == like.scalar_type() && b.scalar_type() == like.scalar_type() &&
+                        n.scalar_type() == like.scalar_type() && b.device() == like.device() &&
+                        n.device() == like.device(),
+                    "fastwm: wrong shape, dtype or device of ", name);
+    const int64_t count = one ? 1 : w.size(0), N = w.size(w.dim() - 2);
+    STD_TORCH_CHECK(b.numel() == count * N && n.numel() == count * N * norms.value_or(1) &&
+                        b.dim() == w.dim() - 1 && n.dim() == w.dim() - !norms && n.size(n.dim() - 1) == N,
+                    "fastwm: wrong shape of the bias or norm of ", name);
+    layers = {{w.const_data_ptr(), one ? 0 : w.stride(0), w.stride(w.dim() - 1), w.stride(w.dim() - 2)},
+              bias.const_data_ptr(),
+              norm.const_data_ptr(),
+              count,
+              K,
+              N};
+  }
+};
+
+inline const Tensor& matrix(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 2, "fastwm: mlp: expected x [N, D], z [N, Z], weights [out, in], norm [k, U]");
+  return x;
+}
+
+// The parameters of an MLP that reads D + Z numbers like `like`, checked; keeps alive what had to be made contiguous.
+struct MlpParams {
   DenseArgs first, rest;
   Tensor b_out;
   MlpLayers n;
 
-  MlpArgs(const Tensor& x_, const Tensor& z_, const Tensor& w, const Tensor& b, const Tensor& norm, const Tensor& ws,
-          const Tensor& bs, const Tensor& norms, const Tensor& w_out, const Tensor& b_out_, int64_t activation,
-          double eps)
-      : x(dense(matrix(x_))),
-        z(dense_shaped(z_, {x.size(0), matrix(z_).size(1)}, x, "z")),
-        first(matrix(w), b, matrix(norm), x.size(1) + z.size(1), x, "w", norm.size(0)),
-        rest(ws, bs, norms, first.layers.N, x, "ws", norm.size(0)),
-        b_out(dense_shaped(b_out_, {matrix(w_out).size(0)}, x, "b_out")),
-        n{first.layers, rest.layers, weight_of(w_out, {b_out.size(0), first.layers.N}, x, "w_out"),
-          b_out.const_data_ptr(), x.size(1), z.size(1), b_out.size(0), norm.size(0),
-          static_cast<Activation>(activation), eps} {
-    STD_TORCH_CHECK(dtype_of(x) != Dtype::bf16 && ws.dim() == 3 && rest.layers.N == first.layers.N,
+  MlpParams(const Tensor& like, int64_t D, int64_t Z, const Tensor& w, const Tensor& b, const Tensor& norm,
+            const Tensor& ws, const Tensor& bs, const Tensor& norms, const Tensor& w_out, const Tensor& b_out_,
+            Activation activation, double eps)
+      : first(matrix(w), b, matrix(norm), D + Z, like, "w", norm.size(0)),
+        rest(ws, bs, norms, first.layers.N, like, "ws", norm.size(0)),
+        b_out(dense_shaped(b_out_, {matrix(w_out).size(0)}, like, "b_out")),
+        n{first.layers, rest.layers, weight_of(w_out, {b_out.size(0), first.layers.N}, like, "w_out"),
+          b_out.const_data_ptr(), D, Z, b_out.size(0), norm.size(0), activation, eps} {
+    STD_TORCH_CHECK(dtype_of(like) != Dtype::bf16 && ws.dim() == 3 && rest.layers.N == first.layers.N,
                     "fastwm: mlp: expected float32 or float64, and layers of one width");
-    STD_TORCH_CHECK(n.norms <= 2 && activation >= 0 && activation <= 3 &&
+    STD_TORCH_CHECK(n.norms <= 2 && activation >= Activation::none && activation <= Activation::relu &&
                         (n.norms != 1 || n.activation == Activation::silu),
                     "fastwm: mlp: RMSNorm goes with SiLU; LayerNorm or no norm with any activation");
   }
+};
 
-  static const Tensor& matrix(const Tensor& x) {
-    STD_TORCH_CHECK(x.dim() == 2, "fastwm: mlp: expected x [N, D], z [N, Z], weights [out, in], norm [k, U]");
-    return x;
-  }
+// What forward and backward read.
+struct MlpArgs {
+  Tensor x, z;
+  MlpParams params;
+  MlpLayers n;
+
+  MlpArgs(const Tensor& x_, const Tensor& z_, const Tensor& w, const Tensor& b, const Tensor& norm, const Tensor& ws,
+          const Tensor& bs, const Tensor& norms, const Tensor& w_out, const Tensor& b_out, int64_t activation,
+          double eps)
+      : x(dense(matrix(x_))),
+        z(dense_shaped(z_, {x.size(0), matrix(z_).size(1)}, x, "z")),
+        params(x, x.size(1), z.size(1), w, b, norm, ws, bs, norms, w_out, b_out, static_cast<Activation>(activation),
+               eps),
+        n(params.n) {}
 };
 
 template <auto kernel>

@@ -1,8 +1,8 @@
 """What every agent is to those who run it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -124,3 +124,16 @@ def clone(state: Any) -> Any:
     if isinstance(state, dict):
         return {key: clone(value) for key, value in state.items()}
     return [clone(value) for value in state] if isinstance(state, list) else state
+
+
+@contextmanager
+def fixed(*modules: nn.Module) -> Iterator[None]:
+    """Their parameters are constants of what is computed inside: its gradient costs nothing."""
+    params = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for p in params:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in params:
+            p.requires_grad_(True)

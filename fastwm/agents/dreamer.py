@@ -1,7 +1,6 @@
 """What Dreamer V1 and DreamerV2 share: an actor that learns in dreams, and values that include a state's own reward."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,19 +80,6 @@ class Dreamer(WorldAgent):
                 self.actor.mlp.params, self.actor.out_params, self.actor.heads,
             )  # fmt: skip
         return GRUState(deter, stoch), stats, action
-
-
-@contextmanager
-def fixed(*modules: nn.Module) -> Iterator[None]:
-    """Their parameters are constants of what is computed inside: its gradient costs nothing."""
-    params = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for p in params:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in params:
-            p.requires_grad_(True)
 
 
 def flatten(state: GRUState) -> GRUState:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from gymnasium import spaces
 from torch import Tensor
 
-from fastwm.agents.agent import WriteBack
-from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, before_last, fixed, flatten, lambda_targets
+from fastwm.agents.agent import WriteBack, fixed
+from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, before_last, flatten, lambda_targets
 from fastwm.agents.world import ModelLoss, Noise, World
 from fastwm.nn.distributions import normal_kl
 from fastwm.nn.gru_rssm import VARIANTS, GRUState

@@ -13,8 +13,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from fastwm import ops
-from fastwm.agents.agent import WriteBack
-from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, before_last, fixed, flatten, lambda_targets
+from fastwm.agents.agent import WriteBack, fixed
+from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, before_last, flatten, lambda_targets
 from fastwm.agents.world import Noise, World
 from fastwm.nn.gru_rssm import VARIANTS, GRUState
 from fastwm.nn.heads import Policy

@@ -6,15 +6,15 @@ from what the model dreams. Every equation is named in `loss`; tensors are time-
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from fastwm import ops
-from fastwm.agents.agent import Agent, WriteBack
-from fastwm.nn.distributions import Categorical, SquaredError, TwoHot
+from fastwm.agents.agent import Agent, WriteBack, fixed
+from fastwm.nn.distributions import Bernoulli, Categorical, SquaredError, TwoHot
 from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.heads import Action, Actor, BernoulliHead, Policy, TwoHotHead
 from fastwm.nn.layers import RMSNorm
@@ -106,6 +106,16 @@ class World:
     prior_logits: Tensor
     recon: "dict[str, SquaredError | Categorical]"
     losses: dict[str, Tensor]
+
+
+class Outlook(NamedTuple):
+    """What the heads predict at dreamt states, without gradient to the states, nor to the model's own heads."""
+
+    policy: Policy
+    reward: TwoHot
+    cont: Bernoulli
+    value: TwoHot
+    slow_value: TwoHot
 
 
 @dataclass
@@ -293,13 +303,9 @@ class DreamerV3(Agent):
     def dream(self, posterior: State, noise: Noise) -> Dream:
         """Imagine from every posterior state, without gradient to the model, and score actor and critic there."""
         c = self.config
-        state, action, prior_logits = self.rollout(posterior.detach().flatten(), noise)
-        with self.autocast():
-            with torch.no_grad():
-                reward, cont = self.reward(*state.parts).mean, self.cont(*state.parts).prob
-            policy = self.actor(*state.parts)
-            value, slow_value = self.values(state)
-        baseline = value.mean.detach()
+        state, action, prior_logits, seen = self.rollout(posterior.detach().flatten(), noise)
+        policy, value, slow_value = seen.policy, seen.value, seen.slow_value
+        reward, cont, baseline = seen.reward.mean, seen.cont.prob, value.mean.detach()
         returns = ops.lambda_return(reward[1:], cont[1:], baseline[1:], c.lam)  # [H, N]
         scale = self.return_norm.update(returns)
         advantage = (returns - baseline[:-1]) / scale
@@ -308,13 +314,9 @@ class DreamerV3(Agent):
         losses = {"policy": -weight * objective, "value": weight * self.value_loss(value, slow_value, returns)}
         return Dream(state, prior_logits, action, reward, cont, policy, value, slow_value, returns, scale, losses)
 
-    @torch.no_grad()
-    def rollout(self, start: State, noise: Noise) -> tuple[State, Action, Tensor]:
-        """States 0..H and the actions sampled at them [H+1, N, ...], with the prior logits of states 1..H.
-
-        It has an autocast region of its own: casts cached here carry no gradient and must not serve the losses.
-        """
-
+    def rollout(self, start: State, noise: Noise) -> tuple[State, Action, Tensor, Outlook]:
+        """States 0..H and the actions sampled at them [H+1, N, ...], the prior logits of states 1..H, and what the
+        heads predict at all states."""
         c, rssm = self.config, self.rssm
         horizon, rows = c.imag_length, len(start.deter)
         uniform = torch.rand(horizon, rows, c.stoch, device=self.device) if noise.prior is None else noise.prior
@@ -323,12 +325,18 @@ class DreamerV3(Agent):
             fresh = torch.rand if head.classes else torch.randn
             shape = (horizon + 1, rows, head.size)
             draws.append(noise.action[key].reshape(shape) if noise.action else fresh(shape, device=self.device))
-        with self.autocast():
-            deter, stoch, prior_logits, encoded = ops.rssm_imagine(
+        with self.autocast(), fixed(self.reward, self.cont):
+            readouts = [head.params for head in (self.reward, self.cont, self.critic, self.slow_critic)]
+            deter, stoch, prior_logits, encoded, outputs = ops.rssm_imagine(
                 *start, uniform, torch.cat(draws, -1), rssm.observe_weights(), rssm.prior_weights(),
-                self.actor.params, tuple(self.actor.specs.values()), c.unimix, c.policy_unimix, RMSNorm.eps,
+                self.actor.params, tuple(self.actor.specs.values()), c.unimix, c.policy_unimix, RMSNorm.eps, readouts,
             )  # fmt: skip
-        return State(deter, stoch), decode(self.act_space, encoded), prior_logits
+        policy, reward, cont, value, slow_value = outputs
+        outlook = Outlook(
+            self.actor.dist(policy), self.reward.dist(reward), self.cont.dist(cont), self.critic.dist(value),
+            self.slow_critic.dist(slow_value),
+        )  # fmt: skip
+        return State(deter, stoch), decode(self.act_space, encoded), prior_logits, outlook
 
     def values(self, state: State) -> tuple[TwoHot, TwoHot]:
         """(fast, slow) critic."""

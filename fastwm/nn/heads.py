@@ -1,8 +1,9 @@
 """Networks that end in a prediction."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from gymnasium import spaces
@@ -14,13 +15,29 @@ from fastwm.nn.functional import symexp_bins
 from fastwm.nn.layers import MLP, Linear, RMSNorm
 from fastwm.nn.spaces import SpaceDict, classes, shape, total_width
 
-
-def mlp(layers: MLP, out: ops.LinearWeights, x: Tensor, onehot: Tensor | None = None) -> Tensor:
-    """All layers and the output of `[x, onehot]`; `onehot` [..., Z] may be left out, or be a part of x."""
-    return ops.mlp(x, ops.MLPWeights(layers.params, out), onehot, RMSNorm.eps)
+Prediction = TypeVar("Prediction")
 
 
-class TwoHotHead(nn.Module):
+class Head(nn.Module, Generic[Prediction]):
+    """MLP -> the parameters of a prediction from [x, onehot]; `onehot` [..., Z] may be left out, or be a part of x."""
+
+    mlp: MLP
+    out: Linear
+
+    @property
+    def params(self) -> ops.MLPWeights:
+        """As `fastwm.ops.mlp` and the readouts of `fastwm.ops.rssm_imagine` take them."""
+        return ops.MLPWeights(self.mlp.params, self.out.params)
+
+    @abstractmethod
+    def dist(self, outputs: Tensor) -> Prediction:
+        """The prediction with these parameters, [..., O], which are what `params` puts out."""
+
+    def forward(self, x: Tensor, onehot: Tensor | None = None) -> Prediction:
+        return self.dist(ops.mlp(x, self.params, onehot, RMSNorm.eps))
+
+
+class TwoHotHead(Head[TwoHot]):
     """MLP -> logits over symexp bins; zero-initialised, so the first prediction is exactly zero."""
 
     bins: Tensor
@@ -31,11 +48,11 @@ class TwoHotHead(nn.Module):
         self.out = Linear(units, bins, outscale=0.0)
         self.register_buffer("bins", symexp_bins(bins), persistent=False)
 
-    def forward(self, x: Tensor, onehot: Tensor | None = None) -> TwoHot:
-        return TwoHot(mlp(self.mlp, self.out.params, x, onehot), self.bins)
+    def dist(self, outputs: Tensor) -> TwoHot:
+        return TwoHot(outputs, self.bins)
 
 
-class BernoulliHead(nn.Module):
+class BernoulliHead(Head[Bernoulli]):
     """MLP -> one logit."""
 
     def __init__(self, inputs: int, units: int, layers: int):
@@ -43,8 +60,8 @@ class BernoulliHead(nn.Module):
         self.mlp = MLP(inputs, units, layers)
         self.out = Linear(units, 1)
 
-    def forward(self, x: Tensor, onehot: Tensor | None = None) -> Bernoulli:
-        return Bernoulli(mlp(self.mlp, self.out.params, x, onehot)[..., 0])
+    def dist(self, outputs: Tensor) -> Bernoulli:
+        return Bernoulli(outputs[..., 0])
 
 
 Action = dict[str, Tensor]
@@ -131,7 +148,7 @@ class Policy:
         return torch.stack(flat).sum(0)
 
 
-class Actor(nn.Module):
+class Actor(Head[Policy]):
     """MLP -> a `Policy` over a dictionary of action spaces."""
 
     def __init__(self, inputs: int, units: int, layers: int, space: SpaceDict, outscale: float, unimix: float):
@@ -156,11 +173,10 @@ class Actor(nn.Module):
 
     @property
     def params(self) -> ops.MLPWeights:
-        """The parameters as `fastwm.ops.rssm_imagine` takes them: all heads' output layers below each other."""
+        """With the output layers of all actions below each other."""
         outputs = zip(*(head.params for head in self.outputs))
         return ops.MLPWeights(self.mlp.params, ops.LinearWeights(*(torch.cat(part) for part in outputs)))
 
-    def forward(self, x: Tensor, onehot: Tensor | None = None) -> Policy:
-        outputs = mlp(self.mlp, self.params.out, x, onehot)
+    def dist(self, outputs: Tensor) -> Policy:
         parts = outputs.split([spec.size * (spec.classes or 2) for spec in self.specs.values()], -1)
-        return Policy({key: head(part) for key, head, part in zip(self.keys, self.heads, parts)}, x.ndim - 1)
+        return Policy({key: head(part) for key, head, part in zip(self.keys, self.heads, parts)}, outputs.ndim - 1)

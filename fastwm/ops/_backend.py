@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -95,6 +96,14 @@ def bf16_products(like: Tensor) -> bool:
     """Whether autocast asks for products in bfloat16 (with float32 sums; all else stays float32)."""
     device = like.device.type
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+
+
+def uncached_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    """Autocast as it is, in a region that shares no casts of weights with what follows."""
+    device = like.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)
 
 
 def check_alike(**tensors: Tensor) -> None:

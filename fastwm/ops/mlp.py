@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,10 +46,23 @@ def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-
         return ref.mlp(x, w, onehot, eps) if select(x) is None else by_layers(x, w, onehot, eps)
     rows = x.reshape(-1, x.shape[-1])
     latents = x.new_empty(len(rows), 0) if onehot is None else onehot.reshape(len(rows), onehot.shape[-1])
-    inputs = (rows, latents, *_tensors(w), *w.out)
-    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    inputs = (rows, latents, *weight_tensors(w))
+    save = wants_gradient(*inputs)
     y: Tensor = _forward(library, *inputs, ACTIVATIONS[w.activation], eps, save, bf16_products(x))[0]
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def made(library: str, y: Tensor, pre: Tensor, x: Tensor, z: Tensor, w: tuple[Tensor, ...], eps: float) -> Tensor:
+    """What `mlp` gives for x `[..., D]`, z `[..., Z]` and `weight_tensors` with RMSNorms, where another operator has
+    made it: its values `y` `[..., O]`, and `pre` `[L, N, U]`, its layers before their norms, for the derivative."""
+    rows = [part.reshape(-1, part.shape[-1]) for part in (x, z)]
+    options = ACTIVATIONS["silu"], eps, True, bf16_products(x)
+    out: Tensor = _Made.apply(library, y.flatten(0, -2), pre, *rows, *w, *options)
+    return out.view(y.shape)
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def by_layers(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-4) -> Tensor:
@@ -68,17 +80,9 @@ def dense(x: Tensor, layer: DenseWeights | LayerWeights, eps: float, activation:
     return activate(x, layer.scale, layer.shift, eps, activation)
 
 
-def stacked(layers: Sequence[Any]) -> tuple[Tensor, ...]:
-    """The first layer's tensors, and those of all others, stacked [count, ...]."""
-    first, *rest = layers
-    if rest:
-        return *first, *(torch.stack(part) for part in zip(*rest))
-    units = len(first[0])
-    return *first, first[0].new_empty(0, units, units), *(part.new_empty(0, *part.shape) for part in first[1:])
-
-
-def _tensors(w: MLPWeights) -> tuple[Tensor, ...]:
-    """Weight, bias and norm [0..2, U] of the first layer, and of all others, stacked."""
+def weight_tensors(w: MLPWeights) -> tuple[Tensor, ...]:
+    """Weight, bias and norm [0..2, U] of the first layer, and of all others, stacked [count, ...]; the output's
+    weight and bias."""
 
     def parts(layer: DenseWeights | LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
         weight, bias, *norm = layer
@@ -89,7 +93,11 @@ def _tensors(w: MLPWeights) -> tuple[Tensor, ...]:
             torch.stack(norms) if len(norms) > 1 else norms[0][None] if norms else weight.new_empty(0, len(weight)),
         )
 
-    return stacked([parts(layer) for layer in w.layers])
+    first, *rest = map(parts, w.layers)
+    if rest:
+        return *first, *(torch.stack(part) for part in zip(*rest)), *w.out
+    units = len(first[0])
+    return *first, first[0].new_empty(0, units, units), *(part.new_empty(0, *part.shape) for part in first[1:]), *w.out
 
 
 def _check(x: Tensor, w: MLPWeights, onehot: Tensor | None) -> None:
@@ -141,19 +149,24 @@ def _fake_backward(grad: Tensor, pre: Tensor, x: Tensor, z: Tensor, *rest: Any) 
     return new(rows, x.shape[1]), new(rows, z.shape[1]), new(sum(w.numel() for w in weights) if own else 0)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.activation, ctx.eps, _, ctx.bf16 = inputs
+def _keep(ctx: Any, pre: Tensor, inputs: tuple[Any, ...]) -> None:
+    *read, ctx.activation, ctx.eps, _, ctx.bf16 = inputs
     ctx.set_materialize_grads(False)
+    ctx.save_for_backward(pre, *read)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _keep(ctx, output[1], inputs)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1], *tensors)
 
 
-def _derivative(library: str, ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _derivative(library: str, ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 14
     pre, x, z, *weights = ctx.saved_tensors
     _, b, norm, ws, bs, norms, w_out, b_out = weights
-    inputs, own = any(ctx.needs_input_grad[:2]), any(ctx.needs_input_grad[2:])
+    needed = ctx.needs_input_grad[-14:]
+    inputs, own = any(needed[:2]), any(needed[2:])
     options = ctx.activation, ctx.eps, inputs, own, ctx.bf16
     d_x, d_z, d_weights = _backward(library, grad, pre, x, z, *weights, *options)
     d_inputs = (d_x, d_z) if inputs else (None, None)
@@ -165,6 +178,18 @@ def _derivative(library: str, ctx: Any, grad: Tensor | None, _: Tensor | None) -
     d_w = torch.cat([d_wx.view(U, D), d_wz.view(U, -1)], 1) if z.shape[1] else d_wx.view(U, D)
     shaped = [d.view_as(w) for d, w in ((d_norm, norm), (d_ws, ws), (d_bs, bs), (d_norms, norms), (d_w_out, w_out))]
     return *d_inputs, d_w, d_b, *shaped, d_b_out, None, None, None, None
+
+
+class _Made(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, library: str, y: Tensor, pre: Tensor, *inputs: Any) -> Tensor:
+        ctx.library = library
+        _keep(ctx, pre, inputs)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
+        return None, None, None, *_derivative(ctx.library, ctx, grad)
 
 
 _backward = Operator("mlp_backward", fake=_fake_backward, vmap=no_vmap("mlp"))

@@ -1,27 +1,31 @@
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, Operator, bf16_products, no_vmap, select
+from fastwm.ops._backend import KERNEL_DTYPES, Operator, bf16_products, no_vmap, select, uncached_autocast
 from fastwm.ops.categorical import straight_through_categorical
 from fastwm.ops.cell_steps import block_gru_step
-from fastwm.ops.mlp import by_layers, dense, stacked
+from fastwm.ops.mlp import by_layers, dense, made, mlp, wants_gradient, weight_tensors
 from fastwm.ops.norm_act import rms_norm_silu
 from fastwm.ref.mlp import MLPWeights
 from fastwm.ref.rssm_imagine import ActionHead, _sample_action
-from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, RSSMWeights
+from fastwm.ref.rssm_observe import DenseWeights, RSSMWeights
 
 __all__ = ["ActionHead", "rssm_imagine", "rssm_open_loop"]
+
+MAX_READOUTS = 8  # kMaxReadouts; with the actor
 
 
 def rssm_imagine(
     deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor, w: RSSMWeights, prior: MLPWeights, actor: MLPWeights,
     heads: tuple[ActionHead, ...], unimix: float = 0.01, policy_unimix: float = 0.0, eps: float = 1e-4,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Dream H steps ahead from N states in one call, prior and actor inside. No gradients.
+    readouts: Sequence[MLPWeights] = (),
+) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:  # fmt: skip
+    """Dream H steps ahead from N states in one call, prior and actor inside. The dream itself has no gradient.
 
         a_k ~ actor([h_k, z_k]),   h_{k+1} = GRU(h_k, z_k, a_k),   z_{k+1} ~ mix(softmax(prior(h_{k+1})))
 
@@ -35,25 +39,31 @@ def rssm_imagine(
         actor: its MLP, `[D + S*C] -> ` the outputs of all heads.
         heads: the parts of the action, in the order of their outputs.
         unimix, policy_unimix, eps: share of the uniform in the prior and in the policy; epsilon of the norms.
+        readouts: up to 7 more MLPs `[D + S*C] -> [O]` to be evaluated at every state, while it is in cache.
 
     Returns:
         States 0..H, the given ones first: deter `[H + 1, N, D]`, stoch `[H + 1, N, S, C]`; the prior's logits
         before mixing of states 1..H `[H, N, S, C]`; and the actions 0..H `[H + 1, N, A]`, encoded: one-hot for
-        categoricals, the sample (unclipped; the model sees `a / max(1, |a|)`) for reals. Under autocast: see
-        `rssm_observe`.
+        categoricals, the sample (unclipped; the model sees `a / max(1, |a|)`) for reals. Last, what the actor and each
+        readout put out at the states 0..H, a tuple of `[H + 1, N, O]`, differentiable in their weights. Under
+        autocast: see `rssm_observe`.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or H = 0.
 
     Source: Hafner et al., "Mastering diverse control tasks through world models" (2025) and its official code
     """
-    _check(deter, stoch, uniform, noise, w, prior, actor, heads)
+    nets = actor, *readouts
+    _check(deter, stoch, uniform, noise, w, prior, nets, heads)
     library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES else None
-    if library is None:
-        rollout = ref.rssm_imagine if select(deter) is None else _by_steps
-        return rollout(deter, stoch, uniform, noise, w, prior, actor, heads, unimix, policy_unimix, eps)
-    draws = uniform, noise
-    return _imagine(library, deter, stoch, draws, None, w, prior, actor, heads, unimix, policy_unimix, eps)
+    if library is not None:
+        draws = uniform, noise
+        return _imagine(library, deter, stoch, draws, None, w, prior, nets, heads, unimix, policy_unimix, eps)
+    rollout = ref.rssm_imagine if select(deter) is None else _by_steps
+    with uncached_autocast(deter):  # casts without gradient would serve what is differentiable in the weights
+        dream = rollout(deter, stoch, uniform, noise, w, prior, actor, heads, unimix, policy_unimix, eps)
+    deters, stochs, *_ = dream
+    return *dream, tuple(mlp(deters, net, stochs.flatten(-2), eps) for net in nets)
 
 
 def rssm_open_loop(
@@ -75,34 +85,41 @@ def rssm_open_loop(
     """
     if action.dim() != 3:
         raise ValueError(f"expected action [H, N, A], got {list(action.shape)}")
-    width = deter.shape[-1] + stoch.shape[1:].numel()
-    nobody = MLPWeights((_no_layer(deter, width),), LinearWeights(*_no_layer(deter, 0)[:2]))
-    _check(deter, stoch, uniform, None, w, prior, nobody, (), action)
+    _check(deter, stoch, uniform, None, w, prior, (), (), action)
     library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES else None
     tensors = (deter, stoch, action, *itertools.chain(*w), *itertools.chain(*prior.layers), *prior.out)
-    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    if library is None or differentiated:
+    if library is None or wants_gradient(*tensors):
         return ref.rssm_open_loop(deter, stoch, uniform, action, w, prior, unimix, eps)
     draws = uniform, uniform.new_empty(0, len(deter), 0)
-    deters, stochs, logits, _ = _imagine(library, deter, stoch, draws, action, w, prior, nobody, (), unimix, 0.0, eps)
+    deters, stochs, logits, *_ = _imagine(library, deter, stoch, draws, action, w, prior, (), (), unimix, 0.0, eps)
     return deters[1:], stochs[1:], logits
 
 
 def _imagine(
     library: str, deter: Tensor, stoch: Tensor, draws: tuple[Tensor, Tensor], action: Tensor | None, w: RSSMWeights,
-    prior: MLPWeights, actor: MLPWeights, heads: tuple[ActionHead, ...], unimix: float, policy_unimix: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    prior: MLPWeights, nets: tuple[MLPWeights, ...], heads: tuple[ActionHead, ...], unimix: float,
+    policy_unimix: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:  # fmt: skip
     dtype, block = deter.dtype, w.gates.weight.shape[1]
+    params = [weight_tensors(net) for net in nets]
+    save = [wants_gradient(*each) for each in params]
     with torch.no_grad():
         own, embeds = w.hidden.weight.split([block, w.hidden.weight.shape[1] - block], 1)
         given = None if action is None else action.to(dtype)
         spec = torch.tensor([tuple(head) for head in heads], dtype=torch.int64).reshape(-1, 2)
-        return _forward(
+        mlps = list(itertools.chain(weight_tensors(prior), *params))
+        *dream, read = _forward(
             library, deter, stoch, *(x.to(dtype) for x in draws), spec, *w.embed_deter, *w.embed_stoch,
-            *w.embed_action, own, embeds, w.hidden.bias, w.hidden.norm, *w.gates, *stacked(prior.layers), *prior.out,
-            *stacked(actor.layers), *actor.out, given, unimix, policy_unimix, eps, bf16_products(deter),
+            *w.embed_action, own, embeds, w.hidden.bias, w.hidden.norm, *w.gates, mlps, list(map(int, save)), given,
+            unimix, policy_unimix, eps, bf16_products(deter),
         )  # fmt: skip
+    deters, stochs, logits, actions = dream
+    latents = stochs.flatten(-2)
+    outputs = (
+        made(library, y, pre, deters, latents, each, eps) if kept else y
+        for each, kept, y, pre in zip(params, save, read[::2], read[1::2])
+    )
+    return deters, stochs, logits, actions, tuple(outputs)
 
 
 @torch.no_grad()
@@ -157,14 +174,9 @@ def _next_deter(h: Tensor, z: Tensor, action: Tensor, deter: Tensor, w: RSSMWeig
     return block_gru_step(rms_norm_silu(hidden, w.hidden.norm, eps), deter, *w.gates)
 
 
-def _no_layer(like: Tensor, inputs: int) -> DenseWeights:
-    """Where actions are given, the actor has no units."""
-    return DenseWeights(like.new_empty(0, inputs), like.new_empty(0), like.new_empty(0))
-
-
 def _check(
     deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor | None, w: RSSMWeights, prior: MLPWeights,
-    actor: MLPWeights, heads: tuple[ActionHead, ...], action: Tensor | None = None,
+    nets: tuple[MLPWeights, ...], heads: tuple[ActionHead, ...], action: Tensor | None = None,
 ) -> None:  # fmt: skip
     if deter.dim() != 2 or stoch.dim() != 3 or uniform.dim() != 3 or len(uniform) == 0:
         shapes = [list(x.shape) for x in (deter, stoch, uniform)]
@@ -177,19 +189,26 @@ def _check(
     if G == 0 or D % G:
         raise ValueError(f"deter of width {D} does not divide into {G} blocks")
     J = D // G
-    if not prior.layers or not actor.layers:
-        raise ValueError("prior and actor need a hidden layer")
-    if not all(isinstance(layer, DenseWeights) for layer in (*prior.layers, *actor.layers)):
-        raise ValueError("prior and actor have DenseWeights, RMSNorm and SiLU; see gru_rssm_dream for LayerWeights")
+    if len(nets) > MAX_READOUTS:
+        raise ValueError(f"expected at most {MAX_READOUTS - 1} readouts, got {len(nets) - 1}")
+    for net in (prior, *nets):
+        if not net.layers:
+            raise ValueError("prior, actor and readouts need a hidden layer")
+        if not all(isinstance(layer, DenseWeights) for layer in net.layers):
+            raise ValueError(
+                "prior, actor and readouts have DenseWeights, RMSNorm and SiLU; see gru_rssm_dream for LayerWeights"
+            )
     expected = {
         "stoch": (stoch, (N, S, C)), "uniform": (uniform, (H, N, S)), "embed_deter": (w.embed_deter.weight, (U, D)),
         "embed_stoch": (w.embed_stoch.weight, (U, S * C)), "embed_action": (w.embed_action.weight, (U, width)),
         "hidden": (w.hidden.weight, (G, J + 3 * U, J)), "gates": (w.gates.weight, (G, J, 3 * J)),
         "prior": (prior.layers[0].weight, (len(prior.layers[0].weight), D)),
         "prior's output": (prior.out.weight, (S * C, len(prior.layers[0].weight))),
-        "actor": (actor.layers[0].weight, (len(actor.layers[0].weight), D + S * C)),
-        "actor's output": (actor.out.weight, (outputs, len(actor.layers[0].weight))),
     }  # fmt: skip
+    for i, net in enumerate(nets):
+        name, units = f"readout {i}" if i else "actor", len(net.layers[0].weight)
+        expected[name] = net.layers[0].weight, (units, D + S * C)
+        expected[f"{name}'s output"] = net.out.weight, (len(net.out.bias) if i else outputs, units)
     if noise is not None:
         expected["noise"] = (noise, (H + 1, N, draws))
     if action is not None:
@@ -197,14 +216,18 @@ def _check(
     for name, (x, shape) in expected.items():
         if x.shape != shape or x.device != deter.device:
             raise ValueError(f"expected {name} {list(shape)} on {deter.device}, got {list(x.shape)} on {x.device}")
-    if not all(x.dtype == deter.dtype for x in (stoch, w.gates.weight, actor.out.weight)):
+    if not all(x.dtype == deter.dtype for x in (stoch, w.gates.weight, *(net.out.weight for net in nets))):
         raise ValueError(f"expected one dtype, got deter {deter.dtype}, stoch {stoch.dtype}, {w.gates.weight.dtype}")
 
 
 def _fake(deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor, heads: Tensor, *rest: Any) -> Any:
     H, N, new = len(uniform), len(deter), deter.new_empty
-    width = rest[6].shape[1]  # w_action
-    return new(H + 1, *deter.shape), new(H + 1, *stoch.shape), new(H, *stoch.shape), new(len(noise), N, width)
+    width, mlps, save = rest[6].shape[1], rest[15], rest[16]  # of w_action
+    read = []
+    for i, kept in enumerate(save, start=1):
+        _, b, _, ws, *_, b_out = mlps[8 * i : 8 * (i + 1)]
+        read += [new(H + 1, N, len(b_out)), new(1 + len(ws) if kept else 0, (H + 1) * N, len(b))]
+    return new(H + 1, *deter.shape), new(H + 1, *stoch.shape), new(H, *stoch.shape), new(len(noise), N, width), read
 
 
 _forward = Operator("rssm_imagine", fake=_fake, vmap=no_vmap("rssm_imagine"))

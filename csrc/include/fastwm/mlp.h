@@ -2,9 +2,16 @@
 #pragma once
 
 #include "fastwm/norm_act.h"
-#include "fastwm/rssm_imagine.h"
+#include "fastwm/weight.h"
 
 namespace fastwm {
+
+// Linear -> RMSNorm -> SiLU, `count` layers of equal shape behind each other in memory.
+struct DenseLayers {
+  Weight w;                  // [count, K, N]
+  const void *bias, *norm;   // [count, N]
+  int64_t count, K, N;
+};
 
 struct MlpLayers {
   DenseLayers first;  // [D + Z, U]
