@@ -178,7 +178,7 @@ class GruBackSteps {
     const Range rows = team_.range(rows_);
     for (int64_t r = rows.first; r < rows.last; ++r) {
       T* d_hidden = now_in(p_.d_hidden, s_.d_hidden, t, D) + r * D;
-      rms_silu_backward(D, at(p_.hidden, t, D) + r * D, ptr<T>(p_.w.n_hidden), eps_, s_.d_act + r * D, d_hidden,
+      rms_silu_backward(1, D, at(p_.hidden, t, D) + r * D, ptr<T>(p_.w.n_hidden), eps_, s_.d_act + r * D, d_hidden,
                         now(s_.act, t, D) + r * D, mine_.n_hidden);
       if (!has_all_rows()) copy_rows(1, D, d_hidden, D, at(p_.d_hidden, t, D) + r * D, D);
       convert(D, d_hidden, s_.o_hidden + r * D);
@@ -210,7 +210,7 @@ class GruBackSteps {
   void norm_embedding(int64_t t, int64_t r, int64_t i, const void* scale, T* d_scale, O* factor) {
     const int64_t X = n_.X(), U = n_.U, k = r * X + i * U;
     T* d_embed = now(s_.d_embeds, t, X) + k;
-    rms_silu_backward(U, at(p_.embeds, t, X) + k, ptr<T>(scale), eps_, s_.d_x + k, d_embed, now(s_.embeds, t, X) + k,
+    rms_silu_backward(1, U, at(p_.embeds, t, X) + k, ptr<T>(scale), eps_, s_.d_x + k, d_embed, now(s_.embeds, t, X) + k,
                       d_scale);
     convert(U, d_embed, factor);
   }

@@ -99,7 +99,7 @@ class GruSteps {
   }
 
   void norm_embedding(int64_t t, int64_t r, int64_t i, const void* scale) const {
-    rms_silu(n_.U, embedding(t, r, i), ptr<T>(scale), eps_, s_.x + r * n_.X() + i * n_.U);
+    rms_silu(1, n_.U, embedding(t, r, i), n_.X(), ptr<T>(scale), eps_, s_.x + r * n_.X() + i * n_.U, n_.X());
   }
 
   void norm_carry(int64_t t, int64_t r) const {
@@ -123,8 +123,8 @@ class GruSteps {
   void norm_hidden(int64_t t) {
     const T* pre = saved(t, p_.saved.hidden, s_.hidden, n_.D);
     const Range rows = team_.range(rows_);
-    for (int64_t r = rows.first; r < rows.last; ++r)
-      rms_silu(n_.D, pre + r * n_.D, ptr<T>(p_.w.n_hidden), eps_, s_.act + r * n_.D);
+    rms_silu(rows.last - rows.first, n_.D, pre + rows.first * n_.D, n_.D, ptr<T>(p_.w.n_hidden), eps_,
+             s_.act + rows.first * n_.D, n_.D);
   }
 
   void gates(int64_t t) {

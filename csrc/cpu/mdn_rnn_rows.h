@@ -10,14 +10,6 @@
 namespace fastwm::FASTWM_ISA {
 namespace {
 
-template <typename T>
-T dot(int64_t width, const T* x, const T* y) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < width; ++i) sum += x[i] * y[i];
-  return sum;
-}
-
 // c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c')
 template <typename T, typename O>
 void lstm_row(int64_t width, const T* i, const T* f, const T* g, const T* o, T* c, T* h, O* operand) {

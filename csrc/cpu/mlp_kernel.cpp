@@ -26,7 +26,7 @@ void activate(const MlpLayers& n, int64_t layer, int64_t rows, const T* pre, O* 
   const LayerNorm norm = norm_of<T>(n, layer);
   const T eps = static_cast<T>(n.eps);
   if (n.norms == 1) {
-    for (int64_t r = 0; r < rows; ++r) rms_silu(U, pre + r * U, ptr<T>(norm.scale), eps, act + r * U);
+    rms_silu(rows, U, pre, U, ptr<T>(norm.scale), eps, act, U);
     return;
   }
   with_activation(n.activation, [&](auto f) {
@@ -42,8 +42,7 @@ void activate_backward(const MlpLayers& n, int64_t layer, int64_t rows, const T*
   const LayerNorm norm = norm_of<T>(n, layer);
   const T eps = static_cast<T>(n.eps);
   if (n.norms == 1) {
-    for (int64_t r = 0; r < rows; ++r)
-      rms_silu_backward(U, pre + r * U, ptr<T>(norm.scale), eps, d_act + r * U, d_pre + r * U, act + r * U, d_norm);
+    rms_silu_backward(rows, U, pre, ptr<T>(norm.scale), eps, d_act, d_pre, act, d_norm);
     return;
   }
   with_activation(n.activation, [&](auto f) {

@@ -126,7 +126,7 @@ class Imagine {
   }
 
   void norm(int64_t width, const T* pre, const T* scale, O* act, int64_t lda) const {
-    for (int64_t r = 0; r < rows_; ++r) rms_silu(width, pre + r * width, scale, eps_, act + r * lda);
+    rms_silu(rows_, width, pre, width, scale, eps_, act, lda);
   }
 
   // The state's latents, [rows, Z]: one-hot, but for what the start state holds.

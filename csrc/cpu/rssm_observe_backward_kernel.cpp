@@ -144,7 +144,7 @@ class ObserveBackward {
     const Range rows = team_.range(rows_);
     for (int64_t r = rows.first; r < rows.last; ++r) {
       T* d_post = gru_.now_in(p_.d_post, s_.d_post, t, U) + r * U;
-      rms_silu_backward(U, gru_.at(p_.post, t, U) + r * U, ptr<T>(p_.w.n_post), eps_, s_.d_act + r * U, d_post,
+      rms_silu_backward(1, U, gru_.at(p_.post, t, U) + r * U, ptr<T>(p_.w.n_post), eps_, s_.d_act + r * U, d_post,
                         gru_.now(s_.act, t, U) + r * U, mine_.n_post);
       if (!gru_.has_all_rows()) copy_rows(1, U, d_post, U, gru_.at(p_.d_post, t, U) + r * U, U);
       convert(U, d_post, s_.o_post + r * U);

@@ -116,8 +116,8 @@ class Observe {
   void norm_posterior(int64_t t) {
     const T* pre = post(t);
     const Range rows = team_.range(rows_);
-    for (int64_t r = rows.first; r < rows.last; ++r)
-      rms_silu(n_.U, pre + r * n_.U, ptr<T>(p_.w.n_post), eps_, s_.act + r * n_.U);
+    rms_silu(rows.last - rows.first, n_.U, pre + rows.first * n_.U, n_.U, ptr<T>(p_.w.n_post), eps_,
+             s_.act + rows.first * n_.U, n_.U);
     if (t + 1 < n_.T) gru_.forget(t + 1);
   }
 

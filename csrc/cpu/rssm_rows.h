@@ -43,38 +43,87 @@ void add_scaled(int64_t width, T scale, const T* x, T* sum) {
 }
 
 template <typename T>
-T inverse_rms(int64_t width, const T* x, T eps) {
+T total(typename Vector<T>::type sums) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps((__m512)sums);
+  else return _mm512_reduce_add_pd((__m512d)sums);
+#else
   T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < width; ++i) sum += x[i] * x[i];
-  return 1 / static_cast<T>(__builtin_sqrt(sum / width + eps));
+  for (size_t lane = 0; lane < sizeof sums / sizeof(T); ++lane) sum += sums[lane];
+  return sum;
+#endif
+}
+
+// The sum of x y, by four sums that do not wait for each other.
+template <typename T>
+T dot(int64_t width, const T* x, const T* y) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t lanes = kVectorBytes / sizeof(T);
+  const auto at = [](const T* from) { return *reinterpret_cast<const V*>(from); };
+  V sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * lanes <= width; i += 4 * lanes)
+    for (int64_t k = 0; k < 4; ++k) sums[k] += at(x + i + k * lanes) * at(y + i + k * lanes);
+  for (; i + lanes <= width; i += lanes) sums[0] += at(x + i) * at(y + i);
+  T rest = 0;
+  for (; i < width; ++i) rest += x[i] * y[i];
+  return total<T>((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
+}
+
+// Rows of a norm that are at work together: no row waits for another's sum.
+constexpr int64_t kNormRows = 16;
+
+// 1 / rms of up to kNormRows rows.
+template <typename T>
+void inverse_rms(int64_t rows, int64_t width, const T* x, int64_t stride, T eps, T* inverse) {
+  for (int64_t r = 0; r < rows; ++r) inverse[r] = dot(width, x + r * stride, x + r * stride);
+  for (int64_t r = 0; r < rows; ++r) inverse[r] = 1 / static_cast<T>(__builtin_sqrt(inverse[r] / width + eps));
 }
 
 // act = silu(y), y = pre / rms(pre) * scale
 template <typename T, typename O>
-void rms_silu(int64_t width, const T* pre, const T* scale, T eps, O* act) {
-  const T inverse = inverse_rms(width, pre, eps);
+void rms_silu(int64_t rows, int64_t width, const T* pre, int64_t ldp, const T* scale, T eps, O* act, int64_t lda) {
+  T inverse[kNormRows];
+  for (; rows > 0; rows -= kNormRows, pre += kNormRows * ldp, act += kNormRows * lda) {
+    const int64_t group = rows < kNormRows ? rows : kNormRows;
+    inverse_rms(group, width, pre, ldp, eps, inverse);
+    for (int64_t r = 0; r < group; ++r) {
+      const T *x = pre + r * ldp, by = inverse[r];
+      O* y = act + r * lda;
 #pragma omp simd
-  for (int64_t i = 0; i < width; ++i) narrow(vsilu(pre[i] * inverse * scale[i]), act[i]);
+      for (int64_t i = 0; i < width; ++i) narrow(vsilu(x[i] * by * scale[i]), y[i]);
+    }
+  }
 }
 
-// From d_act, which is overwritten, to d_pre; adds to the scale's gradient, and computes act again.
+// From d_act, which is overwritten, to d_pre; adds to the scale's gradient, and computes act again. All rows are dense.
 template <typename T, typename O>
-void rms_silu_backward(int64_t width, const T* pre, const T* scale, T eps, T* d_act, O* d_pre, O* act, T* d_scale) {
-  const T inverse = inverse_rms(width, pre, eps);
-  T dot = 0;
-#pragma omp simd reduction(+ : dot)
-  for (int64_t i = 0; i < width; ++i) {
-    const T normal = pre[i] * inverse, y = normal * scale[i], s = vsigmoid(y);
-    const T d_y = d_act[i] * s * (1 + y * (1 - s));
-    narrow(y * s, act[i]);
-    d_scale[i] += d_y * normal;
-    d_act[i] = d_y * scale[i];
-    dot += d_act[i] * normal;
-  }
-  const T mean = dot / width;
+void rms_silu_backward(int64_t rows, int64_t width, const T* pre, const T* scale, T eps, T* d_act, O* d_pre, O* act,
+                       T* d_scale) {
+  T inverse[kNormRows];
+  for (int64_t first = 0; first < rows; first += kNormRows) {
+    const int64_t group = rows - first < kNormRows ? rows - first : kNormRows, begin = first * width;
+    inverse_rms(group, width, pre + begin, width, eps, inverse);
+    for (int64_t r = 0; r < group; ++r) {
+      const T *x = pre + begin + r * width, by = inverse[r];
+      T* d = d_act + begin + r * width;
+      O* y = act + begin + r * width;
 #pragma omp simd
-  for (int64_t i = 0; i < width; ++i) narrow(inverse * (d_act[i] - pre[i] * inverse * mean), d_pre[i]);
+      for (int64_t i = 0; i < width; ++i) {
+        const T normal = x[i] * by, z = normal * scale[i], s = vsigmoid(z), d_z = d[i] * s * (1 + z * (1 - s));
+        narrow(z * s, y[i]);
+        d_scale[i] += d_z * normal;
+        d[i] = d_z * scale[i];
+      }
+    }
+    for (int64_t r = 0; r < group; ++r) {
+      const T *x = pre + begin + r * width, *d = d_act + begin + r * width, by = inverse[r];
+      const T mean = dot(width, x, d) * by / width;
+      O* out = d_pre + begin + r * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) narrow(by * (d[i] - x[i] * by * mean), out[i]);
+    }
+  }
 }
 
 // h' = u c + (1 - u) h with r = sigmoid(reset), c = tanh(r cand), u = sigmoid(update + bias). r and u replace their
