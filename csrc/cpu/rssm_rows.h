@@ -3,7 +3,7 @@
 
 #include "bf16_gemm.h"
 #include "team.h"
-#include "fastwm/vecmath.h"
+#include "fastwm/cells.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -40,34 +40,6 @@ template <typename T>
 void add_scaled(int64_t width, T scale, const T* x, T* sum) {
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i) sum[i] += scale * x[i];
-}
-
-template <typename T>
-T total(typename Vector<T>::type sums) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps((__m512)sums);
-  else return _mm512_reduce_add_pd((__m512d)sums);
-#else
-  T sum = 0;
-  for (size_t lane = 0; lane < sizeof sums / sizeof(T); ++lane) sum += sums[lane];
-  return sum;
-#endif
-}
-
-// The sum of x y, by four sums that do not wait for each other.
-template <typename T>
-T dot(int64_t width, const T* x, const T* y) {
-  using V = typename Vector<T>::type;
-  constexpr int64_t lanes = kVectorBytes / sizeof(T);
-  const auto at = [](const T* from) { return *reinterpret_cast<const V*>(from); };
-  V sums[4] = {};
-  int64_t i = 0;
-  for (; i + 4 * lanes <= width; i += 4 * lanes)
-    for (int64_t k = 0; k < 4; ++k) sums[k] += at(x + i + k * lanes) * at(y + i + k * lanes);
-  for (; i + lanes <= width; i += lanes) sums[0] += at(x + i) * at(y + i);
-  T rest = 0;
-  for (; i < width; ++i) rest += x[i] * y[i];
-  return total<T>((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
 }
 
 // Rows of a norm that are at work together: no row waits for another's sum.
@@ -132,7 +104,7 @@ template <typename T, typename O>
 void gates_row(int64_t width, T* reset, const T* cand, T* update, T bias, const T* prev, T* deter, O* operand) {
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i) {
-    const T u = vsigmoid(update[i] + bias), r = vsigmoid(reset[i]), c = vtanh(r * cand[i]);
+    const T u = gate_sigmoid(update[i] + bias), r = gate_sigmoid(reset[i]), c = gate_tanh(r * cand[i]);
     reset[i] = r;
     update[i] = u;
     deter[i] = u * c + (1 - u) * prev[i];
@@ -146,7 +118,7 @@ void gates_row_backward(int64_t width, const T* reset, const T* cand, const T* u
                         O* d_reset, O* d_cand, O* d_update) {
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i) {
-    const T u = update[i], r = reset[i], c = vtanh(r * cand[i]);
+    const T u = update[i], r = reset[i], c = gate_tanh(r * cand[i]);
     const T d_inner = d_deter[i] * u * (1 - c * c);
     narrow(d_inner * cand[i] * r * (1 - r), d_reset[i]);
     narrow(d_inner * r, d_cand[i]);

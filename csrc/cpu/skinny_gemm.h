@@ -6,8 +6,9 @@
 #include <cstring>
 #include <type_traits>
 
+#include "arena.h"
 #include "team.h"
-#include "fastwm/memory.h"
+#include "vector.h"
 #include "fastwm/transpose.h"
 #include "fastwm/weight.h"
 
@@ -15,56 +16,18 @@ namespace fastwm::FASTWM_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kTileRows = 8;  // 16 sums, 2 weights and broadcasts in 32 registers
+constexpr int kTileRows = 8;  // 16 sums, 2 weights and broadcasts in 32 registers
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kTileRows = 6;  // 12 sums in 16 registers
+constexpr int kTileRows = 6;  // 12 sums in 16 registers
 #else
-constexpr int kVectorBytes = 16, kTileRows = 4;
+constexpr int kTileRows = 4;
 #endif
 constexpr int kTileVectors = 2;
 constexpr int64_t kDepth = 256;  // a panel's part that stays in L1 while the rows pass by
 
-template <typename T>
-struct Vector;
-template <>
-struct Vector<float> {
-  typedef float type __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
-};
-template <>
-struct Vector<double> {
-  typedef double type __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
-};
-
 // Columns of a panel.
 template <typename T>
 constexpr int64_t kPanel = kTileVectors * kVectorBytes / static_cast<int64_t>(sizeof(T));
-
-// Scratch of a call: one allocation, handed out in aligned pieces.
-class Arena {
- public:
-  explicit Arena(int64_t bytes) : memory_(borrow_memory(bytes)) {}
-  ~Arena() { give_back_memory(memory_); }
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-
-  template <typename T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(memory_.data + used_);
-    used_ += round(count * static_cast<int64_t>(sizeof(T)));
-    return piece;
-  }
-
-  template <typename T>
-  static int64_t bytes(int64_t count) {
-    return round(count * static_cast<int64_t>(sizeof(T)));
-  }
-
- private:
-  static constexpr int64_t kAlign = 64;
-  static int64_t round(int64_t bytes) { return (bytes + kAlign) / kAlign * kAlign; }
-  const Memory memory_;
-  int64_t used_ = 0;
-};
 
 // A weight of `blocks` matrices [K, N], cut into panels of kPanel columns, each [K, kPanel], padded with zeros.
 template <typename T>

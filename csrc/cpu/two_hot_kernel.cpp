@@ -1,70 +1,95 @@
 #include "fastwm/two_hot.h"
 
+#include "arena.h"
+#include "vector.h"
 #include "fastwm/parallel.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
 
-template <typename T, typename A = accumulate_t<T>>
-FASTWM_FN A largest(const T* x, int64_t n) {
-  A most = widen(x[0]);
-#pragma omp simd reduction(max : most)
-  for (int64_t k = 0; k < n; ++k) most = widen(x[k]) > most ? widen(x[k]) : most;
-  return most;
+// A row at work, in whole vectors: what a compiler leaves to scalars at the end of 255 bins takes as long as the rest.
+template <typename A>
+class Row {
+ public:
+  explicit Row(int64_t bins)
+      : bins_(bins), whole_((bins + kWhole - 1) / kWhole * kWhole), arena_(3 * Arena::bytes<A>(whole_)) {
+    x = arena_.template take<A>(whole_);
+    y = arena_.template take<A>(whole_);
+    term = arena_.template take<A>(whole_);
+    for (int64_t k = bins; k < whole_; ++k) x[k] = -__builtin_inff();
+  }
+
+  // x = logits; returns the largest
+  template <typename T>
+  A load(const T* logits) {
+#pragma omp simd
+    for (int64_t k = 0; k < bins_; ++k) x[k] = widen(logits[k]);
+    return largest(whole_, x);
+  }
+
+  // y = scale exp(x - shift); returns the sum
+  A exponentials(A shift, A scale = 1) {
+#pragma omp simd
+    for (int64_t k = 0; k < whole_; ++k) y[k] = scale * vexp_normal(x[k] - shift);
+    return sum(whole_, y);
+  }
+
+  A *x, *y, *term;  // [bins] and what fills the last vector
+
+ private:
+  static constexpr int64_t kWhole = 64 / sizeof(A);
+  const int64_t bins_, whole_;
+  Arena arena_;
+};
+
+// Calls body(row, scratch) for all rows.
+template <typename A, typename Body>
+void for_each_row(int64_t rows, int64_t bins, Body body) {
+#pragma omp parallel if (rows * bins > kParallelElements)
+  {
+    Row<A> scratch(bins);
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; ++row) body(row, scratch);
+  }
 }
 
 template <typename T>
 void loss(const TwoHotLoss& p) {
   using A = accumulate_t<T>;
-#pragma omp parallel for schedule(static) if (p.rows * p.bins > kParallelElements)
-  for (int64_t row = 0; row < p.rows; ++row) {
-    const T* x = static_cast<const T*>(p.logits) + row * p.bins;
-    const A most = largest(x, p.bins);
-    A sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t k = 0; k < p.bins; ++k) sum += vexp_normal(widen(x[k]) - most);
-    const A logsumexp = most + vlog(sum);
+  for_each_row<A>(p.rows, p.bins, [&](int64_t row, Row<A>& at) {
+    const A most = at.load(static_cast<const T*>(p.logits) + row * p.bins);
+    const A logsumexp = most + vlog(at.exponentials(most));
     A loss = 0;
     for (int m = 0; m < kMaxTargets && p.target[m]; ++m) {
       const A target = static_cast<const A*>(p.target[m])[row];
       const TwoHot<A> hot = two_hot(target, static_cast<const A*>(p.edges), p.bins);
-      const A below = logsumexp - widen(x[hot.below]), above = logsumexp - widen(x[hot.above]);
+      const A below = logsumexp - at.x[hot.below], above = logsumexp - at.x[hot.above];
       loss += static_cast<A>(p.share[m]) * (hot.weight == 0 ? below : (1 - hot.weight) * below + hot.weight * above);
     }
     static_cast<A*>(p.loss)[row] = loss;
     static_cast<A*>(p.logsumexp)[row] = logsumexp;
-  }
+  });
 }
 
 // softmax minus the two-hot encodings, each weighed by its share.
 template <typename T>
 void loss_backward(const TwoHotLossBackward& p) {
   using A = accumulate_t<T>;
-#pragma omp parallel for schedule(static) if (p.rows * p.bins > kParallelElements)
-  for (int64_t row = 0; row < p.rows; ++row) {
-    const T* x = static_cast<const T*>(p.logits) + row * p.bins;
+  for_each_row<A>(p.rows, p.bins, [&](int64_t row, Row<A>& at) {
     T* d_x = static_cast<T*>(p.d_logits) + row * p.bins;
     const A grad = static_cast<const A*>(p.grad)[row];
-    const A logsumexp = static_cast<const A*>(p.logsumexp)[row];
-    const A all = grad * static_cast<A>(p.share[0] + (p.target[1] ? p.share[1] : 0));
-#pragma omp simd
-    for (int64_t k = 0; k < p.bins; ++k) narrow(all * vexp_normal(widen(x[k]) - logsumexp), d_x[k]);
-    A hot_grad[2 * kMaxTargets];
-    int64_t hot_bin[2 * kMaxTargets];
-    int hots = 0;
+    at.load(static_cast<const T*>(p.logits) + row * p.bins);
+    at.exponentials(static_cast<const A*>(p.logsumexp)[row], grad * static_cast<A>(p.share[0] + (p.target[1] ? p.share[1] : 0)));
     for (int m = 0; m < kMaxTargets && p.target[m]; ++m) {
       const A target = static_cast<const A*>(p.target[m])[row];
       const TwoHot<A> hot = two_hot(target, static_cast<const A*>(p.edges), p.bins);
       const A share = grad * static_cast<A>(p.share[m]);
-      hot_bin[hots] = hot.below, hot_grad[hots++] = share * (1 - hot.weight);
-      hot_bin[hots] = hot.above, hot_grad[hots++] = share * hot.weight;
+      at.y[hot.below] -= share * (1 - hot.weight);
+      at.y[hot.above] -= share * hot.weight;
     }
-    for (int i = 0; i < hots; ++i) {  // from the softmax again: what is stored may have been rounded
-      A d = all * vexp_normal(widen(x[hot_bin[i]]) - logsumexp);
-      for (int j = 0; j < hots; ++j) d -= hot_bin[j] == hot_bin[i] ? hot_grad[j] : 0;
-      narrow(d, d_x[hot_bin[i]]);
-    }
-  }
+#pragma omp simd
+    for (int64_t k = 0; k < p.bins; ++k) narrow(at.y[k], d_x[k]);
+  });
 }
 
 template <typename T>
@@ -72,22 +97,15 @@ void mean(const TwoHotMean& p) {
   using A = accumulate_t<T>;
   const A* edges = static_cast<const A*>(p.edges);
   const int64_t half = p.bins / 2;
-#pragma omp parallel for schedule(static) if (p.rows * p.bins > kParallelElements)
-  for (int64_t row = 0; row < p.rows; ++row) {
-    const T* x = static_cast<const T*>(p.logits) + row * p.bins;
-    const A most = largest(x, p.bins);
-    const A centre = vexp_normal(widen(x[half]) - most);
-    A sum = 0, weighted = 0;
-#pragma omp simd reduction(+ : sum, weighted)
-    for (int64_t k = 1; k <= half; ++k) {
-      const A low = vexp_normal(widen(x[half - k]) - most), high = vexp_normal(widen(x[half + k]) - most);
-      sum += low + high;
-      weighted += mirrored(low, high, edges[half - k], edges[half + k]);
-    }
-    sum += centre;
-    static_cast<A*>(p.mean)[row] = (weighted + centre * edges[half]) / sum;
-    static_cast<A*>(p.logsumexp)[row] = most + vlog(sum);
-  }
+  for_each_row<A>(p.rows, p.bins, [&](int64_t row, Row<A>& at) {
+    const A most = at.load(static_cast<const T*>(p.logits) + row * p.bins), all = at.exponentials(most);
+    const A* y = at.y;
+#pragma omp simd
+    for (int64_t k = 1; k <= half; ++k)
+      at.term[k - 1] = mirrored(y[half - k], y[half + k], edges[half - k], edges[half + k]);
+    static_cast<A*>(p.mean)[row] = (sum(half, at.term) + y[half] * edges[half]) / all;
+    static_cast<A*>(p.logsumexp)[row] = most + vlog(all);
+  });
 }
 
 template <typename T>
