@@ -106,6 +106,16 @@ __attribute__((target("avx512bf16"))) inline void pair_rows(int64_t K, int64_t w
   }
 }
 
+__attribute__((target("avx512bf16"))) inline void to_bf16(int64_t width, const float* from, bf16* to) {
+  int64_t i = 0;
+  for (; i + 32 <= width; i += 32)
+    _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i)));
+  for (; i < width; i += 16) {
+    const auto there = static_cast<__mmask16>(width - i < 16 ? (1u << (width - i)) - 1 : 0xffffu);
+    _mm256_mask_storeu_epi16(to + i, there, (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, from + i)));
+  }
+}
+
 // 32 rows of 16 floats as 16 rows of 32: what was a column is a row.
 __attribute__((target("avx512bf16"))) inline void turn_square(const float* from, int64_t stride, bf16* to,
                                                               int64_t to_stride) {

@@ -13,6 +13,9 @@ const T* ptr(const void* p) { return static_cast<const T*>(p); }
 template <typename T>
 T* ptr(void* p) { return static_cast<T*>(p); }
 
+template <typename T, typename O>
+constexpr bool kBf16Factors = sizeof(T) == 4 && sizeof(O) == 2;
+
 // Rows [rows, width] by their strides.
 template <typename T>
 void copy_rows(int64_t rows, int64_t width, const T* from, int64_t from_stride, T* to, int64_t to_stride) {
@@ -32,8 +35,29 @@ void zero_rows(int64_t rows, int64_t width, T* to, int64_t stride) {
 
 template <typename T, typename O>
 void convert(int64_t width, const T* from, O* to) {
+#if FASTWM_BF16
+  if constexpr (kBf16Factors<T, O>) return to_bf16(width, from, to);
+#endif
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i) narrow(from[i], to[i]);
+}
+
+// to = number(0), number(1), ...; bfloat16 by way of floats, since the CPU converts whole vectors by one instruction.
+template <typename T, typename O, typename Number>
+void fill(int64_t width, O* to, Number number) {
+  if constexpr (kBf16Factors<T, O>) {
+    constexpr int64_t kBlock = 64;
+    T block[kBlock];
+    for (int64_t first = 0; first < width; first += kBlock) {
+      const int64_t count = width - first < kBlock ? width - first : kBlock;
+#pragma omp simd
+      for (int64_t i = 0; i < count; ++i) block[i] = number(first + i);
+      convert(count, block, to + first);
+    }
+    return;
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) narrow(number(i), to[i]);
 }
 
 template <typename T>
@@ -61,9 +85,7 @@ void rms_silu(int64_t rows, int64_t width, const T* pre, int64_t ldp, const T* s
     inverse_rms(group, width, pre, ldp, eps, inverse);
     for (int64_t r = 0; r < group; ++r) {
       const T *x = pre + r * ldp, by = inverse[r];
-      O* y = act + r * lda;
-#pragma omp simd
-      for (int64_t i = 0; i < width; ++i) narrow(vsilu(x[i] * by * scale[i]), y[i]);
+      fill<T>(width, act + r * lda, [=](int64_t i) __attribute__((always_inline)) { return vsilu(x[i] * by * scale[i]); });
     }
   }
 }
@@ -108,8 +130,8 @@ void gates_row(int64_t width, T* reset, const T* cand, T* update, T bias, const 
     reset[i] = r;
     update[i] = u;
     deter[i] = u * c + (1 - u) * prev[i];
-    narrow(deter[i], operand[i]);
   }
+  convert(width, deter, operand);
 }
 
 // d_deter becomes the gradient of h, as far as it goes past the products.
