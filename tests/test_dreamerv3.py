@@ -13,6 +13,7 @@ from fastwm.agents import DreamerV3, DreamerV3Config, Noise
 from fastwm.agents.official import load_official, official_names
 from fastwm.nn import BlockRSSM, PercentileNormalizer, State
 from fastwm.nn.layers import BlockLinear, Conv2d, Linear
+from fastwm.nn.normalize import percentile
 from fastwm.runner.config import TrainConfig, with_presets
 from tests import agents_under_test
 from tests.agents_under_test import BOX, VECTOR, make_batch
@@ -215,6 +216,13 @@ def test_g11_t49_percentiles_interpolate() -> None:
     single = PercentileNormalizer(rate=1.0)
     single.update(torch.arange(10.0))
     assert single.lo.item() == pytest.approx(0.45)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 20, 101, 1000])
+def test_percentiles_are_torchs_quantiles(count: int) -> None:
+    x = torch.randn(count, generator=torch.Generator().manual_seed(count)).double()
+    for share in (0.0, 0.01, 0.05, 0.3, 0.5, 0.9, 0.95, 0.999, 1.0):
+        torch.testing.assert_close(percentile(x, share), torch.quantile(x, share))
 
 
 def test_t20_scaling_all_returns_leaves_the_actor_alone() -> None:

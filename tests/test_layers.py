@@ -1,11 +1,14 @@
 """Layers whose arithmetic is not what their definition says at first sight."""
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from fastwm.nn import UpsampleConv2d
+from fastwm.nn import MLP, Decoder, UpsampleConv2d
+from fastwm.nn.spaces import as_dict
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
@@ -22,3 +25,33 @@ def test_upsampling_convolution_is_what_its_name_says(kernel: int, size: tuple[i
     inputs = (x, layer.weight, layer.bias)
     grad = torch.randn_like(ours)
     assert_close(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_an_mlp_is_its_layers(layers: int) -> None:
+    torch.manual_seed(0)
+    mlp = MLP(9, 24, layers).double()
+    x = torch.randn(5, 3, 9, dtype=torch.float64, requires_grad=True)
+    ours, theirs = mlp(x), x
+    for layer in mlp:
+        theirs = layer(theirs)
+    assert_close(ours, theirs)
+    inputs, grad = (x, *mlp.parameters()), torch.randn_like(ours)
+    assert_close(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad))
+
+
+def test_vectors_are_decoded_by_an_mlp_and_a_layer_each() -> None:
+    torch.manual_seed(0)
+    space = as_dict({"a": spaces.Box(-1, 1, (3,), np.float32), "b": spaces.Discrete(4)}, "obs")
+    decoder = Decoder(space, 16, 12, 24, 2, 8, (1,), 3, 2).double()
+    deter = torch.randn(5, 3, 16, dtype=torch.float64, requires_grad=True)
+    stoch = torch.randn(5, 3, 12, dtype=torch.float64, requires_grad=True)
+    out = decoder(deter, stoch)
+    ours = torch.cat([out["a"].mean, out["b"].logits], -1)
+    x = decoder.mlp(torch.cat([stoch, deter], -1))
+    theirs = torch.cat([head(x) for head in decoder.heads], -1).float()
+    assert_close(ours, theirs)
+    inputs, grad = (deter, stoch, *decoder.parameters()), torch.randn_like(ours)
+    assert_close(
+        torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad), rtol=1e-5, atol=1e-6
+    )

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 import fastwm
 from fastwm import _lib
 from fastwm.ops import philox_bits, philox_normal, philox_uniform
+from fastwm.ops.philox import rand, randn
 from tests.conftest import INTERPRETED, Target
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -146,6 +147,20 @@ def test_distributions(on: Target) -> None:
 
 
 @pytest.mark.skipif(not _lib.has_cpu, reason="not built")
+@pytest.mark.parametrize(("draw", "mean", "std"), [(rand, 0.5, 12**-0.5), (randn, 0.0, 1.0)])
+def test_rand_follows_torchs_seed(draw, mean: float, std: float) -> None:  # type: ignore[no-untyped-def]
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws += [draw(100, 200, 3, device=torch.device("cpu")) for _ in range(2)]
+    assert draws[0].shape == (100, 200, 3) and draws[0].dtype == torch.float32
+    assert torch.equal(draws[0], draws[2]) and torch.equal(draws[1], draws[3])
+    for other in (draws[1], draws[4]):
+        assert (draws[0] == other).float().mean() < 0.01
+    for x in draws:
+        assert abs(x.mean() - mean) < 5 * std / 60000**0.5 and abs(x.std() / std - 1) < 0.02
+
+
 def test_threads_change_nothing() -> None:
     threads, results = torch.get_num_threads(), []
     for n in (1, max(threads, 2)):

@@ -21,6 +21,7 @@ from fastwm.nn.layers import RMSNorm
 from fastwm.nn.normalize import PercentileNormalizer
 from fastwm.nn.rssm import BlockRSSM, State, stoch_onehot
 from fastwm.nn.spaces import as_dict, decode, encode, is_image, total_width
+from fastwm.ops.philox import rand, randn
 from fastwm.optim import LaProp
 
 
@@ -319,12 +320,12 @@ class DreamerV3(Agent):
         heads predict at all states."""
         c, rssm = self.config, self.rssm
         horizon, rows = c.imag_length, len(start.deter)
-        uniform = torch.rand(horizon, rows, c.stoch, device=self.device) if noise.prior is None else noise.prior
+        uniform = rand(horizon, rows, c.stoch, device=self.device) if noise.prior is None else noise.prior
         draws = []
         for key, head in self.actor.specs.items():
-            fresh = torch.rand if head.classes else torch.randn
+            fresh = rand if head.classes else randn
             shape = (horizon + 1, rows, head.size)
-            draws.append(noise.action[key].reshape(shape) if noise.action else fresh(shape, device=self.device))
+            draws.append(noise.action[key].reshape(shape) if noise.action else fresh(*shape, device=self.device))
         with self.autocast(), fixed(self.reward, self.cont):
             readouts = [head.params for head in (self.reward, self.cont, self.critic, self.slow_critic)]
             deter, stoch, prior_logits, encoded, outputs = ops.rssm_imagine(

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastwm import ops
 from fastwm.nn.distributions import Categorical, SquaredError, SymlogSquaredError
-from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNormSiLU, UpsampleConv2d
+from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU, UpsampleConv2d
 from fastwm.nn.spaces import SpaceDict, classes, encode, is_image, shape, total_width
 from fastwm.ops import symlog
 
@@ -116,9 +117,13 @@ class Decoder(nn.Module):
         """`deter` [..., D], `stoch` [..., S*C] -> a distribution with `.loss(target)` for every observation key."""
         outputs: dict[str, SquaredError | Categorical] = {}
         if self.vectors:
-            x = self.mlp(torch.cat([stoch, deter], -1))
-            for (key, leaf), head in zip(self.vectors.items(), self.heads):
-                y = head(x)
+            heads = [head for head in self.heads if isinstance(head, Linear)]
+            out = ops.LinearWeights(*(torch.cat(part) for part in zip(*(head.params for head in heads))))
+            first, *rest = self.mlp.params  # of [stoch, deter]
+            of_stoch, of_deter = first.weight.split([stoch.shape[-1], deter.shape[-1]], 1)
+            layers = (first._replace(weight=torch.cat([of_deter, of_stoch], 1)), *rest)
+            x = ops.mlp(deter, ops.MLPWeights(layers, out), stoch, RMSNorm.eps)
+            for (key, leaf), y in zip(self.vectors.items(), x.split([len(head.bias) for head in heads], -1)):
                 if classes(leaf):
                     outputs[key] = Categorical(y.reshape(*y.shape[:-1], *shape(leaf), classes(leaf)))
                 else:

@@ -148,3 +148,11 @@ class MLP(nn.Sequential):
     @property
     def params(self) -> tuple[ops.DenseWeights, ...]:
         return tuple(layer.params for layer in self if isinstance(layer, Dense))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., inputs] -> [..., units]`: all but the last layer's norm in one call."""
+        *layers, last = self.params
+        if not layers:
+            return super().forward(x)
+        w = ops.MLPWeights(tuple(layers), ops.LinearWeights(last.weight, last.bias))
+        return ops.rms_norm_silu(ops.mlp(x, w, eps=RMSNorm.eps), last.norm, RMSNorm.eps)

@@ -1,5 +1,7 @@
 """Running scale of the returns."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -12,23 +14,34 @@ class PercentileNormalizer(nn.Module):
 
     lo: Tensor
     hi: Tensor
-    quantiles: Tensor
 
     def __init__(self, rate: float = 0.01, limit: float = 1.0, low: float = 0.05, high: float = 0.95):
         super().__init__()
-        self.rate, self.limit = rate, limit
+        self.rate, self.limit, self.low, self.high = rate, limit, low, high
         self.register_buffer("lo", torch.zeros(()))
         self.register_buffer("hi", torch.zeros(()))
-        self.register_buffer("quantiles", torch.tensor([low, high]), persistent=False)
 
     @torch.no_grad()
     def update(self, x: Tensor) -> Tensor:
         """Take in all of `x` and return the new scale, a scalar tensor."""
-        lo, hi = torch.quantile(x.flatten().float(), self.quantiles)
-        self.lo.lerp_(lo, self.rate)
-        self.hi.lerp_(hi, self.rate)
+        values = x.flatten().float()
+        self.lo.lerp_(percentile(values, self.low), self.rate)
+        self.hi.lerp_(percentile(values, self.high), self.rate)
         return self.scale
 
     @property
     def scale(self) -> Tensor:
         return (self.hi - self.lo).clamp(min=self.limit)
+
+
+def percentile(x: Tensor, share: float) -> Tensor:
+    """`torch.quantile(x, share)` of a vector, which sorts no more than the nearer end."""
+    rank = share * (len(x) - 1)
+    below, above = math.floor(rank), math.ceil(rank)
+    if share < 0.5:
+        tail = x.topk(above + 1, largest=False).values
+        low, high = tail[below], tail[above]
+    else:
+        tail = x.topk(len(x) - below).values
+        low, high = tail[len(x) - 1 - below], tail[len(x) - 1 - above]
+    return torch.lerp(low, high, rank - below)

@@ -49,6 +49,20 @@ def philox_bits(seed_offset: Tensor, shape: int | Sequence[int], first: int = 0)
     return _draw("bits", seed_offset, shape, first)
 
 
+def rand(*shape: int, device: torch.device) -> Tensor:
+    """`torch.rand` in float32; on the CPU by all threads, from a seed that torch's generator gives."""
+    return philox_uniform(_seed(), shape) if device.type == "cpu" else torch.rand(shape, device=device)
+
+
+def randn(*shape: int, device: torch.device) -> Tensor:
+    """`torch.randn`, as `rand`."""
+    return philox_normal(_seed(), shape) if device.type == "cpu" else torch.randn(shape, device=device)
+
+
+def _seed() -> Tensor:
+    return torch.randint(2**62, (2,))
+
+
 def _draw(kind: str, seed_offset: Tensor, shape: int | Sequence[int], first: int) -> Tensor:
     if seed_offset.dtype != torch.int64 or seed_offset.dim() == 0 or seed_offset.shape[-1] != 2:
         raise ValueError(f"expected seed_offset [..., 2] of int64, got {list(seed_offset.shape)} {seed_offset.dtype}")
