@@ -60,12 +60,12 @@ template <typename T, typename O>
 struct GruBackScratch {
   T *d_carry, *d_act, *d_x;  // [R, D] [R, D] [R, E U]
   O* d_embed;                // [R, U]: d_embeds of the carry at t + 1, zero after a reset
-  O *o_gates, *o_hidden;     // the step's factors of products [R, 3D] [R, D]
+  O *o_gates, *o_hidden;     // the step's factors of products [R, 3D] [R, D], where they are not what the chunk holds
   // Some steps' inputs of the layers, and the gradients before their norms and gates: [steps, R, width].
   T *past, *embeds, *act, *d_embeds, *d_hidden, *d_gates;
 
   GruBackScratch(const BlockGruSizes& n, int64_t rows, Arena& arena) {
-    const int64_t chunk = chunk_steps(n.T, rows) * rows;
+    const int64_t chunk = chunk_steps(n.T, rows, n.D) * rows;
     d_embed = arena.take<O>(rows * n.U);
     o_gates = arena.take<O>(rows * 3 * n.D);
     o_hidden = arena.take<O>(rows * n.D);
@@ -76,7 +76,7 @@ struct GruBackScratch {
     d_gates = arena.take<T>(chunk * 3 * n.D);
   }
   static int64_t bytes(const BlockGruSizes& n, int64_t rows) {
-    const int64_t step = n.U + n.X() + 6 * n.D, chunk = chunk_steps(n.T, rows) * (2 * n.X() + 6 * n.D);
+    const int64_t step = n.U + n.X() + 6 * n.D, chunk = chunk_steps(n.T, rows, n.D) * (2 * n.X() + 6 * n.D);
     return (step + chunk) * rows * static_cast<int64_t>(sizeof(T)) + 1024;
   }
 };
@@ -89,7 +89,7 @@ class GruBackSteps {
   GruBackSteps(const BlockGruScanBackward& p, const GruBackWeights<T, O>& w, int64_t first_row, int64_t rows, Team team,
                const GruBackScratch<T, O>& s, const GruGrads<T>& shared, const GruGrads<T>& mine)
       : p_(p), n_(p.n), w_(w), row0_(first_row), rows_(rows), team_(team), s_(s), shared_(shared), mine_(mine),
-        eps_(p.eps), steps_(chunk_steps(p.n.T, rows)) {}
+        eps_(p.eps), steps_(chunk_steps(p.n.T, rows, p.n.D)) {}
 
   bool first(int64_t t, int64_t r) const { return p_.is_first[t * n_.B + row0_ + r]; }
   // Step t's rows of an array [T, B, width], and of one of the chunk.
@@ -154,21 +154,22 @@ class GruBackSteps {
         T* out = now(s_.d_gates, t, 3 * D) + row;
         gates_row_backward(width, gate, gate + J, gate + 2 * J, now(s_.past, t, D) + r * D + d,
                            s_.d_carry + r * D + d, out, out + J, out + 2 * J);
-        for (int i = 0; i < 3; ++i) convert(width, out + i * J, s_.o_gates + row + i * J);
+        for (int i = 0; i < 3; ++i) keep_factor(width, out + i * J, s_.o_gates + row + i * J);
       }
     }
   }
 
-  void hidden() {
+  void hidden(int64_t t) {
     const int64_t D = n_.D, J = n_.J();
     const Packed<O>& shape = w_.gates[0];
+    const O* d_gates = factor_of<T, O>(now(s_.d_gates, t, 3 * D), s_.o_gates);
     const Range tasks = team_.range(shape.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t g = task / shape.panels(), panel = task % shape.panels();
       T* out = s_.d_act + g * J + panel * kPanelOf<O>;
       for (int i = 0; i < 3; ++i) {
         const Start<T> start{i > 0 ? out : nullptr, D};
-        multiply(rows_, s_.o_gates + (3 * g + i) * J, 3 * D, w_.gates[i], task, start, out, D);
+        multiply(rows_, d_gates + (3 * g + i) * J, 3 * D, w_.gates[i], task, start, out, D);
       }
     }
   }
@@ -176,33 +177,33 @@ class GruBackSteps {
   void norm_hidden(int64_t t) {
     const int64_t D = n_.D;
     const Range rows = team_.range(rows_);
-    for (int64_t r = rows.first; r < rows.last; ++r) {
-      T* d_hidden = now_in(p_.d_hidden, s_.d_hidden, t, D) + r * D;
-      rms_silu_backward(1, D, at(p_.hidden, t, D) + r * D, ptr<T>(p_.w.n_hidden), eps_, s_.d_act + r * D, d_hidden,
-                        now(s_.act, t, D) + r * D, mine_.n_hidden);
-      if (!has_all_rows()) copy_rows(1, D, d_hidden, D, at(p_.d_hidden, t, D) + r * D, D);
-      convert(D, d_hidden, s_.o_hidden + r * D);
-    }
+    const int64_t count = rows.last - rows.first, begin = rows.first * D;
+    T* d_hidden = now_in(p_.d_hidden, s_.d_hidden, t, D) + begin;
+    rms_silu_backward(count, D, at(p_.hidden, t, D) + begin, ptr<T>(p_.w.n_hidden), eps_, s_.d_act + begin, d_hidden,
+                      now(s_.act, t, D) + begin, mine_.n_hidden);
+    if (!has_all_rows()) copy_rows(1, count * D, d_hidden, 0, at(p_.d_hidden, t, D) + begin, 0);
+    keep_factor(count * D, d_hidden, s_.o_hidden + begin);
   }
+  const O* d_hidden(int64_t t) const { return factor_of<T, O>(now_in(p_.d_hidden, s_.d_hidden, t, n_.D), s_.o_hidden); }
 
-  void embeds() {
+  void embeds(int64_t t) {
     const int64_t D = n_.D, J = n_.J(), X = n_.X(), panels = w_.embeds.panels();
     const Range tasks = team_.range(panels);
     for (int64_t panel = tasks.first; panel < tasks.last; ++panel) {
       T* out = s_.d_x + panel * kPanelOf<O>;
       for (int64_t g = 0; g < n_.G; ++g) {
         const Start<T> start{g > 0 ? out : nullptr, X};
-        multiply(rows_, s_.o_hidden + g * J, D, w_.embeds, g * panels + panel, start, out, X);
+        multiply(rows_, d_hidden(t) + g * J, D, w_.embeds, g * panels + panel, start, out, X);
       }
     }
   }
 
-  void own() {
+  void own(int64_t t) {
     const int64_t D = n_.D, J = n_.J();
     const Range tasks = team_.range(w_.own.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t g = task / w_.own.panels(), panel = task % w_.own.panels();
-      multiply(rows_, s_.o_hidden + g * J, D, w_.own, task, s_.d_carry + g * J + panel * kPanelOf<O>, D);
+      multiply(rows_, d_hidden(t) + g * J, D, w_.own, task, s_.d_carry + g * J + panel * kPanelOf<O>, D);
     }
   }
 

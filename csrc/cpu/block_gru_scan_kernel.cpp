@@ -84,12 +84,12 @@ void walk_back(const BlockGruScanBackward& p, const GruBackWeights<T, O>& weight
     team.wait();
     gru.gates(t, [](int64_t, T*) {});
     team.wait();
-    gru.hidden();
+    gru.hidden(t);
     team.wait();
     gru.norm_hidden(t);
     team.wait();
-    gru.embeds();
-    gru.own();
+    gru.embeds(t);
+    gru.own(t);
     team.wait();
     for (int64_t r = my_rows.first; r < my_rows.last; ++r) gru.norm_carry(t, r);
     const int64_t count = gru.chunk_rows(t);

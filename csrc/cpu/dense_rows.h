@@ -1,8 +1,6 @@
 // Linear layers over some rows, for kernels that take a tile of rows through several of them.
 #pragma once
 
-#include <type_traits>
-
 #include "rssm_plan.h"
 
 #if defined(__AVX512F__)
@@ -11,10 +9,6 @@
 
 namespace fastwm::FASTWM_ISA {
 namespace {
-
-// T is what sums are in, O what products multiply.
-template <typename T, typename O>
-constexpr bool kSame = std::is_same_v<T, O>;
 
 // Rows as factors of a product: themselves, or converted into scratch.
 template <typename T, typename O>

@@ -183,6 +183,9 @@ class GruRssmCoreBackward {
     }
   }
 
+  // As the products read them.
+  const O* d_gates(const Step& s) const { return factor_of<T, O>(s.d_gates, s_.o_gates); }
+
   // Columns d .. d + width of all rows.
   void gru(const Step& s, int64_t d, int64_t width) const {
     const int64_t D = n_.D;
@@ -199,7 +202,7 @@ class GruRssmCoreBackward {
         d_gate[3 * D + i] = out[5];
         d_h[i] = out[6];
       }
-      for (int k = 0; k < 4; ++k) convert(width, d_gate + k * D, s_.o_gates + r * wide_ + k * D + d);
+      for (int k = 0; k < 4; ++k) keep_factor(width, d_gate + k * D, s_.o_gates + r * wide_ + k * D + d);
     }
   }
 
@@ -219,7 +222,7 @@ class GruRssmCoreBackward {
         d_gate[2 * D + i] = out[1];
         d_h[i] = out[2];
       }
-      convert(width, d_gate + 2 * D, s_.o_gates + r * wide_ + 2 * D + d);
+      keep_factor(width, d_gate + 2 * D, s_.o_gates + r * wide_ + 2 * D + d);
     }
   }
 
@@ -229,7 +232,7 @@ class GruRssmCoreBackward {
     const Range panels = team_.range(packed_.h_new.panels());
     for (int64_t panel = panels.first; panel < panels.last; ++panel) {
       const int64_t d = panel * kWide, width = packed_.h_new.width(panel);
-      product(packed_.h_new, panel, s_.o_gates + 2 * D, wide_, s_.d_reset_h + d, D);
+      product(packed_.h_new, panel, d_gates(s) + 2 * D, wide_, s_.d_reset_h + d, D);
       for (int64_t r = 0; r < rows_; ++r) {
         const T *gate = s.gates + r * wide_ + d, *h = s.past_h + r * D + d, *d_reset_h = s_.d_reset_h + r * D + d;
         T *d_h = s_.d_deter + r * D + d, *d_gate = s.d_gates + r * wide_ + d, *reset_h = s.reset_h + r * D + d;
@@ -243,7 +246,7 @@ class GruRssmCoreBackward {
           d_h[i] += out[2];
           reset_h[i] = gate_sigmoid(gate[i]) * h[i];
         }
-        for (int k = 0; k < 2; ++k) convert(width, d_gate + k * D, s_.o_gates + r * wide_ + k * D + d);
+        for (int k = 0; k < 2; ++k) keep_factor(width, d_gate + k * D, s_.o_gates + r * wide_ + k * D + d);
       }
     }
   }
@@ -267,7 +270,7 @@ class GruRssmCoreBackward {
       }
       T* d_pre = s.d_gates + r * wide_;
       layer_row_backward<Activation::none>(wide_, pre, w_.n_gates, eps_, d_gate, d_pre, gate, d_norms_.gates);
-      convert(wide_, d_pre, s_.o_gates + r * wide_);
+      keep_factor(wide_, d_pre, s_.o_gates + r * wide_);
     }
   }
 
@@ -277,14 +280,14 @@ class GruRssmCoreBackward {
     const Range tasks = team_.range(own + packed_.h.panels());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       if (task < own) {
-        product(packed_.x, task, s_.o_gates, wide_, s_.d_x + task * kWide, n_.U);
+        product(packed_.x, task, d_gates(s), wide_, s_.d_x + task * kWide, n_.U);
         continue;
       }
       const int64_t panel = task - own, d = panel * kWide, width = packed_.h.width(panel);
       T* d_h = s_.d_deter + d;
-      multiply(rows_, s_.o_gates, wide_, packed_.h, panel, d_h, D);
+      multiply(rows_, d_gates(s), wide_, packed_.h, panel, d_h, D);
       if (w_.cell != GruCell::planet_gru)
-        multiply(rows_, s_.o_gates + wide_ - D, wide_, packed_.h_new, panel, d_h, D);
+        multiply(rows_, d_gates(s) + wide_ - D, wide_, packed_.h_new, panel, d_h, D);
       forget(s, width, d_h, D);
     }
   }

@@ -20,7 +20,7 @@ struct Scratch {
   Scratch(const GruRssmDreamBackward& p, int64_t rows) : step(p.n, rows), arena(bytes(p, rows)) {
     const GruRssmSizes& n = p.n;
     const ActorNet& a = p.actor;
-    const int64_t chunk = chunk_steps(n.T, rows) * rows;
+    const int64_t chunk = chunk_steps(n.T, rows, n.D) * rows;
     for (T** part : {&x, &act, &d_input, &d_layer}) *part = arena.take<T>(rows * n.U);
     reset_h = arena.take<T>(rows * n.D);
     d_gates = arena.take<T>(rows * 4 * n.D);
@@ -41,7 +41,7 @@ struct Scratch {
     const GruRssmSizes& n = p.n;
     const ActorNet& a = p.actor;
     const int64_t step = rows * (4 * n.U + 5 * n.D + n.O() + a.width + 2 * a.widest);
-    const int64_t chunk = chunk_steps(n.T, rows) * rows;
+    const int64_t chunk = chunk_steps(n.T, rows, n.D) * rows;
     const int64_t once = 2 * a.widest + 4 * n.U + 6 * n.D;
     return (step + once + chunk * (n.D + 2 * a.pre)) * sizeof(T) + chunk * sizeof(T*) + 2048;
   }
@@ -53,7 +53,7 @@ class DreamBackward {
  public:
   DreamBackward(const GruRssmDreamBackward& p, const GruRssmPackedBackward<T, O>& model,
                 const ActorPacked<T, O>& actor, int64_t first_row, int64_t rows, const Scratch<T, O>& s, T* sums)
-      : p_(p), n_(p.n), a_(p.actor), w_(actor), row0_(first_row), rows_(rows), steps_(chunk_steps(p.n.T, rows)),
+      : p_(p), n_(p.n), a_(p.actor), w_(actor), row0_(first_row), rows_(rows), steps_(chunk_steps(p.n.T, rows, p.n.D)),
         s_(s), sums_(sums),
         core_(n_, p.w, model, rows, kAlone, s.step,
               {s.d_norms, s.d_norms + 2 * n_.U, s.d_norms + 2 * n_.U + 6 * n_.D}) {}

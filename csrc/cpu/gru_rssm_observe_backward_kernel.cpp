@@ -14,8 +14,8 @@ struct Scratch {
 
   Scratch(const GruRssmSizes& n, int64_t rows)
       : step(n, rows),
-        arena(chunk_steps(n.T, rows) * rows * ((4 * n.U + 7 * n.D + n.O()) * sizeof(T) + sizeof(T*)) + 2048) {
-    const int64_t chunk = chunk_steps(n.T, rows) * rows;
+        arena(chunk_steps(n.T, rows, n.D) * rows * ((4 * n.U + 7 * n.D + n.O()) * sizeof(T) + sizeof(T*)) + 2048) {
+    const int64_t chunk = chunk_steps(n.T, rows, n.D) * rows;
     for (T** part : {&x, &act, &d_input, &d_layer}) *part = arena.take<T>(chunk * n.U);
     for (T** part : {&past_h, &reset_h, &deter}) *part = arena.take<T>(chunk * n.D);
     d_gates = arena.take<T>(chunk * 4 * n.D);
@@ -32,7 +32,7 @@ class ObserveBackward {
   // `sums` takes the weights' gradients of the whole team, `norms` those of the norms that this member sums.
   ObserveBackward(const GruRssmObserveBackward& p, const GruRssmPackedBackward<T, O>& packed, int64_t first_row,
                   int64_t rows, Team team, const Scratch<T, O>& s, T* sums, const Norms& norms)
-      : p_(p), n_(p.n), at_(p.n), row0_(first_row), rows_(rows), steps_(chunk_steps(p.n.T, rows)), team_(team), s_(s),
+      : p_(p), n_(p.n), at_(p.n), row0_(first_row), rows_(rows), steps_(chunk_steps(p.n.T, rows, p.n.D)), team_(team), s_(s),
         sums_(sums),
         core_(n_, p.w, packed, rows, team, s.step, norms) {}
 

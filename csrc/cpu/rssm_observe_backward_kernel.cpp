@@ -54,9 +54,9 @@ struct Scratch {
 
   Scratch(const RssmSizes& n, int64_t rows)
       : arena(GruBackScratch<T, O>::bytes(n.gru(), rows) +
-              ((3 * n.Z() + 3 * n.U) + chunk_steps(n.T, rows) * (2 * n.Z() + 2 * n.U + n.D)) * rows * sizeof(T) + 1024),
+              ((3 * n.Z() + 3 * n.U) + chunk_steps(n.T, rows, n.D) * (2 * n.Z() + 2 * n.U + n.D)) * rows * sizeof(T) + 1024),
         gru(n.gru(), rows, arena) {
-    const int64_t chunk = chunk_steps(n.T, rows) * rows;
+    const int64_t chunk = chunk_steps(n.T, rows, n.D) * rows;
     for (T** part : {&d_z, &probs}) *part = arena.take<T>(rows * n.Z());
     d_act = arena.take<T>(rows * n.U);
     for (O** part : {&o_post, &o_stoch}) *part = arena.take<O>(rows * n.U);
@@ -82,18 +82,18 @@ class ObserveBackward {
     for (int64_t t = n_.T - 1; t >= 0; --t) {
       sample(t);
       team_.wait();
-      logits();
+      logits(t);
       team_.wait();
       norm_posterior(t);
       team_.wait();
       gru_.gates(t, [this](int64_t task, T* out) { multiply(rows_, s_.o_post, n_.U, w_.post, task, out, n_.D); });
       team_.wait();
-      gru_.hidden();
+      gru_.hidden(t);
       team_.wait();
       gru_.norm_hidden(t);
       team_.wait();
-      gru_.embeds();
-      gru_.own();
+      gru_.embeds(t);
+      gru_.own(t);
       team_.wait();
       norm_embeds(t);
       team_.wait();
@@ -123,7 +123,7 @@ class ObserveBackward {
       for (int64_t z = 0; z < Z; ++z) d_z[z] += g[z];
       sample_row_backward(n_.S, n_.C, gru_.at(p_.logits, t, Z) + r * Z, static_cast<T>(p_.w.unimix), d_z,
                           gru_.at(p_.g_logits, t, Z) + r * Z, s_.probs + r * Z, d_logits);
-      convert(Z, d_logits, s_.o_logits + r * Z);
+      keep_factor(Z, d_logits, s_.o_logits + r * Z);
       if (!gru_.has_all_rows())
         copy_rows(1, D, gru_.at(p_.gru.h, t, D) + r * D, D, gru_.now(s_.deter, t, D) + r * D, D);
       gru_.past(t, r);
@@ -132,23 +132,23 @@ class ObserveBackward {
     }
   }
 
-  void logits() {
+  void logits(int64_t t) {
+    const O* d_logits = factor_of<T, O>(gru_.now(s_.d_logits, t, n_.Z()), s_.o_logits);
     const Range tasks = team_.range(w_.logits.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
-      multiply(rows_, s_.o_logits, n_.Z(), w_.logits, task, kZeros<T>, s_.d_act + task * kPanelOf<O>, n_.U);
+      multiply(rows_, d_logits, n_.Z(), w_.logits, task, kZeros<T>, s_.d_act + task * kPanelOf<O>, n_.U);
     }
   }
 
   void norm_posterior(int64_t t) {
     const int64_t U = n_.U;
     const Range rows = team_.range(rows_);
-    for (int64_t r = rows.first; r < rows.last; ++r) {
-      T* d_post = gru_.now_in(p_.d_post, s_.d_post, t, U) + r * U;
-      rms_silu_backward(1, U, gru_.at(p_.post, t, U) + r * U, ptr<T>(p_.w.n_post), eps_, s_.d_act + r * U, d_post,
-                        gru_.now(s_.act, t, U) + r * U, mine_.n_post);
-      if (!gru_.has_all_rows()) copy_rows(1, U, d_post, U, gru_.at(p_.d_post, t, U) + r * U, U);
-      convert(U, d_post, s_.o_post + r * U);
-    }
+    const int64_t count = rows.last - rows.first, begin = rows.first * U;
+    T* d_post = gru_.now_in(p_.d_post, s_.d_post, t, U) + begin;
+    rms_silu_backward(count, U, gru_.at(p_.post, t, U) + begin, ptr<T>(p_.w.n_post), eps_, s_.d_act + begin, d_post,
+                      gru_.now(s_.act, t, U) + begin, mine_.n_post);
+    if (!gru_.has_all_rows()) copy_rows(1, count * U, d_post, 0, gru_.at(p_.d_post, t, U) + begin, 0);
+    convert(count * U, d_post, s_.o_post + begin);
   }
 
   void norm_embeds(int64_t t) {

@@ -1,6 +1,8 @@
 // What an RSSM does to one row between its products: norm and SiLU, the sample, the gates; and their derivatives.
 #pragma once
 
+#include <type_traits>
+
 #include "bf16_gemm.h"
 #include "team.h"
 #include "fastwm/cells.h"
@@ -13,6 +15,9 @@ const T* ptr(const void* p) { return static_cast<const T*>(p); }
 template <typename T>
 T* ptr(void* p) { return static_cast<T*>(p); }
 
+// T is what sums are in, O what products multiply.
+template <typename T, typename O>
+constexpr bool kSame = std::is_same_v<T, O>;
 template <typename T, typename O>
 constexpr bool kBf16Factors = sizeof(T) == 4 && sizeof(O) == 2;
 
@@ -40,6 +45,18 @@ void convert(int64_t width, const T* from, O* to) {
 #endif
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i) narrow(from[i], to[i]);
+}
+
+// Keeps x as the factor of a product; factor_of then gives x itself where the types are the same, and nothing was copied.
+template <typename T, typename O>
+void keep_factor(int64_t width, const T* x, O* kept) {
+  if constexpr (!kSame<T, O>) convert(width, x, kept);
+}
+
+template <typename T, typename O>
+const O* factor_of(const T* x, const O* kept) {
+  if constexpr (kSame<T, O>) return x;
+  else return kept;
 }
 
 // to = number(0), number(1), ...; bfloat16 by way of floats, since the CPU converts whole vectors by one instruction.

@@ -7,11 +7,10 @@
 namespace fastwm::FASTWM_ISA {
 namespace {
 
-constexpr int64_t kChunkRows = 128;  // rows from which a weight's gradient is one product
-
-// Steps of `rows` rows that are gathered for it.
-inline int64_t chunk_steps(int64_t T, int64_t rows) {
-  const int64_t steps = rows < kChunkRows ? kChunkRows / rows : 1;
+// Steps of `rows` rows, [rows, D], after which a weight's gradient is one product: more where the sums are larger than what
+// is gathered for them.
+inline int64_t chunk_steps(int64_t T, int64_t rows, int64_t D) {
+  const int64_t chunk = D < 1024 ? 128 : 256, steps = rows < chunk ? chunk / rows : 1;
   return steps < T ? steps : T;
 }
 
