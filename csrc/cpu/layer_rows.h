@@ -14,13 +14,24 @@ struct Moments {
 
 template <typename T>
 Moments<T> moments(int64_t width, const T* x, T eps) {
-  T sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < width; ++i) sum += x[i];
-  const T mean = sum / width;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t i = 0; i < width; ++i) squares += (x[i] - mean) * (x[i] - mean);
+  const T mean = sum(width, x) / width;
+  const auto square = [mean](auto x) { return (x - mean) * (x - mean); };
+  const T squares = sum_of<T>(
+      width, [=](int64_t i) { return square(vector_at(x + i)); }, [=](int64_t i) { return square(x[i]); });
   return {mean, 1 / static_cast<T>(__builtin_sqrt(squares / width + eps))};
+}
+
+// The way back from d_normal to d_pre, normal = (pre - mean) / deviation.
+template <typename T>
+void normal_backward(int64_t width, const T* pre, const Moments<T>& m, const T* d_normal, T* d_pre) {
+  const T mean = sum(width, d_normal) / width;
+  const T products = sum_of<T>(
+      width, [=](int64_t i) { return vector_at(d_normal + i) * (vector_at(pre + i) - m.mean); },
+      [=](int64_t i) { return d_normal[i] * (pre[i] - m.mean); });
+  const T slope = products * m.inverse / width;
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i)
+    d_pre[i] = m.inverse * (d_normal[i] - mean - (pre[i] - m.mean) * m.inverse * slope);
 }
 
 template <Activation f, typename T, typename O>
@@ -52,22 +63,17 @@ void layer_row_backward(int64_t width, const T* pre, const LayerNorm& norm, T ep
   }
   const Moments<T> m = moments(width, pre, eps);
   const T *scale = ptr<T>(norm.scale), *shift = ptr<T>(norm.shift);
-  T *d_scale = d_norm, *d_shift = d_norm + width, sum = 0, dot = 0;
-#pragma omp simd reduction(+ : sum, dot)
+  T *d_scale = d_norm, *d_shift = d_norm + width;
+#pragma omp simd
   for (int64_t i = 0; i < width; ++i) {
     const T normal = (pre[i] - m.mean) * m.inverse, y = normal * scale[i] + shift[i];
-    const T d_y = d_act[i] * activation_slope<f>(y), d_normal = d_y * scale[i];
+    const T d_y = d_act[i] * activation_slope<f>(y);
     act[i] = activate<f>(y);
     d_scale[i] += d_y * normal;
     d_shift[i] += d_y;
-    d_act[i] = d_normal;
-    sum += d_normal;
-    dot += d_normal * normal;
+    d_act[i] = d_y * scale[i];
   }
-  const T mean = sum / width, slope = dot / width;
-#pragma omp simd
-  for (int64_t i = 0; i < width; ++i)
-    d_pre[i] = m.inverse * (d_act[i] - mean - (pre[i] - m.mean) * m.inverse * slope);
+  normal_backward(width, pre, m, d_act, d_pre);
 }
 
 // Calls body(tag) with the activation as a constant, `decltype(tag)::value`.

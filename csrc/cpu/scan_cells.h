@@ -4,8 +4,7 @@
 // candidate).
 #pragma once
 
-#include "rssm_rows.h"
-#include "fastwm/cells.h"
+#include "layer_rows.h"
 #include "fastwm/scans.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -30,7 +29,7 @@ struct BackwardRow {
   const T *saved, *h, *c, *new_c;
   T *d_h, *d_c;         // of the new carries; then of the old ones, as far as it goes past the products
   T* d_input;           // [gates]
-  O* d_sums;            // [gates], factors of products
+  O* d_sums;            // [gates], factors of products where these are not d_input itself
   const T* d_late;      // of `late`
   T *d_scale, *d_bias;  // of the norm, summed over rows
 };
@@ -117,13 +116,10 @@ struct LstmScan {
       d_forget[i] = d_c * x.c[i] * forget[i] * (1 - forget[i]);
       d_cand[i] = d_c * in[i] * (1 - cand[i] * cand[i]);
       d_out[i] = x.d_h[i] * t * out[i] * (1 - out[i]);
-      narrow(d_in[i], x.d_sums[i]);
-      narrow(d_forget[i], x.d_sums[f + i]);
-      narrow(d_cand[i], x.d_sums[g + i]);
-      narrow(d_out[i], x.d_sums[o + i]);
       x.d_c[i] = d_c * forget[i];
       x.d_h[i] = 0;
     }
+    for (int k = 0; k < 4; ++k) keep_factor(x.width, d_in + k * x.D, x.d_sums + k * x.D);
   }
 };
 
@@ -133,34 +129,18 @@ struct LayerNormGruScan {
   static constexpr LastGate last_gate = LastGate::alike;
   static constexpr bool apart(int) { return false; }
 
-  template <typename T>
-  struct Stats {
-    T mean, rstd;
-  };
-
-  template <typename T>
-  static Stats<T> stats(int64_t wide, const T* x, T eps) {
-    T sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < wide; ++i) sum += x[i];
-    const T mean = sum / wide;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < wide; ++i) squares += (x[i] - mean) * (x[i] - mean);
-    return {mean, 1 / static_cast<T>(__builtin_sqrt(squares / wide + eps))};
-  }
-
   // Saves the sums as they are.
   template <int stage, typename T, typename O>
   static void forward(const ForwardRow<T, O> x, const ScanWeights& w) {
     const int64_t D = x.D;
-    const Stats<T> s = stats(3 * D, x.sums, static_cast<T>(w.eps));
+    const Moments<T> s = moments(3 * D, x.sums, static_cast<T>(w.eps));
     const T *scale = ptr<T>(w.scale), *shift = ptr<T>(w.bias);
     Cells cell{};
     cell.bias = w.gate_bias;
 #pragma omp simd
     for (int64_t i = 0; i < D; ++i) {
       T in[4], out[1];
-      for (int k = 0; k < 3; ++k) in[k] = (x.sums[k * D + i] - s.mean) * s.rstd * scale[k * D + i] + shift[k * D + i];
+      for (int k = 0; k < 3; ++k) in[k] = (x.sums[k * D + i] - s.mean) * s.inverse * scale[k * D + i] + shift[k * D + i];
       in[3] = x.h[i];
       BlockGru::run(cell, in, out);
       x.new_h[i] = out[0];
@@ -170,38 +150,29 @@ struct LayerNormGruScan {
   template <int stage, typename T, typename O>
   static void backward(const BackwardRow<T, O> x, const ScanWeights& w) {
     const int64_t D = x.D;
-    const Stats<T> s = stats(3 * D, x.saved, static_cast<T>(w.eps));
+    const Moments<T> s = moments(3 * D, x.saved, static_cast<T>(w.eps));
     const T *scale = ptr<T>(w.scale), *shift = ptr<T>(w.bias);
     Cells cell{};
     cell.bias = w.gate_bias;
-    T sum = 0, dot = 0;
-#pragma omp simd reduction(+ : sum, dot)
+#pragma omp simd
     for (int64_t i = 0; i < D; ++i) {
       T in[5], out[4], normal[3];
       in[0] = x.d_h[i];
       for (int k = 0; k < 3; ++k) {
-        normal[k] = (x.saved[k * D + i] - s.mean) * s.rstd;
+        normal[k] = (x.saved[k * D + i] - s.mean) * s.inverse;
         in[1 + k] = normal[k] * scale[k * D + i] + shift[k * D + i];
       }
       in[4] = x.h[i];
       BlockGruBackward::run(cell, in, out);
       x.d_h[i] = out[3];
       for (int k = 0; k < 3; ++k) {
-        const T d = out[k] * scale[k * D + i];
         x.d_bias[k * D + i] += out[k];
         x.d_scale[k * D + i] += out[k] * normal[k];
-        x.d_input[k * D + i] = d;
-        sum += d;
-        dot += d * normal[k];
+        x.d_input[k * D + i] = out[k] * scale[k * D + i];
       }
     }
-    sum /= 3 * D;
-    dot /= 3 * D;
-#pragma omp simd
-    for (int64_t i = 0; i < 3 * D; ++i) {
-      x.d_input[i] = s.rstd * (x.d_input[i] - sum - (x.saved[i] - s.mean) * s.rstd * dot);
-      narrow(x.d_input[i], x.d_sums[i]);
-    }
+    normal_backward(3 * D, x.saved, s, x.d_input, x.d_input);
+    keep_factor(3 * D, x.d_input, x.d_sums);
   }
 };
 

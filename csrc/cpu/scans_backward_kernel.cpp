@@ -97,7 +97,7 @@ class ScanBack {
         for (int i = 0; i < (Cell::by_rows ? 0 : kSaved); ++i)
           fetch_rows(rows_, width, ptr<T>(p_.saved) + base_ * kSaved * D_ + i * D_ + j, kSaved * D_);
       }
-      if (t + 1 < T_) multiply(rows_, s_.d_sums[(t + 1) % 2], kGates * D_, w_.early, task, s_.d_h + j, D_);
+      if (t + 1 < T_) multiply(rows_, d_sums(t + 1), kGates * D_, w_.early, task, s_.d_h + j, D_);
       for (int64_t r = 0; r < rows_; ++r) {
         T *d_h = s_.d_h + r * D_ + j, *d_c = s_.d_c + r * D_ + j;
         if (t + 1 < T_ && first(t + 1, r))
@@ -113,12 +113,20 @@ class ScanBack {
     }
   }
 
+  // Step t's factors: where all gates' sums have the gradient of the input's part, that is there already.
+  const O* d_sums(int64_t t) const {
+    if constexpr (Cell::last_gate == LastGate::alike)
+      return factor_of<T, O>(ptr<T>(p_.d_input) + (t * B_ + row0_) * kGates * D_, s_.d_sums[t % 2]);
+    else
+      return s_.d_sums[t % 2];
+  }
+
   // By way of the product that waited for the other gates.
   void late(int64_t t) {
     const Range tasks = team_.range(w_.late.panels());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t j = task * kPanelOf<O>, width = w_.late.width(task);
-      multiply(rows_, s_.d_sums[t % 2] + w_.early.K, kGates * D_, w_.late, task, kZeros<T>, s_.d_late + j, D_);
+      multiply(rows_, d_sums(t) + w_.early.K, kGates * D_, w_.late, task, kZeros<T>, s_.d_late + j, D_);
       for (int64_t r = 0; r < rows_; ++r) gates<1>(t, r, j, width);
     }
   }
