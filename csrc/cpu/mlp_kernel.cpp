@@ -3,6 +3,7 @@
 #include "dense_rows.h"
 #include "weight_grads.h"
 #include "fastwm/mlp.h"
+#include "fastwm/parallel.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -136,11 +137,12 @@ struct Grads {
   }
 };
 
-// Chunk by chunk, threads share the rows on the way down, then the columns of the weights' gradients: each sum has
-// one owner and one order, whatever the number of threads.
+// Chunk by chunk, rows go down through the layers, then into the weights' gradients. Small gradients are summed by parts of
+// the rows, which share nothing, and added up in order; large ones by all threads, which share the rows on the way
+// down, then the columns. Each sum has one order, whatever the number of threads.
 template <typename T, typename O>
 class Backward {
-  static constexpr int64_t kRows = kChunk<O>, kTiles = kRows / kTile;
+  static constexpr int64_t kRows = kChunk<O>, kTiles = kRows / kTile, kMostParts = 16;
 
  public:
   explicit Backward(const MlpBackward& p)
@@ -148,7 +150,8 @@ class Backward {
         n_(p.n),
         U_(p.n.U()),
         norm_(p.n.norms * p.n.U()),
-        grads_(p.n, ptr<T>(p.d_weights)),
+        sums_(p.d_weights ? p.n.weights() : 0),
+        parts_(sums_ * static_cast<int64_t>(sizeof(T)) <= kOwnCache ? parts_of(p.rows) : 1),
         out_{1, n_.O, U_},
         rest_{n_.rest.count, U_, U_},
         x_{1, U_, p.d_x ? n_.D : 0},
@@ -160,34 +163,73 @@ class Backward {
     const Weight part{ptr<T>(first.data) + n_.D * first.sn, 0, first.sk, first.sn};
     const Packing<O> items[] = {{&out_, n_.out.transposed()}, {&rest_, n_.rest.w.transposed()}, {&x_, first}, {&z_, part}};
     pack_all(items, 4, max_threads());
-    d_pre_ = arena_.template take<T>(n_.count() * kRows * U_);
-    act_ = arena_.template take<T>(n_.count() * kRows * U_);
-    norms_ = arena_.template take<T>(kTiles * n_.count() * norm_);
-    sparse_ = arena_.template take<T>(n_.Z * U_);
-    std::memset(sparse_, 0, n_.Z * U_ * sizeof(T));
-    if (p.d_weights) std::memset(p.d_weights, 0, n_.weights() * sizeof(T));
   }
 
   void run() {
+    if (parts_ == 1) {
+      Sums sums(*this, ptr<T>(p_.d_weights));
+      Barrier barrier;
 #pragma omp parallel if (p_.rows * n_.weights() > kColumnWork)
-    {
+      {
 #ifdef _OPENMP
-      run(Team{thread_number(), omp_get_num_threads(), &barrier_});
+        run(Team{thread_number(), omp_get_num_threads(), &barrier}, sums, 0, p_.rows);
 #else
-      run(Team{0, 1, &barrier_});
+        run(Team{0, 1, &barrier}, sums, 0, p_.rows);
 #endif
+      }
+      return;
     }
+    Arena arena(Arena::bytes<T>((parts_ - 1) * sums_));
+    T *all = ptr<T>(p_.d_weights), *more = arena.take<T>((parts_ - 1) * sums_);
+#pragma omp parallel for schedule(static) if (p_.rows * n_.weights() > kColumnWork)
+    for (int64_t part = 0; part < parts_; ++part) {
+      Sums sums(*this, !all ? nullptr : part == 0 ? all : more + (part - 1) * sums_);
+      const int64_t chunks = (p_.rows + kRows - 1) / kRows;
+      const int64_t first = chunks * part / parts_ * kRows, end = chunks * (part + 1) / parts_ * kRows;
+      run(Team{0, 1, nullptr}, sums, first, end < p_.rows ? end : p_.rows);
+    }
+#pragma omp parallel for simd schedule(static) if (parts_ * sums_ > kParallelElements)
+    for (int64_t i = 0; i < sums_; ++i)
+      for (int64_t part = 1; part < parts_; ++part) all[i] += more[(part - 1) * sums_ + i];
   }
 
  private:
+  // Parts of the rows, at least a chunk each.
+  static int64_t parts_of(int64_t rows) {
+    const int64_t chunks = (rows + kRows - 1) / kRows;
+    return chunks < 1 ? 1 : chunks < kMostParts ? chunks : kMostParts;
+  }
+
+  // Where some rows' gradients are summed, and a chunk of them at work.
+  struct Sums {
+    const Backward& of;
+    Arena arena;
+    Grads<T> grads;
+    T *d_pre, *act;  // [count, kRows, U]
+    T* norms;        // [kTiles, count, norms, U]: each tile's share of the norms' gradients
+    T* sparse;       // [Z, U], the gradient of the first layer's rows for z
+
+    Sums(const Backward& b, T* all)
+        : of(b),
+          arena(2 * Arena::bytes<T>(b.n_.count() * kRows * b.U_) + Arena::bytes<T>(kTiles * b.n_.count() * b.norm_) +
+                Arena::bytes<T>(b.n_.Z * b.U_)),
+          grads(b.n_, all) {
+      for (T** chunk : {&d_pre, &act}) *chunk = arena.template take<T>(b.n_.count() * kRows * b.U_);
+      norms = arena.template take<T>(kTiles * b.n_.count() * b.norm_);
+      sparse = arena.template take<T>(b.n_.Z * b.U_);
+      std::memset(sparse, 0, b.n_.Z * b.U_ * sizeof(T));
+      if (all) std::memset(all, 0, b.sums_ * sizeof(T));
+    }
+    T* of_layer(T* chunk, int64_t layer) const { return chunk + layer * kRows * of.U_; }
+  };
+
   int64_t bytes() const {
-    int64_t sum = 2 * Arena::bytes<T>(n_.count() * kRows * U_) + Arena::bytes<T>(kTiles * n_.count() * norm_) +
-                  Arena::bytes<T>(n_.Z * U_);
+    int64_t sum = 0;
     for (const Packed<O>* w : {&out_, &rest_, &x_, &z_}) sum += Arena::bytes<O>(w->size());
     return sum;
   }
 
-  void run(Team team) {
+  void run(Team team, const Sums& sums, int64_t begin, int64_t end) const {
     const int64_t needed = scratch(kRows);
     Arena arena(Arena::bytes<O>(kTile * n_.O) + Arena::bytes<O>(kTile * U_) + Arena::bytes<T>(kTile * U_) +
                 Arena::bytes<int32_t>(n_.Z + kVectorBytes) + Arena::bytes<O>(needed));
@@ -196,37 +238,35 @@ class Backward {
     T* d_act = arena.take<T>(kTile * U_);
     int32_t* at = arena.take<int32_t>(n_.Z + kVectorBytes);
     O* panel = arena.take<O>(needed);
-    for (int64_t row = 0; row < p_.rows; row += kRows) {
-      const int64_t rows = p_.rows - row < kRows ? p_.rows - row : kRows;
+    for (int64_t row = begin; row < end; row += kRows) {
+      const int64_t rows = end - row < kRows ? end - row : kRows;
       const Range tiles = team.range((rows + kTile - 1) / kTile);
       for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
         const int64_t slot = tile * kTile;
-        down(row + slot, slot, rows - slot < kTile ? rows - slot : kTile, o_grad, o_pre, d_act);
+        down(sums, row + slot, slot, rows - slot < kTile ? rows - slot : kTile, o_grad, o_pre, d_act);
       }
       team.wait();
       if (!p_.d_weights) continue;
-      weights(team, row, rows, at, panel);
+      weights(team, sums, row, rows, at, panel);
       team.wait();
     }
     if (!p_.d_weights) return;
     const Range units = team.range(is_dense<O>(n_) ? 0 : U_);
     for (int64_t u = units.first; u < units.last; ++u)
-      for (int64_t z = 0; z < n_.Z; ++z) grads_.w_z[u * n_.Z + z] = sparse_[z * U_ + u];
+      for (int64_t z = 0; z < n_.Z; ++z) sums.grads.w_z[u * n_.Z + z] = sums.sparse[z * U_ + u];
   }
 
-  T* chunk(T* array, int64_t layer) const { return array + layer * kRows * U_; }
-
   // From the gradient of the output to those of all layers, for one tile: rows `row`.., at `slot` of the chunk.
-  void down(int64_t row, int64_t slot, int64_t rows, O* o_grad, O* o_pre, T* d_act) const {
+  void down(const Sums& s, int64_t row, int64_t slot, int64_t rows, O* o_grad, O* o_pre, T* d_act) const {
     const AmxTiles tiles(use_amx<O>(), rows);
     const T* no_bias = nullptr;
-    T* norms = norms_ + slot / kTile * n_.count() * norm_;
+    T* norms = s.norms + slot / kTile * n_.count() * norm_;
     std::memset(norms, 0, n_.count() * norm_ * sizeof(T));
     linear(rows, factors(rows * n_.O, ptr<T>(p_.grad) + row * n_.O, o_grad), n_.O, out_, 0, no_bias, d_act, U_);
     for (int64_t i = n_.count() - 1; i >= 0; --i) {
-      T* d_pre = chunk(d_pre_, i) + slot * U_;
+      T* d_pre = s.of_layer(s.d_pre, i) + slot * U_;
       activate_backward(n_, i, rows, ptr<T>(p_.pre) + (i * p_.rows + row) * U_, d_act, d_pre,
-                        chunk(act_, i) + slot * U_, norms + i * norm_);
+                        s.of_layer(s.act, i) + slot * U_, norms + i * norm_);
       const O* d = factors(rows * U_, static_cast<const T*>(d_pre), o_pre);
       if (i > 0) {
         linear(rows, d, U_, rest_, i - 1, no_bias, d_act, U_);
@@ -237,11 +277,12 @@ class Backward {
     }
   }
 
-  GradProduct<T> product(int64_t i, int64_t row) const {  // of layer i; the last is the output
+  GradProduct<T> product(const Sums& s, int64_t i, int64_t row) const {  // of layer i; the last is the output
     const int64_t last = n_.count();
-    if (i == 0) return {1, U_, n_.D, d_pre_, U_, 0, ptr<T>(p_.x) + row * n_.D, n_.D, grads_.w_x};
-    if (i == last) return {1, n_.O, U_, ptr<T>(p_.grad) + row * n_.O, n_.O, 0, chunk(act_, i - 1), U_, grads_.w_out};
-    return {1, U_, U_, chunk(d_pre_, i), U_, 0, chunk(act_, i - 1), U_, grads_.ws + (i - 1) * U_ * U_};
+    if (i == 0) return {1, U_, n_.D, s.d_pre, U_, 0, ptr<T>(p_.x) + row * n_.D, n_.D, s.grads.w_x};
+    const T* act = s.of_layer(s.act, i - 1);
+    if (i == last) return {1, n_.O, U_, ptr<T>(p_.grad) + row * n_.O, n_.O, 0, act, U_, s.grads.w_out};
+    return {1, U_, U_, s.of_layer(s.d_pre, i), U_, 0, act, U_, s.grads.ws + (i - 1) * U_ * U_};
   }
 
   int64_t scratch(int64_t rows) const {
@@ -249,36 +290,33 @@ class Backward {
     return GradFactors<T, O>::scratch(widest, rows);
   }
 
-  void weights(Team team, int64_t row, int64_t rows, int32_t* at, O* panel) const {
+  void weights(Team team, const Sums& s, int64_t row, int64_t rows, int32_t* at, O* panel) const {
     const AmxTiles tiles(use_amx<O>(), rows);
-    for (int64_t i = 0; i <= n_.count(); ++i) add_product(product(i, row), rows, team, panel);
+    for (int64_t i = 0; i <= n_.count(); ++i) add_product(product(s, i, row), rows, team, panel);
     const Range units = team.range(U_);
     for (int64_t i = 0; i < n_.count(); ++i) {
-      add_columns(rows, chunk(d_pre_, i), U_, U_, grads_.bs + i * U_, team);
-      add_columns((rows + kTile - 1) / kTile, norms_ + i * norm_, norm_, n_.count() * norm_, grads_.norms + i * norm_, team);
+      add_columns(rows, s.of_layer(s.d_pre, i), U_, U_, s.grads.bs + i * U_, team);
+      add_columns((rows + kTile - 1) / kTile, s.norms + i * norm_, norm_, n_.count() * norm_, s.grads.norms + i * norm_,
+                  team);
     }
-    add_columns(rows, ptr<T>(p_.grad) + row * n_.O, n_.O, n_.O, grads_.b_out, team);
+    add_columns(rows, ptr<T>(p_.grad) + row * n_.O, n_.O, n_.O, s.grads.b_out, team);
     if (is_dense<O>(n_)) {
-      const GradProduct<T> latent{1, U_, n_.Z, d_pre_, U_, 0, ptr<T>(p_.z) + row * n_.Z, n_.Z, grads_.w_z};
+      const GradProduct<T> latent{1, U_, n_.Z, s.d_pre, U_, 0, ptr<T>(p_.z) + row * n_.Z, n_.Z, s.grads.w_z};
       return add_product(latent, rows, team, panel);
     }
     for (int64_t r = 0; r < rows; ++r) {
       const T* z = ptr<T>(p_.z) + (row + r) * n_.Z;
-      scatter_rows(nonzeros(n_.Z, z, at), at, z, d_pre_ + r * U_ + units.first, units.last - units.first, U_,
-                   sparse_ + units.first);
+      scatter_rows(nonzeros(n_.Z, z, at), at, z, s.d_pre + r * U_ + units.first, units.last - units.first, U_,
+                   s.sparse + units.first);
     }
   }
 
   const MlpBackward& p_;
   const MlpLayers& n_;
   const int64_t U_, norm_;  // units; numbers of a layer's norm
-  const Grads<T> grads_;
+  const int64_t sums_, parts_;  // numbers in all gradients; parts of the rows that sum for themselves
   Packed<O> out_, rest_, x_, z_;
   Arena arena_;
-  Barrier barrier_;
-  T *d_pre_, *act_;  // [count, kRows, U], of the chunk
-  T* norms_;         // [kTiles, count, norms, U]: each tile's share of the norms' gradients
-  T* sparse_;        // [Z, U], the gradient of the first layer's rows for z
 };
 
 }  // namespace
