@@ -96,6 +96,21 @@ def test_readouts_are_the_mlps_of_the_states(N: int, backend: str) -> None:
     assert all(torch.equal(x, y) and not x.requires_grad for x, y in zip(again, outputs))
 
 
+@needs_cpu
+def test_readouts_under_torch_func() -> None:
+    _, rssm, args, (w, prior, net, heads, *mix) = make(BOX)
+    critic = heads_of(rssm)[0]
+
+    def loss(bias: Tensor) -> Tensor:
+        readout = critic._replace(out=critic.out._replace(bias=bias))
+        outputs = rssm_imagine(*args, w, prior, net, heads, *mix, readouts=[readout])[-1]
+        return outputs[1].square().sum()
+
+    bias = critic.out.bias.detach().clone().requires_grad_()
+    (want,) = torch.autograd.grad(loss(bias), bias)
+    assert_close(torch.func.grad(loss)(bias.detach()), want)
+
+
 @pytest.mark.parametrize("backend", ["ref", pytest.param("cpu", marks=needs_cpu)])
 def test_readouts_keep_their_gradients_under_autocast(backend: str) -> None:
     """Autocast keeps a weight's cast for its whole region; one made inside the dream would have no gradient."""

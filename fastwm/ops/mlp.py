@@ -182,10 +182,13 @@ def _derivative(library: str, ctx: Any, grad: Tensor | None, *_: Tensor | None) 
 
 class _Made(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, library: str, y: Tensor, pre: Tensor, *inputs: Any) -> Tensor:
-        ctx.library = library
-        _keep(ctx, pre, inputs)
+    def forward(library: str, y: Tensor, pre: Tensor, *inputs: Any) -> Tensor:
         return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.library, _, pre, *read = inputs
+        _keep(ctx, pre, tuple(read))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> Any:
