@@ -191,14 +191,27 @@ def operands(call: Call) -> list[Tensor]:
 @needs_cpu
 @pytest.mark.parametrize("kind", ["rms", "layer_norm elu"])
 def test_threads_and_repeats_change_nothing(kind: str) -> None:
-    threads, results = torch.get_num_threads(), []
     call = make((1300,), D=40, U=48, O=33, dtype=torch.float32, kind=kind)
+    assert_threads_change_nothing(call)
+
+
+@needs_cpu
+def test_threads_share_large_gradients() -> None:
+    """More than a core keeps for itself, over several chunks of rows."""
+    call = make((600,), D=800, U=256, O=33)
+    ours = assert_threads_change_nothing(call)
+    assert_close(ours, run(call, "ref"), atol=1e-9, rtol=1e-9)
+
+
+def assert_threads_change_nothing(call: Call) -> tuple[Tensor, ...]:
+    threads, results = torch.get_num_threads(), []
     for count in (1, 2, 2, 3):
         torch.set_num_threads(count)
         results.append(run(call, "cpu"))
     torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+    return results[0]
 
 
 @needs_cpu

@@ -19,6 +19,7 @@ struct Weights {
   T* stoch;  // [Z, U]
   MlpWeights<T, O> prior, readouts[kMaxReadouts];
   Packings<O> packings;
+  static_assert(7 + 3 * (1 + kMaxReadouts) <= Packings<O>::kMost);
 
   explicit Weights(const RssmImagine& p) : p_(p) {
     const RssmSizes& n = p.n;

@@ -65,7 +65,8 @@ void pack_all(const Packing<T>* items, int count, int threads) {
 // The weights of a call, packed once.
 template <typename T>
 struct Packings {
-  Packing<T> items[40];
+  static constexpr int kMost = 40;
+  Packing<T> items[kMost];
   int count = 0;
 
   void add(Packed<T>& packed, const Weight& weight) { items[count++] = {&packed, weight}; }

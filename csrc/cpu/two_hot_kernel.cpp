@@ -79,7 +79,8 @@ void loss_backward(const TwoHotLossBackward& p) {
     T* d_x = static_cast<T*>(p.d_logits) + row * p.bins;
     const A grad = static_cast<const A*>(p.grad)[row];
     at.load(static_cast<const T*>(p.logits) + row * p.bins);
-    at.exponentials(static_cast<const A*>(p.logsumexp)[row], grad * static_cast<A>(p.share[0] + (p.target[1] ? p.share[1] : 0)));
+    const A all = grad * static_cast<A>(p.share[0] + (p.target[1] ? p.share[1] : 0));
+    at.exponentials(static_cast<const A*>(p.logsumexp)[row], all);
     for (int m = 0; m < kMaxTargets && p.target[m]; ++m) {
       const A target = static_cast<const A*>(p.target[m])[row];
       const TwoHot<A> hot = two_hot(target, static_cast<const A*>(p.edges), p.bins);
