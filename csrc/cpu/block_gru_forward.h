@@ -35,18 +35,19 @@ struct GruWeights {
 template <typename T, typename O>
 struct GruScratch {
   O *h, *x, *act;                        // operands [R, D] [R, E U] [R, D]
-  T *carry, *embeds, *hidden, *gates;    // [R, U] [R, E U] [R, D] [R, 3D]
+  T *carry, *embeds, *hidden, *tile;     // [R, U] [R, E U] [R, D], of each member [R, 3 panels]
 
-  GruScratch(const BlockGruSizes& n, int64_t rows, Arena& arena) {
+  GruScratch(const BlockGruSizes& n, int64_t rows, int64_t members, Arena& arena) {
     for (O** operand : {&h, &act}) *operand = arena.take<O>(rows * n.D);
     x = arena.take<O>(rows * n.X());
     hidden = arena.take<T>(rows * n.D);
     carry = arena.take<T>(rows * n.U);
     embeds = arena.take<T>(rows * n.X());
-    gates = arena.take<T>(rows * 3 * n.D);
+    tile = arena.take<T>(members * rows * kGates);
   }
-  static int64_t bytes(const BlockGruSizes& n, int64_t rows) {
-    return (n.U + 2 * n.X() + 6 * n.D) * rows * static_cast<int64_t>(sizeof(T)) + 512;
+  static constexpr int64_t kGates = 3 * kPanelOf<O>;
+  static int64_t bytes(const BlockGruSizes& n, int64_t rows, int64_t members) {
+    return (n.U + 2 * n.X() + 3 * n.D + members * kGates) * rows * static_cast<int64_t>(sizeof(T)) + 512;
   }
 };
 
@@ -127,26 +128,29 @@ class GruSteps {
              s_.act + rows.first * n_.D, n_.D);
   }
 
+  // A task's three gates lie side by side while they are made, and leave for the saved ones as they are used.
   void gates(int64_t t) {
-    const int64_t D = n_.D, J = n_.J();
-    T* pre = saved(t, p_.saved.gates, s_.gates, 3 * D);
+    const int64_t D = n_.D, J = n_.J(), kWidth = GruScratch<T, O>::kGates;
     const T* prev = t > 0 ? ptr<T>(p_.h) + base(t - 1) * D : ptr<T>(p_.h0) + row0_ * D;
+    T* tile = s_.tile + team_.rank * rows_ * kWidth;
     const Packed<O>& shape = w_.gates[0];
     const Range tasks = team_.range(shape.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t g = task / shape.panels(), panel = task % shape.panels(), j = panel * kPanelOf<O>, d = g * J + j;
       const int64_t width = shape.width(panel);
-      T* part[3];
+      T* kept = p_.saved.gates ? ptr<T>(p_.saved.gates) + base(t) * 3 * D + 3 * g * J + j : nullptr;
       for (int i = 0; i < 3; ++i) {
-        const int64_t gate = (3 * g + i) * J + j;
-        part[i] = pre + gate;
-        multiply(rows_, s_.act + g * J, D, w_.gates[i], task, Start<T>{ptr<T>(p_.w.b_gates) + gate, 0}, part[i], 3 * D);
+        const Start<T> bias{ptr<T>(p_.w.b_gates) + (3 * g + i) * J + j, 0};
+        if (kept) fetch_rows<true>(rows_, width, kept + i * J, 3 * D);
+        multiply(rows_, s_.act + g * J, D, w_.gates[i], task, bias, tile + i * kPanelOf<O>, kWidth);
       }
       for (int64_t r = 0; r < rows_; ++r) {
-        const int64_t at = r * 3 * D;
+        T *reset = tile + r * kWidth, *cand = reset + kPanelOf<O>, *update = cand + kPanelOf<O>;
         const T zeros[kPanelOf<O>] = {};
-        gates_row(width, part[0] + at, part[1] + at, part[2] + at, static_cast<T>(p_.update_bias),
-                  first(t, r) ? zeros : prev + r * D + d, ptr<T>(p_.h) + (base(t) + r) * D + d, s_.h + r * D + d);
+        gates_row(width, reset, cand, update, static_cast<T>(p_.update_bias), first(t, r) ? zeros : prev + r * D + d,
+                  ptr<T>(p_.h) + (base(t) + r) * D + d, s_.h + r * D + d);
+        for (int i = 0; kept && i < 3; ++i)
+          copy_rows(1, width, reset + i * kPanelOf<O>, 0, kept + r * 3 * D + i * J, 0);
       }
     }
   }

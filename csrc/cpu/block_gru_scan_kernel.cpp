@@ -8,8 +8,8 @@ struct Scratch {
   Arena arena;
   GruScratch<T, O> gru;
 
-  Scratch(const BlockGruSizes& n, int64_t rows)
-      : arena(GruScratch<T, O>::bytes(n, rows)), gru(n, rows, arena) {}
+  Scratch(const BlockGruSizes& n, int64_t rows, int64_t members)
+      : arena(GruScratch<T, O>::bytes(n, rows, members)), gru(n, rows, members, arena) {}
 };
 
 template <typename T, typename O>
@@ -44,7 +44,8 @@ void scan(const BlockGruScan& p) {
   Arena arena(bytes);
   packings.pack(arena, threads);
   for_each_team<Scratch<T, O>>(
-      p.n.B, packings.weights(), bytes, threads, [&](int64_t rows) { return Scratch<T, O>(p.n, rows); },
+      p.n.B, packings.weights(), bytes, threads,
+      [&](int64_t rows, int64_t members) { return Scratch<T, O>(p.n, rows, members); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
         walk(p, weights, first, rows, team, scratch.gru);
       });
@@ -114,7 +115,7 @@ void scan_backward(const BlockGruScanBackward& p) {
   const Range products[] = {grads.carry(p.n), grads.own_and_embeds(p.n), grads.gates(p.n)};
   for_each_team_summing<BackScratch<T, O>>(
       p.n.B, packings.weights(), bytes, threads, p.n.weights(), ptr<T>(p.d_weights), norms, products,
-      [&](int64_t rows) { return BackScratch<T, O>(p.n, rows); },
+      [&](int64_t rows, int64_t) { return BackScratch<T, O>(p.n, rows); },
       [&](int64_t first, int64_t rows, Team team, const BackScratch<T, O>& scratch, T* sums, T* own_norms) {
         walk_back(p, weights, first, rows, team, scratch.gru, sums, own_norms);
       });

@@ -157,7 +157,7 @@ void observe_backward(const GruRssmObserveBackward& p) {
   const Range products[] = {{at.x, at.b_x}, {at.h, at.b_h}, {at.layer, at.n_layer}, {at.stats, at.b_stats}};
   for_each_team_summing<Scratch<T, O>>(
       p.n.B, packed.count(), bytes, threads, at.size, ptr<T>(p.d_weights), norms, products,
-      [&](int64_t rows) { return Scratch<T, O>(p.n, rows); },
+      [&](int64_t rows, int64_t) { return Scratch<T, O>(p.n, rows); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch, T* sums, T* own) {
         using Norms = typename ObserveBackward<T, O>::Norms;
         const Norms mine = own ? Norms{own, own + 2 * U, own + 2 * U + 6 * D}

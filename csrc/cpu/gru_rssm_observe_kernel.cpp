@@ -13,7 +13,7 @@ void observe(const GruRssmObserve& p) {
   packed.pack(p.w, n, arena, threads);
   using Scratch = GruRssmScratch<T, O>;
   for_each_team<Scratch>(
-      n.B, packed.count(), bytes, threads, [&](int64_t rows) { return Scratch(n, rows); },
+      n.B, packed.count(), bytes, threads, [&](int64_t rows, int64_t) { return Scratch(n, rows); },
       [&](int64_t row0, int64_t rows, Team team, const Scratch& scratch) {
         const AmxTiles tiles(use_amx<O>(), rows);
         GruRssmCore<T, O> core(n, p.w, packed, rows, team, scratch);

@@ -215,7 +215,7 @@ void observe_backward(const RssmObserveBackward& p) {
                             gru.range(grads.w_post, n.U * n.D), gru.range(grads.w_logits, p.n.Z() * n.U)};
   for_each_team_summing<Scratch<T, O>>(
       p.n.B, weights.packings.weights(), bytes, threads, p.n.weights(), ptr<T>(p.d_weights), norms, products,
-      [&](int64_t rows) { return Scratch<T, O>(p.n, rows); },
+      [&](int64_t rows, int64_t) { return Scratch<T, O>(p.n, rows); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch, T* sums, T* own_norms) {
         const Grads<T> shared(p.n, sums);
         Grads<T> mine = shared;

@@ -34,8 +34,9 @@ struct Scratch {
   O* act;   // [R, U]: the posterior's layer, an operand
   T* post;  // [R, U]: the same before its norm, where it is not saved
 
-  Scratch(const RssmSizes& n, int64_t rows)
-      : arena(GruScratch<T, O>::bytes(n.gru(), rows) + 2 * n.U * rows * sizeof(T) + 256), gru(n.gru(), rows, arena) {
+  Scratch(const RssmSizes& n, int64_t rows, int64_t members)
+      : arena(GruScratch<T, O>::bytes(n.gru(), rows, members) + 2 * n.U * rows * sizeof(T) + 256),
+        gru(n.gru(), rows, members, arena) {
     act = arena.take<O>(rows * n.U);
     post = arena.take<T>(rows * n.U);
   }
@@ -158,7 +159,8 @@ void observe(const RssmObserve& p) {
   Arena arena(bytes);
   weights.pack(p, arena, threads);
   for_each_team<Scratch<T, O>>(
-      p.n.B, weights.packings.weights(), bytes, threads, [&](int64_t rows) { return Scratch<T, O>(p.n, rows); },
+      p.n.B, weights.packings.weights(), bytes, threads,
+      [&](int64_t rows, int64_t members) { return Scratch<T, O>(p.n, rows, members); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
         Observe<T, O>(p, weights, first, rows, team, scratch).run();
       });

@@ -105,14 +105,15 @@ void for_each_part(int64_t B, int64_t weights, int threads, Body body) {
   }
 }
 
-// Calls body(first row, number of rows, team, shared) for each part of B rows; `shared` is a Shared made once a team.
+// Calls body(first row, number of rows, team, shared) for each part of B rows; `shared` is a Shared made once a team, by
+// make(rows, members at most).
 template <typename Shared, typename Make, typename Body>
 void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make make, Body body) {
   if (B == 0) return;
   const bool small = bytes <= kOwnCache && B >= 2 * kTileRows;
   if (threads > 1 && !small && B < threads * kManyRows) {
     if (B * weights / threads >= kColumnWork) {
-      Shared shared = make(B);
+      Shared shared = make(B, threads);
       Barrier barrier;
 #pragma omp parallel num_threads(threads)
       {
@@ -128,7 +129,7 @@ void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make 
     threads = 1;
   }
   for_each_part(B, weights, threads, [&](int64_t first, int64_t rows) {
-    Shared shared = make(rows);
+    Shared shared = make(rows, 1);
     body(first, rows, Team{0, 1, nullptr}, shared);
   });
 }

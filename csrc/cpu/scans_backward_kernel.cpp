@@ -249,7 +249,7 @@ void scan_backward(const ScanBackward& p) {
   T* norm_sums = sums.take<T>(threads * norm);
   std::memset(norm_sums, 0, threads * norm * sizeof(T));
   for_each_team<Scratch<T, O>>(
-      p.n.B, wide * p.n.D, bytes, threads, [&](int64_t rows) { return Scratch<T, O>(p, rows); },
+      p.n.B, wide * p.n.D, bytes, threads, [&](int64_t rows, int64_t) { return Scratch<T, O>(p, rows); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
         T* mine = norm_sums + thread_number() * norm;
         ScanBack<T, O, Cell>(p, weights, first, rows, team, scratch, mine).run();

@@ -165,12 +165,12 @@ void multiply(int64_t M, const T* a, int64_t lda, const Packed<T>& w, int64_t ta
   } while (k < w.K);
 }
 
-// Rows that will soon be read, from far.
-template <typename T>
+// Rows that will soon be read, or written, from far.
+template <bool write = false, typename T>
 void fetch_rows(int64_t rows, int64_t width, const T* from, int64_t stride) {
   constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t i = 0; i < width; i += kLine) __builtin_prefetch(from + r * stride + i, 0, 2);
+    for (int64_t i = 0; i < width; i += kLine) __builtin_prefetch(from + r * stride + i, write, 2);
 }
 
 // A weight's gradient, c_g += a_g^T b_g for every block g: a_g [K, M] and b_g [K, N] are columns g*M.. and g*N.. of
