@@ -156,6 +156,10 @@ class GruBackSteps {
                            s_.d_carry + r * D + d, out, out + J, out + 2 * J);
         for (int i = 0; i < 3; ++i) keep_factor(width, out + i * J, s_.o_gates + row + i * J);
       }
+      for (int i = 0; i < 3; ++i) {
+        const int64_t gate = (3 * g + i) * J + j;
+        add_columns(rows_, width, now(s_.d_gates, t, 3 * D) + gate, 3 * D, shared_.b_gates + gate);
+      }
     }
   }
 
@@ -249,7 +253,6 @@ class GruBackSteps {
     };
     add_products<T, O>(products, count, team_, starts_sums(t));
     add_columns(count, s_.d_embeds, U, X, shared_.b_carry, team_);
-    add_columns(count, s_.d_gates, 3 * D, 3 * D, shared_.b_gates, team_);
   }
 
  private:

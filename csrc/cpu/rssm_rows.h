@@ -21,15 +21,6 @@ constexpr bool kSame = std::is_same_v<T, O>;
 template <typename T, typename O>
 constexpr bool kBf16Factors = sizeof(T) == 4 && sizeof(O) == 2;
 
-// Rows [rows, width] by their strides.
-template <typename T>
-void copy_rows(int64_t rows, int64_t width, const T* from, int64_t from_stride, T* to, int64_t to_stride) {
-  if (width == kPanel<T>)  // without a call
-    for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * to_stride, from + r * from_stride, kPanel<T> * sizeof(T));
-  else
-    for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * to_stride, from + r * from_stride, width * sizeof(T));
-}
-
 template <typename T>
 void zero_rows(int64_t rows, int64_t width, T* to, int64_t stride) {
   if (width == kPanel<T>)

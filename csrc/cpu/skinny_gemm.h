@@ -29,6 +29,15 @@ constexpr int64_t kDepth = 256;  // a panel's part that stays in L1 while the ro
 template <typename T>
 constexpr int64_t kPanel = kTileVectors * kVectorBytes / static_cast<int64_t>(sizeof(T));
 
+// Rows [rows, width] by their strides.
+template <typename T>
+void copy_rows(int64_t rows, int64_t width, const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  if (width == kPanel<T>)  // without a call
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * to_stride, from + r * from_stride, kPanel<T> * sizeof(T));
+  else
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * to_stride, from + r * from_stride, width * sizeof(T));
+}
+
 // A weight of `blocks` matrices [K, N], cut into panels of kPanel columns, each [K, kPanel], padded with zeros.
 template <typename T>
 struct Packed {
@@ -48,10 +57,7 @@ struct Packed {
     const T* source = static_cast<const T*>(w.data) + task / panels() * w.sg + first * w.sn;
     T* panel = data + task * K * kPanel<T>;
     if (valid < kPanel<T>) std::memset(panel, 0, K * kPanel<T> * sizeof(T));
-    if (w.sn == 1) {
-      for (int64_t k = 0; k < K; ++k) std::memcpy(panel + k * kPanel<T>, source + k * w.sk, valid * sizeof(T));
-      return;
-    }
+    if (w.sn == 1) return copy_rows(K, valid, source, w.sk, panel, kPanel<T>);
     int64_t whole = 0;
 #if FASTWM_TRANSPOSE
     if constexpr (std::is_same_v<T, float>)
@@ -195,40 +201,38 @@ void fetch_part(const GradProduct<T>& p, int64_t m, int64_t rows, int64_t K, int
 }
 
 // How a weight's gradient is computed from factors O: a range of its panels, over K rows. Where it serves many panels, a
-// is first cut into tiles of kTileRows columns, [tiles, K, kTileRows]: by its own stride it would miss the cache.
+// is first cut into slices of two tiles' columns, [slices, K, kSlice], whole lines: by its own stride it would miss the
+// cache.
 template <typename T, typename O>
 struct GradFactors {
-  static constexpr int64_t kManyPanels = 6;
+  static constexpr int64_t kManyPanels = 6, kSlice = 2 * kTileRows;
 
-  static int64_t scratch(int64_t M, int64_t K) { return K * (kPanel<T> + tiles(M) * kTileRows); }
+  static int64_t scratch(int64_t M, int64_t K) { return K * (kPanel<T> + (M + kSlice - 1) / kSlice * kSlice); }
   static int64_t tasks(const GradProduct<T>& p) { return p.blocks * panels(p); }
   static int64_t panels(const GradProduct<T>& p) { return (p.N + kPanel<T> - 1) / kPanel<T>; }
-  static int64_t tiles(int64_t M) { return (M + kTileRows - 1) / kTileRows; }
 
-  static void cut(const T* a, int64_t M, int64_t lda, int64_t K, T* tiles) {
-    constexpr int64_t kColumns = 8 * kTileRows;  // some lines of a row at a time
+  static void cut(const T* a, int64_t M, int64_t lda, int64_t K, T* slices) {
+    constexpr int64_t kColumns = 4 * kSlice;  // some lines of a row at a time
     for (int64_t first = 0; first < M; first += kColumns)
       for (int64_t k = 0; k < K; ++k)
-        for (int64_t m = first; m < M && m < first + kColumns; m += kTileRows) {
-          const int64_t rows = M - m < kTileRows ? M - m : kTileRows;
-          std::memcpy(tiles + m * K + k * kTileRows, a + k * lda + m, rows * sizeof(T));
+        for (int64_t m = first; m < M && m < first + kColumns; m += kSlice) {
+          const T* from = a + k * lda + m;
+          T* to = slices + m * K + k * kSlice;
+          if (m + kSlice <= M) std::memcpy(to, from, kSlice * sizeof(T));  // without a call
+          else std::memcpy(to, from, (M - m) * sizeof(T));
         }
   }
 
   static void add(const GradProduct<T>& p, Range tasks, int64_t K, T* scratch) {
-    T *panel = scratch, *tiles = scratch + K * kPanel<T>;
+    T *panel = scratch, *slices = scratch + K * kPanel<T>;
     const bool many = (p.a_step > 0 ? panels(p) : tasks.last - tasks.first) >= kManyPanels;
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t g = task / panels(p), n = task % panels(p) * kPanel<T>;
       const int64_t valid = p.N - n < kPanel<T> ? p.N - n : kPanel<T>;
       const T* a = p.a + g * p.a_step;
-      if (many && (task == tasks.first || (p.a_step > 0 && n == 0))) cut(a, p.M, p.lda, K, tiles);
+      if (many && (task == tasks.first || (p.a_step > 0 && n == 0))) cut(a, p.M, p.lda, K, slices);
       if (valid < kPanel<T>) std::memset(panel, 0, K * kPanel<T> * sizeof(T));
-      for (int64_t k = 0; k < K; ++k) {
-        const T* row = p.b + k * p.ldb + g * p.N + n;
-        if (valid == kPanel<T>) std::memcpy(panel + k * kPanel<T>, row, sizeof(T) * kPanel<T>);  // without a call
-        else std::memcpy(panel + k * kPanel<T>, row, valid * sizeof(T));
-      }
+      copy_rows(K, valid, p.b + g * p.N + n, p.ldb, panel, kPanel<T>);
       const bool last = task + 1 == tasks.last;
       const T* ahead = last ? nullptr : p.b + (task + 1) / panels(p) * p.N + (task + 1) % panels(p) * kPanel<T>;
       for (int64_t m = 0; m < p.M; m += kTileRows) {
@@ -236,8 +240,10 @@ struct GradFactors {
         T* c = p.c + (g * p.M + m) * p.N + n;
         const Start<T> start{p.first ? nullptr : c, p.N};
         if (ahead) fetch_part(p, m, rows, K, kPanel<T>, ahead);
+        const int64_t within = m % kSlice;
+        const T* slice = slices + (m - within) * K;
         if (many)
-          multiply_part<true>(rows, valid, tiles + m * K, kTileRows, panel, K, start, c, p.N, tiles + (m + rows) * K);
+          multiply_part<true>(rows, valid, slice + within, kSlice, panel, K, start, c, p.N, slice + kSlice * K);
         else
           multiply_part<true>(rows, valid, a + m, p.lda, panel, K, start, c, p.N, panel);
       }
