@@ -23,7 +23,7 @@ constexpr int kTileRows = 6;  // 12 sums in 16 registers
 constexpr int kTileRows = 4;
 #endif
 constexpr int kTileVectors = 2;
-constexpr int64_t kDepth = 256;  // a panel's part that stays in L1 while the rows pass by
+constexpr int64_t kDepth = 512;  // rows of a panel that all tiles of rows pass by before the next ones
 
 // Columns of a panel.
 template <typename T>
