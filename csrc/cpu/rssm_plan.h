@@ -53,7 +53,7 @@ void pack_all(const Packing<T>* items, int count, int threads) {
     tasks += items[i].packed->tasks();
     bytes += items[i].packed->size() * sizeof(T);
   }
-#pragma omp parallel for schedule(static) num_threads(threads) if (bytes > (1 << 20))
+#pragma omp parallel for schedule(static) num_threads(threads) if (bytes > (1 << 17))
   for (int64_t task = 0; task < tasks; ++task) {
     int64_t rest = task;
     int i = 0;

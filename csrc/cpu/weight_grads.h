@@ -82,7 +82,7 @@ class ThreadSums {
     for (int i = 1; i < threads_; ++i) {
       if (!used_[i]) continue;
       const T* more = extra_ + (i - 1) * size_;
-#pragma omp parallel for simd schedule(static) num_threads(threads_) if (size_ > (1 << 18))
+#pragma omp parallel for simd schedule(static) num_threads(threads_) if (size_ > (1 << 15))
       for (int64_t k = 0; k < size_; ++k) all_[k] += more[k];
     }
   }
