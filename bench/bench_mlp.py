@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from bench.conftest import DEVICE, Measure
+from bench.conftest import DEVICE, Measure, backend_of
 from fastwm.nn.layers import MLP, Linear, RMSNorm
 from fastwm.ops import MLPWeights, mlp
 
@@ -37,7 +37,7 @@ def test_mlp(measure: Measure, size: str, name: str) -> None:
     fn = fused if name.startswith("fastwm") else eager
 
     def run() -> tuple[Tensor, ...]:
-        with torch.autocast(DEVICE, torch.bfloat16, enabled="bf16" in name):
+        with backend_of(name), torch.autocast(DEVICE, torch.bfloat16, enabled="bf16" in name):
             y = fn()
         return torch.autograd.grad(y, weights, grad)
 
