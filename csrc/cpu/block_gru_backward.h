@@ -158,7 +158,7 @@ class GruBackSteps {
       }
       for (int i = 0; i < 3; ++i) {
         const int64_t gate = (3 * g + i) * J + j;
-        add_columns(rows_, width, now(s_.d_gates, t, 3 * D) + gate, 3 * D, shared_.b_gates + gate);
+        add_columns(rows_, now(s_.d_gates, t, 3 * D) + gate, width, 3 * D, shared_.b_gates + gate);
       }
     }
   }

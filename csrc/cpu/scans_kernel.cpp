@@ -149,7 +149,8 @@ void scan(const Scan& p) {
   const Packing<O> item{&weight, p.w.gates};
   pack_all(&item, 1, threads);
   for_each_team<Scratch<T, O>>(
-      p.n.B, scan_gates(Cell::cell) * D * D, bytes, threads, [&](int64_t rows, int64_t) { return Scratch<T, O>(p, rows); },
+      p.n.B, scan_gates(Cell::cell) * D * D, bytes, threads,
+      [&](int64_t rows, int64_t) { return Scratch<T, O>(p, rows); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
         ScanForward<T, O, Cell>(p, weight, first, rows, team, scratch).run();
       });

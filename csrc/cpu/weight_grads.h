@@ -32,7 +32,7 @@ void add_products(const GradProduct<T> (&products)[products_], int64_t count, Te
 
 // sum += the columns' sums over `count` rows.
 template <typename T>
-void add_columns(int64_t count, int64_t width, const T* x, int64_t stride, T* sum) {
+void add_columns(int64_t count, const T* x, int64_t width, int64_t stride, T* sum) {
   for (int64_t r = 0; r < count; ++r) {
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) sum[i] += x[r * stride + i];
@@ -43,7 +43,7 @@ void add_columns(int64_t count, int64_t width, const T* x, int64_t stride, T* su
 template <typename T>
 void add_columns(int64_t count, const T* x, int64_t width, int64_t stride, T* sum, Team team) {
   const Range columns = team.range(width);
-  add_columns(count, columns.last - columns.first, x + columns.first, stride, sum + columns.first);
+  add_columns(count, x + columns.first, columns.last - columns.first, stride, sum + columns.first);
 }
 
 // sum [Z, N] += z^T d over `count` rows, a member's share of d's columns: z [., Z] by pointers, null where all is zero.
