@@ -141,12 +141,13 @@ def bench(args: Sequence[str]) -> None:
     options = parser.parse_args(args)
     if options.what == ["update"]:
         from fastwm.runner.measure import measure_update
+        from fastwm.writing import write_text
 
         result = measure_update(
             options.size, options.obs, options.precision, options.device, graph=not options.no_graph
         )
         if options.json:
-            options.json.write_text(json.dumps(result, indent=1))
+            write_text(options.json, json.dumps(result, indent=1))
         print(
             f"update, {result['size']}, {result['obs']}, {result['precision']}: median {result['median_ms']:.1f} ms, "
             f"min {result['min_ms']:.1f} ms of {result['repeats']} ({result['threads']} threads, {result['device']})"

@@ -6,7 +6,6 @@ in slot n % rows. The id of a row of one environment is `n * num_envs + env`.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import FastwmError
+from .writing import remove_temporaries, replacing
 
 Row: TypeAlias = Mapping[str, np.ndarray | Tensor]
 
@@ -233,8 +233,7 @@ class Replay:
             number = int(path.stem.removeprefix("chunk-"))
             if (number + 1) * self._chunk_rows <= oldest_needed_row:
                 path.unlink()
-        for path in chunks.glob("*.tmp"):
-            path.unlink()
+        remove_temporaries(chunks)
 
     def _allocate(self, fields: Mapping[str, Tensor]) -> None:
         for key in ("is_first", "is_last"):
@@ -336,18 +335,8 @@ def _chunk_name(number: int) -> str:
 def _write(path: Path, tensors: dict[str, Tensor]) -> int:
     """Writes a file so that it is complete or absent even after a power cut; returns its checksum."""
     data = safetensors.torch.save(tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
     return zlib.crc32(data)
 
 

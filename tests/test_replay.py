@@ -18,7 +18,7 @@ from fastwm.replay import Replay, cost, row_bytes
 def _no_fsync():
     """Waiting for the disk would be most of these tests' time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay_module.os, "fsync", lambda file: None)
+        patch.setattr("os.fsync", lambda file: None)
         yield
 
 
@@ -280,7 +280,7 @@ def test_chunks_are_written_once(tmp_path):
     state = replay.save(tmp_path / "b", tmp_path / "chunks")
     assert [f.stat().st_ino for f in files] == stamps
     assert sorted(state["chunks"]) == [0, 1, 2, 3, 4, 5]
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("tmp-*"))
 
 
 def test_prune_deletes_only_what_no_checkpoint_needs(tmp_path):
@@ -289,7 +289,7 @@ def test_prune_deletes_only_what_no_checkpoint_needs(tmp_path):
         replay.add(make_row(n, 2))
     later = replay.save(tmp_path / "b", tmp_path / "chunks")
     assert later["oldest"] == 9
-    (tmp_path / "chunks" / "chunk-00000009.safetensors.tmp").touch()
+    (tmp_path / "chunks" / "tmp-chunk-00000009.safetensors").touch()
     replay.prune(tmp_path / "chunks", min(state["oldest"], later["oldest"]))
     assert len(list((tmp_path / "chunks").iterdir())) == 9
     replay.prune(tmp_path / "chunks", later["oldest"])

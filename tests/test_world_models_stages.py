@@ -149,7 +149,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(FastwmError, match="the disk is full; what is finished is safe"):
+    with pytest.raises(FastwmError, match="the disk is full; what was saved before is safe"):
         collect(tmp_path)
     assert not list((tmp_path / "collect").glob("*chunk*"))
 

@@ -1,12 +1,11 @@
 """Checkpoints: weights as safetensors, everything else a resume needs beside them, written whole or not at all."""
 
-import errno
 import json
 import logging
-import os
 import shutil
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fastwm.errors import FastwmError
+from fastwm.writing import TEMPORARY, disk_errors, remove_temporaries, sync
 
 log = logging.getLogger("fastwm")
 
 KEEP = 2
+REPLACED, UNREADABLE = "old-", "unreadable-"
 EXTRA = "_extra_state"
 
 
@@ -43,38 +44,54 @@ def save(
     files in and returns what `state["more"]` shall hold. The folder gets its name only when all of it is on disk.
     """
     final = folder(logdir) / f"{step:012d}"
-    temporary = folder(logdir) / f"tmp-{step:012d}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder(logdir) / f"{TEMPORARY}{step:012d}"
+    clean(logdir)
     try:
-        temporary.mkdir(parents=True)
-        tensors = {key: value.contiguous() for key, value in agent.state_dict().items() if key != EXTRA}
-        save_file(tensors, temporary / "agent.safetensors")
-        more = write_more(temporary) if write_more else {}
-        torch.save({**state, "extra": agent.get_extra_state(), "more": more}, temporary / "state.pt")
-        sums = {file.name: checksum(file) for file in sorted(temporary.iterdir())}
-        (temporary / "meta.json").write_text(json.dumps({**meta, "step": step, "files": sums}, indent=1))
-        for file in temporary.iterdir():
-            sync(file)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        sync(final.parent)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise FastwmError(
-            f"cannot write a checkpoint to {logdir}: {reason}; earlier checkpoints are untouched"
-        ) from error
-    for old in checkpoints(logdir)[KEEP:]:
-        shutil.rmtree(old, ignore_errors=True)
+        with disk_errors(final, "earlier checkpoints are untouched"):
+            temporary.mkdir(parents=True)
+            tensors = {key: value.contiguous() for key, value in agent.state_dict().items() if key != EXTRA}
+            save_file(tensors, temporary / "agent.safetensors")
+            more = write_more(temporary) if write_more else {}
+            torch.save({**state, "extra": agent.get_extra_state(), "more": more}, temporary / "state.pt")
+            sums = {file.name: checksum(file) for file in sorted(temporary.iterdir())}
+            (temporary / "meta.json").write_text(json.dumps({**meta, "step": step, "files": sums}, indent=1))
+            for file in temporary.iterdir():
+                sync(file)
+            if final.exists():
+                final.rename(final.with_name(REPLACED + final.name))
+            temporary.rename(final)
+            sync(final.parent)
+        for old in [*checkpoints(logdir)[KEEP:], *folder(logdir).glob(f"{UNREADABLE}*")]:
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        clean(logdir)
     return final
 
 
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def clean(logdir: Path) -> None:
+    """Remove what a killed or failed `save` left; a checkpoint that it was about to replace gets its name back.
+
+    Only for the process that holds the run.
+    """
+    for replaced in folder(logdir).glob(f"{REPLACED}*"):
+        final = replaced.with_name(replaced.name.removeprefix(REPLACED))
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                replaced.rename(final)
+    remove_temporaries(folder(logdir))
+
+
+def set_aside_newer(logdir: Path, used: Path | None) -> None:
+    """Take the name from checkpoints newer than the one in use, which could not be read.
+
+    They would push out good ones, and must not come back once the run has taken another course. The next `save`
+    removes them.
+    """
+    for path in checkpoints(logdir):
+        if used is None or path.name > used.name:
+            path.rename(path.with_name(UNREADABLE + path.name))
 
 
 def checksum(path: Path) -> int:

@@ -15,6 +15,7 @@ from fastwm.runner.evaluate import evaluate
 from fastwm.runner.log import read_lines
 from fastwm.runner.plots import plt
 from fastwm.runner.train import train
+from fastwm.writing import write_text
 
 ALIASES = {"dreamer_v3": "dreamerv3"}  # so that the four can be written alike
 WINDOW = 20
@@ -64,8 +65,8 @@ def compare(
         "curves": {curve.agent: {"steps": curve.steps.tolist(), "seconds": curve.seconds.tolist(),
                                  "returns": curve.returns.tolist()} for curve in curves},
     }  # fmt: skip
-    (logdir / "compare.json").write_text(json.dumps(result, indent=1))
-    (logdir / "compare.md").write_text(table(result))
+    write_text(logdir / "compare.json", json.dumps(result, indent=1))
+    write_text(logdir / "compare.md", table(result))
     draw(curves, env, logdir / "compare.png")
     return result
 

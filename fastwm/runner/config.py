@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from fastwm.errors import FastwmError
+from fastwm.writing import write_text
 
 AgentConfig = TypeVar("AgentConfig")
 
@@ -116,7 +117,7 @@ def field_names(config: Any) -> str:
 def write_config(path: Path, agent: str, config: RunConfig[Any]) -> None:
     """The resolved settings as YAML, under the agent's name."""
     values = dataclasses.asdict(config)
-    path.write_text(yaml.safe_dump({"agent_name": agent} | plain(values), sort_keys=False))
+    write_text(path, yaml.safe_dump({"agent_name": agent} | plain(values), sort_keys=False))
 
 
 def plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from fastwm.replay import Replay
 from fastwm.runner import checkpoint, plots, staged_plots
 from fastwm.runner.config import StagedConfig, TrainConfig, env_options, read_config, resolve_device
 from fastwm.runner.train import Episodes
+from fastwm.writing import write_text
 
 
 def run_config(logdir: Path) -> tuple[str, Any]:
@@ -81,7 +82,7 @@ def evaluate(
         policies = agent.baselines(num_envs, seed)
         result["baselines"] = {name: play(env, policy, episodes) for name, policy in policies.items()}
     env.close()
-    (logdir / file).write_text(json.dumps(result, indent=1))
+    write_text(logdir / file, json.dumps(result, indent=1))
     return result
 
 
@@ -118,7 +119,6 @@ def dream(logdir: Path, seed: int) -> list[Path]:
     replay = checkpoint.newest(logdir, read_replay)
     if not len(replay):
         raise FastwmError(f"{logdir}: replay holds no window of {config.batch_length + 1} rows yet")
-    (logdir / "plots").mkdir(exist_ok=True)
     path = plots.imagination(logdir / "plots" / "imagination.png", agent, replay)
     if path is None:
         raise FastwmError(f"{logdir}: there is no image and no continuous observation to draw")

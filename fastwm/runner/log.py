@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from fastwm.errors import FastwmError
+from fastwm.writing import disk_errors, write_text
 
 
 class MetricsLog:
@@ -23,15 +24,11 @@ class MetricsLog:
 
     def _drop_after(self, step: int) -> None:
         """A run that was killed may have logged past its last checkpoint: those steps will come again."""
-        if self.path.exists():
-            kept = [line for line in read_lines(self.path) if line["step"] <= step]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            temporary.rename(self.path)
-        self.path.touch()
+        lines = read_lines(self.path) if self.path.exists() else []
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        with self.path.open("a") as file:
+        with disk_errors(self.path), self.path.open("a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
         if self.writer:
             for key, value in values.items():

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastwm.nn.spaces import classes, is_image
 from fastwm.replay import Replay
 from fastwm.runner.log import read_lines
+from fastwm.writing import replacing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -21,7 +22,6 @@ MAX_CURVES = 6
 
 def write_all(logdir: Path, agent: Any, replay: Replay) -> list[Path]:
     """Every picture there is something to show for; returns their paths."""
-    (logdir / "plots").mkdir(exist_ok=True)
     paths = [returns(logdir)]
     if len(replay):
         paths.append(imagination(logdir / "plots" / "imagination.png", agent, replay))
@@ -47,8 +47,11 @@ def returns(logdir: Path) -> Path | None:
 
 
 def save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    try:
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=120)
+    finally:
+        plt.close(figure)
     return path
 
 

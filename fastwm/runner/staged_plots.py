@@ -12,6 +12,7 @@ from fastwm.envs import make_env
 from fastwm.runner.config import RunConfig, env_options
 from fastwm.runner.log import read_lines
 from fastwm.runner.plots import plt, save
+from fastwm.writing import replacing
 
 CONTEXT = 30
 LENGTH = 300
@@ -25,8 +26,6 @@ CURVES = {
 
 def write_all(logdir: Path, agent: Any, config: RunConfig[Any], seed: int) -> list[Path]:
     """Everything there is something to show for; returns the paths."""
-    for name in ("plots", "videos"):
-        (logdir / name).mkdir(exist_ok=True)
     batch = episode(agent, config, seed)
     video = agent.imagine_video(batch, CONTEXT)["image"][:, 0]
     paths = [
@@ -60,7 +59,8 @@ def write_gif(path: Path, frames: np.ndarray, scale: int = 3) -> Path:
 
     large = frames.repeat(scale, 1).repeat(scale, 2)
     images = [Image.fromarray(frame) for frame in large]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=40, loop=0)
+    with replacing(path) as temporary:
+        images[0].save(temporary, save_all=True, append_images=images[1:], duration=40, loop=0)
     return path
 
 

@@ -1,8 +1,6 @@
 """Stage 1: episodes of a random policy, or of the controller, streamed to disk in chunks."""
 
-import errno
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from fastwm.agents.world_models.task import Policy, Record, random_policy
 from fastwm.envs import VecEnv, make_env
 from fastwm.errors import FastwmError
 from fastwm.nn.conv_vae import SIDE
+from fastwm.writing import remove_temporaries, replacing, write_text
 
 FRAME_BYTES = SIDE * SIDE * 3
 
@@ -77,7 +76,7 @@ class Collect(Stage):
 
     def work(self) -> None:
         c, missing = self.config.collect, self.missing()
-        remove_partial(self.run.folder)
+        remove_temporaries(self.run.folder)
         if missing:
             todo = sum(self.episodes[i] for i in missing)
             self.check_space(todo)
@@ -88,7 +87,7 @@ class Collect(Stage):
                 env.close()
         counts = [n for i, n in enumerate(self.episodes) if chunk_path(self.run.folder, i).is_dir()]
         summary = {"episodes": sum(counts), "chunks": len(counts), "frames": self.frames}
-        write_atomically(self.run.folder / "done.json", json.dumps(summary))
+        write_text(self.run.folder / "done.json", json.dumps(summary))
         self.run.say(f"collected {summary['frames']:,} frames of {summary['episodes']:,} episodes")
 
     def check_space(self, episodes: int) -> None:
@@ -186,36 +185,10 @@ def chunk_path(folder: Path, index: int) -> Path:
 
 def write_chunk(folder: Path, index: int, chunk: Chunk) -> None:
     """All of a chunk, or nothing."""
-    final = chunk_path(folder, index)
-    temporary = folder / f"tmp-{final.name}"
-    try:
-        temporary.mkdir(parents=True, exist_ok=True)
+    with replacing(chunk_path(folder, index)) as temporary:
+        temporary.mkdir()
         np.save(temporary / "image.npy", chunk.image)
         np.savez(temporary / "rows.npz", **chunk.rows)  # type: ignore[arg-type]
-        os.rename(temporary, final)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise disk_error(final, error) from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f"tmp-{path.name}")
-    try:
-        temporary.write_text(text)
-        temporary.rename(path)
-    except OSError as error:
-        raise disk_error(path, error) from error
-
-
-def disk_error(path: Path, error: OSError) -> FastwmError:
-    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-    return FastwmError(f"cannot write {path}: {reason}; what is finished is safe, and the same command goes on")
-
-
-def remove_partial(folder: Path) -> None:
-    """What an interruption left half-written."""
-    for path in folder.glob("tmp-*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def read_done(folder: Path) -> dict[str, int] | None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastwm.agents.world_models.collect import disk_error, open_chunks, read_done, remove_partial
+from fastwm.agents.world_models.collect import open_chunks, read_done
 from fastwm.agents.world_models.stage import Stage, Stopped, fingerprint
 from fastwm.errors import FastwmError
+from fastwm.writing import remove_temporaries, replacing
 
 BATCH = 500
 
@@ -43,7 +44,7 @@ class Encode(Stage):
             return False
 
     def work(self) -> None:
-        remove_partial(self.run.folder)
+        remove_temporaries(self.run.folder)
         jobs = [(self.file(source, i), path) for source in self.sources for i, path in enumerate(open_chunks([source]))]
         start, frames = time.monotonic(), 0
         self.run.say(f"encoding {len(jobs)} chunks of frames")
@@ -71,12 +72,8 @@ class Encode(Stage):
         ]
         rows["mu"], rows["logvar"] = (torch.cat(x).cpu().numpy().astype(np.float16) for x in zip(*parts))
         rows["action"] = rows["action"].astype(np.float16)
-        temporary = target.with_name(f"tmp-{target.name}")
-        try:
+        with replacing(target) as temporary:
             np.savez(temporary, v=np.int64(self.mark), **rows)
-            temporary.rename(target)
-        except OSError as error:
-            raise disk_error(target, error) from error
         return len(image)
 
 
