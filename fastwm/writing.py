@@ -23,10 +23,6 @@ def disk_errors(path: Path, rest: str = SAFE) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise FastwmError(f"cannot write {path}: {reason(error)}; {rest}") from error
-    except RuntimeError as error:
-        if not re.search("inline_container|PytorchStreamWriter", str(error)):  # torch.save's words for a short write
-            raise
-        raise FastwmError(f"cannot write {path}: the disk is full; {rest}") from error
 
 
 def reason(error: Exception) -> str:

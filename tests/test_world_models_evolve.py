@@ -13,6 +13,7 @@ from fastwm.agents.world_models.evolve import EvolveC, Normal, cost
 from fastwm.agents.world_models.fitness import Dream, Real
 from fastwm.errors import FastwmError
 from fastwm.nn import MDNRNN
+from fastwm.runner.state import pack, unpack
 from tests.test_world_models_stages import CAR, Run, latents, tiny
 
 
@@ -138,17 +139,26 @@ def test_seeds_of_candidates(tmp_path: Path) -> None:
     assert keys("common") == [[0, 1]] * 4
 
 
-def test_evolution_resumes_exactly(tmp_path: Path) -> None:
-    """A saved CMA-ES asks for the very same candidates."""
-    agent = tiny(features="z", bias=False, population=6, generations=3)
-    stage = EvolveC(Run(tmp_path / "c"), agent, [tmp_path])
-    stage.restore()
-    for _ in range(3):
-        stage.evolve(Parabola())
-    state = stage.evolution.get_extra_state()
-    expected = stage.evolution.es.ask()
-    stage.evolution.set_extra_state(state)
-    assert np.array_equal(stage.evolution.es.ask(), expected)
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_evolution_resumes_exactly(tmp_path: Path, diagonal: bool) -> None:
+    """A new CMA-ES with the saved arrays and numbers asks for the very same candidates, for many generations."""
+    stages = []
+    for name in "ab":
+        agent = tiny(features="z", bias=False, population=6, generations=99, diagonal=diagonal)
+        stages.append(EvolveC(Run(tmp_path / name), agent, [tmp_path]))
+        stages[-1].restore()
+    straight, resumed = stages
+    for saved_at in (0, 3, 24):
+        while straight.generation < saved_at:
+            straight.evolve(Parabola())
+        tree, tensors = pack(straight.evolution.get_extra_state())
+        resumed.evolution.set_extra_state(unpack(json.loads(json.dumps(tree)), tensors))
+        resumed.generation = saved_at
+        for _ in range(12):
+            for stage in stages:
+                stage.evolve(Parabola())
+            assert np.array_equal(straight.evolution.es.mean, resumed.evolution.es.mean)
+            assert straight.evolution.es.sigma == resumed.evolution.es.sigma
     assert Normal(np.random.default_rng(0))(2, 3).shape == (2, 3)
 
 

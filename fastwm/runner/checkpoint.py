@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -12,10 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fastwm.errors import FastwmError
+from fastwm.files import check, is_plain, read_json, regular, seal, unseal
+from fastwm.runner.state import pack, unpack
 from fastwm.writing import TEMPORARY, disk_errors, remove_temporaries, sync
 
 log = logging.getLogger("fastwm")
@@ -23,6 +28,10 @@ log = logging.getLogger("fastwm")
 KEEP = 2
 REPLACED, UNREADABLE = "old-", "unreadable-"
 EXTRA = "_extra_state"
+WEIGHTS, STATE, STATE_TENSORS = "agent.safetensors", "state.json", "state.safetensors"
+META = {"step": int, "files": dict}
+RUN_META = {"agent": str, "obs_space": dict, "act_space": dict, "oldest_row": int}
+MAX_ENTRIES = 1 << 24  # of one observation or action: a Box takes ten bytes for each
 
 
 def folder(logdir: Path) -> Path:
@@ -31,7 +40,7 @@ def folder(logdir: Path) -> Path:
 
 def checkpoints(logdir: Path) -> list[Path]:
     """All finished checkpoints of a run, newest first."""
-    return sorted((p for p in folder(logdir).glob("*") if p.name.isdigit()), reverse=True)
+    return sorted((p for p in folder(logdir).glob("*") if re.fullmatch("[0-9]{12,18}", p.name)), reverse=True)
 
 
 def save(
@@ -40,8 +49,8 @@ def save(
 ) -> Path:  # fmt: skip
     """Write a checkpoint and return its folder.
 
-    `state` is what `torch.load(weights_only=True)` can read back, `meta` is JSON; `write_more(path)` may put further
-    files in and returns what `state["more"]` shall hold. The folder gets its name only when all of it is on disk.
+    `state` is what `pack` takes, `meta` is JSON; `write_more(path)` may put further files in and returns what
+    `state["more"]` shall hold. The folder gets its name only when all of it is on disk.
     """
     final = folder(logdir) / f"{step:012d}"
     temporary = folder(logdir) / f"{TEMPORARY}{step:012d}"
@@ -50,11 +59,13 @@ def save(
         with disk_errors(final, "earlier checkpoints are untouched"):
             temporary.mkdir(parents=True)
             tensors = {key: value.contiguous() for key, value in agent.state_dict().items() if key != EXTRA}
-            save_file(tensors, temporary / "agent.safetensors")
+            save_file(tensors, temporary / WEIGHTS)
             more = write_more(temporary) if write_more else {}
-            torch.save({**state, "extra": agent.get_extra_state(), "more": more}, temporary / "state.pt")
+            tree, tensors = pack({**state, "extra": agent.get_extra_state(), "more": more})
+            (temporary / STATE).write_text(json.dumps(tree))
+            save_file(tensors, temporary / STATE_TENSORS)
             sums = {file.name: checksum(file) for file in sorted(temporary.iterdir())}
-            (temporary / "meta.json").write_text(json.dumps({**meta, "step": step, "files": sums}, indent=1))
+            (temporary / "meta.json").write_text(seal({**meta, "step": step, "files": sums}))
             for file in temporary.iterdir():
                 sync(file)
             if final.exists():
@@ -104,27 +115,76 @@ def checksum(path: Path) -> int:
 
 def read_meta(path: Path) -> dict[str, Any]:
     """The `meta` of a checkpoint, after every file of it was found whole."""
-    try:
-        meta: dict[str, Any] = json.loads((path / "meta.json").read_text())
-        for name, expected in meta["files"].items():
-            if checksum(path / name) != expected:
-                raise FastwmError(f"checkpoint {path}: {name} is corrupted")
-    except (OSError, ValueError, KeyError) as error:
-        raise FastwmError(f"checkpoint {path} is incomplete ({error})") from error
+    meta = describe(path)
+    for name, expected in meta["files"].items():
+        if checksum(regular(path / name)) != expected:
+            raise FastwmError(f"checkpoint {path}: {name} is corrupted")
+    return meta
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The `meta` of a checkpoint, checked against its schema; the other files are not looked at."""
+    meta = unseal(path / "meta.json", META, RUN_META)
+    if f"{meta['step']:012d}" != path.name:
+        raise FastwmError(f"checkpoint {path} was renamed: it is of step {meta['step']}")
+    for name in meta["files"]:
+        if not is_plain(name):
+            raise FastwmError(f"checkpoint {path} names a file outside of itself: {name!r}")
+    if "state.pt" in meta["files"]:
+        raise FastwmError(f"checkpoint {path} is of an earlier version, whose state.pt is no longer read")
+    check(meta["files"], dict.fromkeys((WEIGHTS, STATE, STATE_TENSORS, *meta["files"]), int), str(path / "meta.json"))
     return meta
 
 
 def load_agent(path: Path, agent: nn.Module) -> dict[str, Any]:
     """Put the weights and the optimiser of a checkpoint into `agent`; returns the rest of its state."""
     device = next(agent.parameters()).device
-    tensors: dict[str, Any] = load_file(path / "agent.safetensors", device=str(device))
-    state: dict[str, Any] = torch.load(path / "state.pt", map_location=device, weights_only=True)
+    weights: dict[str, Any] = read_tensors(path / WEIGHTS, device)
+    state = read_state(path, device)
     try:
-        agent.load_state_dict(tensors | {EXTRA: state.pop("extra")})
-    except (RuntimeError, KeyError, ValueError) as error:
+        agent.load_state_dict(weights | {EXTRA: state.pop("extra")})
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         detail = (str(error).splitlines()[1:] or [str(error)])[0].strip()
         raise FastwmError(f"checkpoint {path} does not fit the settings given: {detail}") from error
     return state
+
+
+def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What a checkpoint holds beside the weights."""
+    state: Any = unpack(read_json(path / STATE), read_tensors(path / STATE_TENSORS, device))
+    if not isinstance(state, dict):
+        raise FastwmError(f"{path / STATE} is damaged: expected an object")
+    check(state, {"extra": dict, "more": dict}, str(path / STATE))
+    return state
+
+
+def read_tensors(path: Path, device: torch.device | str) -> dict[str, torch.Tensor]:
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(regular(path), device=str(device))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FastwmError(f"{path} is damaged: {error}") from error
+    return tensors
+
+
+def check_fits(path: Path, build: Callable[[], nn.Module]) -> None:
+    """The module that `build` makes has the weights of the checkpoint, name by name and shape by shape.
+
+    It is made without memory, so that settings cannot ask for more of it than the checkpoint's weights take.
+    """
+    try:
+        with torch.device("meta"):
+            wanted = {name: list(p.shape) for name, p in build().named_parameters()}
+        with safe_open(regular(path / WEIGHTS), "pt") as file:
+            given = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError, AssertionError, SafetensorError) as error:
+        detail = str(error).splitlines() or [type(error).__name__]
+        raise FastwmError(f"checkpoint {path} does not fit the settings given: {detail[0]}") from error
+    for name, shape in wanted.items():
+        if given.get(name) != shape:
+            raise FastwmError(
+                f"checkpoint {path} does not fit the settings given: {name} is {given.get(name, 'missing')}, "
+                f"the settings make it {shape}"
+            )
 
 
 def newest(logdir: Path, use: Callable[[Path], Any]) -> Any:
@@ -147,7 +207,11 @@ def newest(logdir: Path, use: Callable[[Path], Any]) -> Any:
 
 def oldest_row(logdir: Path) -> int:
     """The oldest replay row that a kept checkpoint still needs."""
-    return min(int(json.loads((path / "meta.json").read_text())["oldest_row"]) for path in checkpoints(logdir))
+    rows = []
+    for path in checkpoints(logdir):
+        with suppress(FastwmError):  # a broken one needs none
+            rows.append(int(describe(path)["oldest_row"]))
+    return min(rows)
 
 
 def rng_state() -> dict[str, Any]:
@@ -172,16 +236,35 @@ def space_to_json(space: Any) -> Any:
     return {"box": list(space.shape), "dtype": str(space.dtype)}
 
 
-def space_from_json(value: dict[str, Any]) -> Any:
-    """The inverse of `space_to_json`; bounds of boxes are those of their dtype."""
-    if "dict" in value:
-        return {key: space_from_json(leaf) for key, leaf in value["dict"].items()}
-    if "discrete" in value:
-        return spaces.Discrete(value["discrete"])
-    if "multidiscrete" in value:
-        return spaces.MultiDiscrete(np.array(value["multidiscrete"]))
-    dtype = np.dtype(value["dtype"])
-    if dtype.kind == "f":
-        return spaces.Box(-np.inf, np.inf, tuple(value["box"]), dtype.type)
-    limits = np.iinfo(dtype)
-    return spaces.Box(limits.min, limits.max, tuple(value["box"]), dtype.type)
+def space_from_json(value: Any) -> Any:
+    """The inverse of `space_to_json`; bounds of boxes are those of their dtype. Anything else is a FastwmError."""
+    match value:
+        case {"dict": dict(leaves)}:
+            return {key: space_from_json(leaf) for key, leaf in leaves.items()}
+        case {"discrete": int(n)} if 0 < n <= MAX_ENTRIES:
+            return spaces.Discrete(n)
+        case {"multidiscrete": list(nvec)} if (counts := _counts(nvec)) is not None:
+            return spaces.MultiDiscrete(counts)
+        case {"box": list(shape), "dtype": str(name)} if _is_shape(shape) and re.fullmatch(
+            "u?int(8|16|32|64)|float(32|64)", name
+        ):
+            dtype = np.dtype(name)
+            limits = np.iinfo(dtype) if dtype.kind != "f" else None
+            low, high = (limits.min, limits.max) if limits else (-np.inf, np.inf)
+            return spaces.Box(low, high, tuple(shape), dtype.type)
+    raise FastwmError(f"no space of observations or actions: {str(value)[:100]}")
+
+
+def _counts(nvec: list[Any]) -> np.ndarray | None:
+    """Numbers of classes as an array, if that is what they are."""
+    try:
+        counts = np.array(nvec)
+    except ValueError:
+        return None
+    whole = counts.dtype.kind == "i" and counts.size > 0 and counts.min() > 0 and counts.max() <= MAX_ENTRIES
+    return counts if whole else None
+
+
+def _is_shape(values: list[Any]) -> bool:
+    whole = len(values) <= 32 and all(type(n) is int and 0 <= n <= MAX_ENTRIES for n in values)
+    return whole and math.prod(values) <= MAX_ENTRIES

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,16 @@ def load(logdir: str | Path, device: str = "cpu") -> Any:
     logdir = Path(logdir)
     name, config = run_config(logdir)
 
-    def build(path: Path) -> Any:
+    def load_from(path: Path) -> Any:
         meta = checkpoint.read_meta(path)
         obs_space, act_space = (checkpoint.space_from_json(meta[key]) for key in ("obs_space", "act_space"))
-        agent = agent_spec(name).agent(obs_space, act_space, config.agent).to(resolve_device(device))
+        build = partial(agent_spec(name).agent, obs_space, act_space, config.agent)
+        checkpoint.check_fits(path, build)
+        agent = build().to(resolve_device(device))
         checkpoint.load_agent(path, agent)
         return agent.eval()
 
-    return checkpoint.newest(logdir, build)
+    return checkpoint.newest(logdir, load_from)
 
 
 def evaluate(
@@ -110,7 +113,7 @@ def dream(logdir: Path, seed: int) -> list[Path]:
         return staged_plots.write_all(logdir, agent, config, seed)
 
     def read_replay(path: Path) -> Replay:
-        state = torch.load(path / "state.pt", weights_only=True)
+        state = checkpoint.read_state(path)
         replay = Replay(config.replay_capacity, config.num_envs, config.batch_length + 1, latent_keys=agent.latent_keys)
         replay.load(path, logdir / "replay", state["more"])
         replay.reseed(seed)

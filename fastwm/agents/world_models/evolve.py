@@ -1,8 +1,8 @@
 """Stage 5: CMA-ES evolves C."""
 
 import math
-import pickle
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import cma
@@ -36,10 +36,50 @@ class Evolution(nn.Module):
         self.controller, self.es = controller, es
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {"es": torch.from_numpy(np.frombuffer(pickle.dumps(self.es), np.uint8).copy())}
+        return {"es": {part: numbers_of(_part(self.es, part)) for part in PARTS},
+                "rng": self.es.opts["randn"].rng.bit_generator.state}  # fmt: skip
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.es = pickle.loads(state["es"].cpu().numpy().tobytes())
+        for part in PARTS:
+            set_numbers(_part(self.es, part), state["es"][part])
+        self.es.opts["randn"].rng.bit_generator.state = state["rng"]
+
+
+PARTS = ("", "sm", "adapt_sigma", "sigma_vec", "fit", "_stoptolxstagnation")
+"""Parts of `cma`'s object whose arrays and numbers are its state; the rest follows from the settings."""
+
+
+def _part(es: Any, name: str) -> Any:
+    return getattr(es, name) if name else es
+
+
+def numbers_of(part: Any) -> dict[str, Any]:
+    """The arrays, the numbers and the lists of numbers among the attributes of an object; arrays as tensors."""
+    values = {key: _number(value) for key, value in vars(part).items()}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "bif":
+        return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is list:
+        numbers = [_number(v) for v in value]
+        return numbers if all(isinstance(v, (bool, int, float)) for v in numbers) else None
+    return value if isinstance(value, (bool, int, float)) else None
+
+
+def set_numbers(part: Any, values: Mapping[str, Any]) -> None:
+    """The inverse of `numbers_of`. Only numbers are taken, no method is replaced, and no array changes its size."""
+    for key, value in values.items():
+        if isinstance(value, Tensor):
+            value = value.cpu().numpy().copy()
+        old = getattr(part, key, None)
+        resized = isinstance(old, np.ndarray) and old.ndim > 0 and np.shape(value) != old.shape
+        if _number(value) is None or hasattr(type(part), key) or resized:
+            raise ValueError(f"the state of CMA-ES does not fit: {key}")
+        setattr(part, key, value)
 
 
 class EvolveC(Stage):
