@@ -1,6 +1,7 @@
 """The command line: `fastwm train | eval | dream | compare | bench | doctor`."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastwm.errors import FastwmError
+from fastwm.settings import SettingError
 
 USAGE = """usage: fastwm COMMAND ...
 
@@ -57,13 +59,16 @@ def train(args: Sequence[str]) -> None:
         default = cfg.with_presets(
             default, name, known.preset or cfg.default_preset(name, bool(spec.stages)), known.env
         )
-    config: Any = tyro.cli(
-        kind[spec.config],
-        args=args,
-        default=default,
-        prog=f"fastwm train {name}",
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    try:
+        config: Any = tyro.cli(
+            kind[spec.config],
+            args=args,
+            default=default,
+            prog=f"fastwm train {name}",
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+    except SettingError as error:
+        raise FastwmError(f"{option(default, error)} must be {error.wanted}, got {error.value!r}") from None
     if not config.env:
         example = "--env takecover" if spec.stages else "--env cartpole or --env dmc:walker_walk"
         raise FastwmError(f"no environment given: add --env, for example {example}")
@@ -71,6 +76,15 @@ def train(args: Sequence[str]) -> None:
         config.logdir = f"runs/{name}-{config.env.replace(':', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
         print(f"logdir: {config.logdir}")
     (train_stages if spec.stages else run)(name, config, Path(config.logdir))
+
+
+def option(config: Any, error: SettingError) -> str:
+    """The option that names the refused setting: `--agent.imag-length`."""
+    for group in dataclasses.fields(config):
+        inner = getattr(config, group.name)
+        if dataclasses.is_dataclass(inner) and (found := option(inner, error)):
+            return f"--{group.name}.{found.removeprefix('--')}"
+    return f"--{error.path.replace('_', '-')}" if isinstance(config, error.owner) else ""
 
 
 def evaluate(args: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from gymnasium import spaces
@@ -14,25 +14,33 @@ from fastwm.nn.gru_rssm import GRUState
 from fastwm.nn.heads import Action
 from fastwm.nn.keras import DenseActor, NormalHead
 from fastwm.optim import KerasAdam
+from fastwm.settings import Fraction, Layers, Positive, Range
 
 
 @dataclass(kw_only=True)
 class DreamerConfig(WorldConfig):
     """Actor, critic and optimisers, with the numbers of Dreamer V1."""
 
-    actor_layers: int = 4
-    critic_layers: int = 3
-    imag_length: int = 15
-    lam: float = 0.95
-    model_lr: float = 6e-4
-    actor_lr: float = 8e-5
-    critic_lr: float = 8e-5
-    eps: float = 1e-7
-    """Of Adam, not bias-corrected."""
-    clip: float = 100.0
-    """Largest norm of a gradient, each optimiser's own."""
-    decay: float = 0.0
-    """Of all weights, a share a step."""
+    actor_layers: Layers = 4
+    """Layers layers of the actor."""
+    critic_layers: Layers = 3
+    """Layers layers of the critic."""
+    imag_length: Annotated[int, Range(2, 2**16)] = 15
+    """Steps of every imagined trajectory."""
+    lam: Fraction = 0.95
+    """Lambda of the returns: 0 bootstraps after one step, 1 at the end of the trajectory."""
+    model_lr: Positive = 6e-4
+    """Learning rate of the world model."""
+    actor_lr: Positive = 8e-5
+    """Learning rate of the actor."""
+    critic_lr: Positive = 8e-5
+    """Learning rate of the critic."""
+    eps: Positive = 1e-7
+    """Adam's epsilon, added to sqrt(v) without bias correction, as Keras does."""
+    clip: Positive = 100.0
+    """Largest norm of the gradient, for each optimiser separately."""
+    decay: Fraction = 0.0
+    """Weight decay: fraction of every weight removed per update."""
 
 
 class Dreamer(WorldAgent):

@@ -7,6 +7,7 @@ through rewards, values and dynamics. Tensors are time-major.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from gymnasium import spaces
 from torch import Tensor
@@ -16,14 +17,15 @@ from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, befor
 from fastwm.agents.world import ModelLoss, Noise, World
 from fastwm.nn.distributions import normal_kl
 from fastwm.nn.gru_rssm import VARIANTS, GRUState
+from fastwm.settings import Range
 
 
 @dataclass(kw_only=True)
 class DreamerV1Config(DreamerConfig):
     """Every number of the agent. The defaults are the official ones of DeepMind Control."""
 
-    action_std: float = 5.0
-    """Of the policy at the start, before tanh."""
+    action_std: Annotated[float, Range(0, 100, above=True)] = 5.0
+    """Standard deviation of the untrained policy, before tanh."""
 
 
 @dataclass

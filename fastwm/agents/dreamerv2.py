@@ -20,42 +20,45 @@ from fastwm.nn.gru_rssm import VARIANTS, GRUState
 from fastwm.nn.heads import Policy
 from fastwm.nn.keras import NormalHead
 from fastwm.nn.spaces import classes, decode
+from fastwm.settings import Count, Fraction, Layers, Positive, Weight, Width
 
 
 @dataclass(kw_only=True)
 class DreamerV2Config(DreamerConfig):
     """Every number of the agent. The defaults are the official ones; `fastwm.configs` holds Atari and DMC."""
 
-    deter: int = 1024
-    hidden: int = 1024
-    stoch: int = 32
-    classes: int = 32
-    depth: int = 48
-    encoder_layers: int = 4
-    decoder_layers: int = 4
-    reward_layers: int = 4
-    cont_layers: int = 4
-    actor_layers: int = 4
-    critic_layers: int = 4
-    free_nats: float = 0.0
-    kl_balance: float = 0.8
-    """Share of the KL's loss that trains the prior."""
-    cont_scale: float = 1.0
-    explore: float = 0.0
+    deter: Width = 1024
+    hidden: Width = 1024
+    stoch: Width = 32
+    classes: Width = 32
+    """Classes of each latent variable."""
+    depth: Width = 48
+    encoder_layers: Layers = 4
+    decoder_layers: Layers = 4
+    reward_layers: Layers = 4
+    cont_layers: Layers = 4
+    actor_layers: Layers = 4
+    critic_layers: Layers = 4
+    free_nats: Weight = 0.0
+    kl_balance: Fraction = 0.8
+    """Fraction of the KL loss that trains the prior."""
+    cont_scale: Weight = 1.0
+    explore: Weight = 0.0
     actor_grad: Literal["auto", "reinforce", "dynamics", "both"] = "auto"
-    """`auto` is reinforce for discrete actions and dynamics for real ones."""
-    actor_mix: float = 0.1
-    """Share of the dynamics in `both`."""
-    actor_entropy: float = 2e-3
-    slow_every: int = 100
-    """Updates between copies of the critic to the slow one."""
-    slow_rate: float = 1.0
-    """How much of the critic is copied."""
-    model_lr: float = 1e-4
-    actor_lr: float = 8e-5
-    critic_lr: float = 2e-4
-    eps: float = 1e-5
-    decay: float = 1e-6
+    """Gradient of the actor: `auto` is reinforce for discrete actions and dynamics for continuous ones."""
+    actor_mix: Fraction = 0.1
+    """Fraction of the dynamics gradient in `both`."""
+    actor_entropy: Weight = 2e-3
+    """Weight of the policy's entropy in the actor's objective."""
+    slow_every: Count = 100
+    """Updates between two copies of the critic to the slow critic."""
+    slow_rate: Fraction = 1.0
+    """Fraction by which the slow critic moves to the critic at a copy."""
+    model_lr: Positive = 1e-4
+    actor_lr: Positive = 8e-5
+    critic_lr: Positive = 2e-4
+    eps: Positive = 1e-5
+    decay: Fraction = 1e-6
     prioritize_ends: bool = False
     """Sample the ends of episodes more often."""
 

@@ -6,7 +6,7 @@ from what the model dreams. Every equation is named in `loss`; tensors are time-
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -23,62 +23,106 @@ from fastwm.nn.rssm import BlockRSSM, State, stoch_onehot
 from fastwm.nn.spaces import as_dict, decode, encode, is_image, total_width
 from fastwm.ops.philox import rand, randn
 from fastwm.optim import LaProp
+from fastwm.settings import Count, Decay, Fraction, Hidden, Positive, Range, Settings, Weight, Whole, Width
 
 
 @dataclass
-class DreamerV3Config:
+class DreamerV3Config(Settings):
     """Every number of the agent. The defaults are the official ones at size200m; `fastwm.configs` holds presets."""
 
-    deter: int = 8192
-    hidden: int = 1024
-    stoch: int = 32
-    classes: int = 64
-    blocks: int = 8
-    units: int = 1024
-    depth: int = 64
+    deter: Width = 8192
+    """Units of the recurrent state; a multiple of `blocks`."""
+    hidden: Width = 1024
+    """Units of the RSSM's hidden layers."""
+    stoch: Width = 32
+    """Categorical latent variables."""
+    classes: Annotated[int, Range(1, 256)] = 64
+    """Classes of each latent variable."""
+    blocks: Width = 8
+    """Blocks of the block-diagonal recurrent weights."""
+    units: Width = 1024
+    """Units of a hidden layer in the encoder, the decoder and all heads."""
+    depth: Width = 64
     """Channels of the image networks, before `mults`."""
-    mults: tuple[int, ...] = (2, 3, 4, 4)
-    kernel: int = 5
-    unimix: float = 0.01
-    """Share of the uniform mixed into the latent categoricals."""
-    policy_unimix: float = 0.0
+    mults: tuple[Width, ...] = (2, 3, 4, 4)
+    """Channels of each image layer, as multiples of `depth`; every layer halves the image's side."""
+    kernel: Annotated[int, Range(1, 31)] = 5
+    """Side of the convolutions' kernels, in pixels; odd."""
+    unimix: Decay = 0.01
+    """Fraction of the uniform distribution mixed into the latent categoricals."""
+    policy_unimix: Decay = 0.0
     """The same for discrete actions; the official code configures 0.01 but does not apply it."""
-    free_nats: float = 1.0
-    prior_layers: int = 2
-    post_layers: int = 1
-    encoder_layers: int = 3
-    decoder_layers: int = 3
-    reward_layers: int = 1
-    cont_layers: int = 1
-    actor_layers: int = 3
-    critic_layers: int = 3
-    bins: int = 255
-    actor_outscale: float = 0.01
-    rec_scale: float = 1.0
-    reward_scale: float = 1.0
-    cont_scale: float = 1.0
-    dyn_scale: float = 1.0
-    rep_scale: float = 0.1
-    policy_scale: float = 1.0
-    value_scale: float = 1.0
-    replay_value_scale: float = 0.3
-    imag_length: int = 15
-    horizon: float = 333.0
-    """Effective length of the discount `1 - 1/horizon`."""
-    lam: float = 0.95
-    actor_entropy: float = 3e-4
-    slow_reg: float = 1.0
-    """Weight of the critic's pull towards its own slow average."""
-    slow_rate: float = 0.02
-    return_rate: float = 0.01
-    return_limit: float = 1.0
-    lr: float = 4e-5
-    warmup: int = 1000
-    agc: float = 0.3
-    beta1: float = 0.9
-    beta2: float = 0.999
+    free_nats: Weight = 1.0
+    """KL in nats below which the dynamics and representation losses give no gradient."""
+    prior_layers: Hidden = 2
+    """Hidden layers that predict the latent from the recurrent state."""
+    post_layers: Hidden = 1
+    """Hidden layers that infer the latent from the recurrent state and the observation."""
+    encoder_layers: Hidden = 3
+    """Hidden layers of the vector encoder."""
+    decoder_layers: Hidden = 3
+    """Hidden layers of the vector decoder."""
+    reward_layers: Hidden = 1
+    """Hidden layers of the reward head."""
+    cont_layers: Hidden = 1
+    """Hidden layers of the continuation head."""
+    actor_layers: Hidden = 3
+    """Hidden layers of the actor."""
+    critic_layers: Hidden = 3
+    """Hidden layers of the critic."""
+    bins: Annotated[int, Range(3, 2**16)] = 255
+    """Bins of the two-hot heads (reward and critic); odd."""
+    actor_outscale: Weight = 0.01
+    """Scale of the actor's initial output weights."""
+    rec_scale: Weight = 1.0
+    """Weight of the reconstruction losses."""
+    reward_scale: Weight = 1.0
+    """Weight of the reward loss."""
+    cont_scale: Weight = 1.0
+    """Weight of the continuation loss."""
+    dyn_scale: Weight = 1.0
+    """Weight of the dynamics loss: the KL that trains the prior."""
+    rep_scale: Weight = 0.1
+    """Weight of the representation loss: the KL that trains the posterior."""
+    policy_scale: Weight = 1.0
+    """Weight of the actor's loss."""
+    value_scale: Weight = 1.0
+    """Weight of the critic's loss on imagined states."""
+    replay_value_scale: Weight = 0.3
+    """Weight of the critic's loss on replayed states."""
+    imag_length: Count = 15
+    """Steps of every imagined trajectory."""
+    horizon: Annotated[float, Range(1)] = 333.0
+    """Effective length of the discount `1 - 1/horizon`, in steps."""
+    lam: Fraction = 0.95
+    """Lambda of the returns: 0 bootstraps after one step, 1 at the end of the trajectory."""
+    actor_entropy: Weight = 3e-4
+    """Weight of the policy's entropy in the actor's objective."""
+    slow_reg: Weight = 1.0
+    """Weight of the loss that pulls the critic to its own slow average."""
+    slow_rate: Fraction = 0.02
+    """Fraction by which the slow critic moves to the critic at every update."""
+    return_rate: Fraction = 0.01
+    """Fraction by which the return percentiles move to those of the batch at every update."""
+    return_limit: Positive = 1.0
+    """Smallest scale that advantages are divided by."""
+    lr: Positive = 4e-5
+    """Learning rate, after the warm-up."""
+    warmup: Whole = 1000
+    """Updates over which the learning rate rises linearly from 0."""
+    agc: Weight = 0.3
+    """Largest norm of a tensor's gradient relative to the norm of its weights; 0 does not clip."""
+    beta1: Decay = 0.9
+    """Decay of LaProp's momentum."""
+    beta2: Decay = 0.999
+    """Decay of LaProp's mean squared gradient."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Matrix products in bfloat16, where the hardware has it, or float32. Everything else is float32."""
+
+    def __post_init__(self) -> None:
+        self.require(self.deter % self.blocks == 0, "deter", f"a multiple of blocks ({self.blocks})")
+        self.require(self.bins % 2 == 1, "bins", "odd")
+        self.require(self.kernel % 2 == 1, "kernel", "odd")
 
     @property
     def discount(self) -> float:

@@ -6,6 +6,7 @@ space with the cross-entropy method. Tensors are time-major.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from gymnasium import spaces
@@ -20,27 +21,38 @@ from fastwm.nn.gru_rssm import VARIANTS, GRUState
 from fastwm.nn.heads import Action
 from fastwm.nn.spaces import classes, decode, total_width
 from fastwm.optim import KerasAdam
+from fastwm.settings import Count, Layers, Parallel, Positive, Range, Weight, Width
 
 
 @dataclass(kw_only=True)
 class PlaNetConfig(WorldConfig):
     """Every number of the agent. The defaults are the official ones."""
 
-    units: int = 300
-    bits: int = 5
-    reward_layers: int = 3
-    reward_scale: float = 10.0
-    overshooting_distance: int = 0
-    """Steps of the longest open-loop prediction that is held against the posterior; 0 for none."""
-    overshooting_scale: float = 0.0
-    horizon: int = 12
-    candidates: int = 1000
-    elites: int = 100
-    iterations: int = 10
-    lr: float = 1e-3
-    eps: float = 1e-4
-    """Of Adam, not bias-corrected."""
-    clip: float = 1000.0
+    units: Width = 300
+    bits: Annotated[int, Range(1, 8)] = 5
+    reward_layers: Layers = 3
+    reward_scale: Weight = 10.0
+    overshooting_distance: Annotated[int, Range(0, 2**16)] = 0
+    """Steps of the longest open-loop prediction compared with the posterior; 0 or 1 for none."""
+    overshooting_scale: Weight = 0.0
+    """Weight of the latent overshooting loss."""
+    horizon: Parallel = 12
+    """Steps the planner looks ahead."""
+    candidates: Count = 1000
+    """Action sequences drawn in each iteration of the planner."""
+    elites: Count = 100
+    """Best candidates, to which the planner's Normal is fitted; at most `candidates`."""
+    iterations: Parallel = 10
+    """Iterations of the planner's cross-entropy method."""
+    lr: Positive = 1e-3
+    """Learning rate."""
+    eps: Positive = 1e-4
+    """Adam's epsilon, added to sqrt(v) without bias correction, as Keras does."""
+    clip: Positive = 1000.0
+    """Largest norm of the gradient."""
+
+    def __post_init__(self) -> None:
+        self.require(self.elites <= self.candidates, "elites", f"at most candidates ({self.candidates})")
 
 
 class PlaNet(WorldAgent):
@@ -57,8 +69,6 @@ class PlaNet(WorldAgent):
         if discrete := [key for key, space in self.act_space.items() if classes(space)]:
             raise FastwmError(f"planet plans with real actions only, but {', '.join(discrete)} is discrete; "
                               "use dreamer_v2 or dreamerv3")  # fmt: skip
-        if not 1 <= c.elites <= c.candidates:
-            raise FastwmError(f"planet: {c.elites} elites of {c.candidates} candidates: take at least 1, at most all")
         self.optimizer = KerasAdam(self.world.parameters(), c.lr, c.eps, c.clip)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:

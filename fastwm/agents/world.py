@@ -6,7 +6,7 @@ The agents say what the divergence between posterior and prior costs, how an act
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from gymnasium import spaces
@@ -20,39 +20,55 @@ from fastwm.nn.heads import Action
 from fastwm.nn.keras import LogitHead, NormalHead
 from fastwm.nn.keras_codec import ConvDecoder, ConvEncoder
 from fastwm.nn.spaces import SpaceDict, as_dict, classes, encode, is_image, random_values, total_width
+from fastwm.settings import Fraction, Layers, Range, Settings, Weight, Width
 
 
 @dataclass(kw_only=True)
-class WorldConfig:
+class WorldConfig(Settings):
     """Sizes and scales of the world model, with the numbers of Dreamer V1."""
 
-    deter: int = 200
-    hidden: int = 200
-    stoch: int = 30
-    units: int = 400
-    depth: int = 32
+    deter: Width = 200
+    """Units of the recurrent state."""
+    hidden: Width = 200
+    """Units of the RSSM's hidden layers."""
+    stoch: Width = 30
+    """Latent variables."""
+    units: Width = 400
+    """Units of a hidden layer in the vector encoder, the vector decoder and all heads."""
+    depth: Width = 32
     """Channels of the image networks' finest layer."""
     norm: bool = False
     """LayerNorm before every activation."""
-    bits: int = 8
-    """Of images; with fewer than 8 they are quantised and noise is added."""
-    encoder_layers: int = 3
-    decoder_layers: int = 3
-    reward_layers: int = 2
-    cont_layers: int = 3
+    bits: Annotated[int, Range(1, 8)] = 8
+    """Bits of an image's channel; with fewer than 8, images are quantised and noise is added."""
+    encoder_layers: Layers = 3
+    """Layers layers of the vector encoder."""
+    decoder_layers: Layers = 3
+    """Layers layers of the vector decoder."""
+    reward_layers: Layers = 2
+    """Layers layers of the reward head."""
+    cont_layers: Layers = 3
+    """Layers layers of the continuation head."""
     predict_cont: bool = False
-    """Learn where episodes end; else every state is worth `discount` of the next."""
+    """Learn where episodes end; otherwise the discount is the same in every state."""
     tanh_reward: bool = False
-    free_nats: float = 3.0
-    kl_scale: float = 1.0
-    rec_scale: float = 1.0
-    reward_scale: float = 1.0
-    cont_scale: float = 10.0
-    discount: float = 0.99
+    """Learn tanh of the rewards."""
+    free_nats: Weight = 3.0
+    """KL in nats below which the KL loss gives no gradient."""
+    kl_scale: Weight = 1.0
+    """Weight of the KL loss between posterior and prior."""
+    rec_scale: Weight = 1.0
+    """Weight of the reconstruction losses."""
+    reward_scale: Weight = 1.0
+    """Weight of the reward loss."""
+    cont_scale: Weight = 10.0
+    """Weight of the continuation loss."""
+    discount: Fraction = 0.99
+    """Discount per step."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Matrix products in float32, or in bfloat16 where the hardware has it. Everything else is float32."""
-    explore: float = 0.3
-    """Deviation of the noise added to real actions; share of discrete ones drawn at random."""
+    explore: Weight = 0.3
+    """Standard deviation of the noise added to continuous actions; fraction of discrete actions drawn at random."""
 
 
 @dataclass

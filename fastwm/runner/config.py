@@ -2,22 +2,24 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import torch
 import yaml
 
 from fastwm.errors import FastwmError
+from fastwm.settings import Count, Parallel, Range, SettingError, Settings, Weight, Whole
 from fastwm.writing import write_text
 
 AgentConfig = TypeVar("AgentConfig")
 
 
 @dataclass
-class RunConfig(Generic[AgentConfig]):
+class RunConfig(Settings, Generic[AgentConfig]):
     """What every run has."""
 
     agent: AgentConfig
@@ -29,14 +31,15 @@ class RunConfig(Generic[AgentConfig]):
     """Folder of the run; the same command again continues it."""
     preset: tuple[str, ...] = ()
     """Named blocks of settings, applied in order."""
-    seed: int = 0
+    seed: Whole = 0
+    """Seed of the weights, the environments and all random draws."""
     device: str = "auto"
     """`auto` takes a GPU where there is one."""
-    threads: int = 0
+    threads: Annotated[int, Range(0, 1024)] = 0
     """CPU threads; 0 leaves the number to PyTorch. Small models are as fast on one, and undisturbed by other load."""
-    log_every: float = 10.0
+    log_every: Weight = 10.0
     """Seconds between lines of progress."""
-    save_every: float = 300.0
+    save_every: Weight = 300.0
     """Seconds between checkpoints."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs the extra `log`)."""
@@ -46,21 +49,24 @@ class RunConfig(Generic[AgentConfig]):
 class TrainConfig(RunConfig[AgentConfig]):
     """Settings of a run. Steps are rows of replay: one observation of one environment each, reset rows included."""
 
-    steps: int = 1_000_000
-    num_envs: int = 16
-    batch_size: int = 16
-    batch_length: int = 64
+    steps: Count = 1_000_000
+    """Length of the run, in steps."""
+    num_envs: Parallel = 16
+    """Environments that step together."""
+    batch_size: Parallel = 16
+    """Windows per update."""
+    batch_length: Annotated[int, Range(2, 2**16)] = 64
     """Trained rows of a window; one row of context comes before them."""
-    train_ratio: float = 32.0
-    """Replayed steps per step taken: `batch_size * batch_length` of them are one update."""
-    prefill: int = 0
-    """Steps acted at random, before anything is learnt."""
-    pretrain: int = 0
-    """Updates as soon as there is enough to learn from."""
-    update_every: int = 1
+    train_ratio: Weight = 32.0
+    """Replayed steps per step taken; an update replays `batch_size * batch_length`. 0 collects without learning."""
+    prefill: Whole = 0
+    """Steps of random actions before learning starts."""
+    pretrain: Whole = 0
+    """Updates made at once when learning starts."""
+    update_every: Count = 1
     """Steps between bursts of the updates that are due."""
-    replay_capacity: int = 5_000_000
-    """Rows kept."""
+    replay_capacity: Count = 5_000_000
+    """Rows kept in replay."""
 
 
 @dataclass
@@ -99,13 +105,19 @@ def merge(config: Any, values: Mapping[str, Any]) -> Any:
             raise FastwmError(f"unknown setting {name!r}; {type(config).__name__} has: {field_names(config)}")
         old = getattr(config, name)
         if dataclasses.is_dataclass(old):
-            value = merge(old, value)
-        elif isinstance(old, tuple):
+            if not isinstance(value, Mapping):
+                raise SettingError(type(config), name, "a mapping of settings", value)
+            try:
+                value = merge(old, value)
+            except SettingError as error:
+                raise error.inside(name) from None
+        elif isinstance(old, float) and isinstance(value, str):
+            with suppress(ValueError):
+                value = float(value)  # YAML reads 1e-4 as a string
+        elif isinstance(old, tuple) and isinstance(value, list):
             value = tuple(value)
-        elif isinstance(old, dict):
+        elif isinstance(old, dict) and isinstance(value, Mapping):
             value = {key: str(v) for key, v in value.items()}
-        elif isinstance(old, float):
-            value = float(value)
         changes[name] = value
     return dataclasses.replace(config, **changes)
 
@@ -136,7 +148,10 @@ def read_config(path: Path, config: Any, agent: str) -> Any:
         raise FastwmError(f"{path} is not a run's configuration; remove it or use another logdir") from error
     if name != agent:
         raise FastwmError(f"{path.parent} is a run of {name}, not of {agent}; use another logdir")
-    return merge(config, values)
+    try:
+        return merge(config, values)
+    except SettingError as error:
+        raise FastwmError(f"{path}: {error}; correct the line, or use another logdir") from error
 
 
 def env_options(config: RunConfig[Any]) -> dict[str, Any]:

@@ -58,17 +58,6 @@ class Trainer:
     """One run in one folder. `step` counts rows of replay, `decisions` those of them that were acted on."""
 
     def __init__(self, name: str, config: TrainConfig[Any], logdir: Path):
-        if (
-            config.threads < 0
-            or config.steps < 1
-            or config.num_envs < 1
-            or config.batch_size < 1
-            or config.batch_length < 2
-            or config.update_every < 1
-        ):
-            raise FastwmError(
-                "steps, num_envs, batch_size and update_every must be at least 1, batch_length 2, threads 0"
-            )
         self.name, self.config, self.logdir = name, config, logdir
         self.device = resolve_device(config.device)
         torch.manual_seed(config.seed)
