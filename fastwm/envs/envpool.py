@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -104,7 +104,16 @@ class EnvPoolBackend:
         return obs, reward, terminated, truncated, info["env_id"]
 
 
-def make_envpool(name: str, *, num_envs: int, seed: Seed, size: int | None, repeat: int, **options: Any) -> VecEnv:
+def make_envpool(
+    name: str,
+    *,
+    num_envs: int,
+    seed: Seed,
+    size: int | None,
+    repeat: int,
+    keys: Mapping[str, str] | None = None,
+    **options: Any,
+) -> VecEnv:
     """Any EnvPool id. Frames are not stacked unless `stack_num` says so: a recurrent model needs one."""
     envpool = import_envpool()
     if name not in envpool.list_all_envs():
@@ -118,7 +127,7 @@ def make_envpool(name: str, *, num_envs: int, seed: Seed, size: int | None, repe
         for key, value in defaults.items():
             if key in fields:
                 options.setdefault(key, value)
-        return VecEnv(EnvPoolBackend(name, num_envs, seed, repeat, options), size)
+        return VecEnv(EnvPoolBackend(name, num_envs, seed, repeat, options), size, keys)
     except TypeError as error:
         raise FastwmError(f"envpool:{name} does not take these options {sorted(options)}: {error}") from error
     except (ImportError, RuntimeError) as error:

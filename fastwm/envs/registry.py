@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv
 from ..errors import FastwmError
 from .crafter import make_crafter
 from .envpool import Seed, import_envpool, make_atari, make_dmc, make_envpool, task_names
-from .gym import GymBackend, import_factory, make_from, make_gym
+from .gym import IMAGE_SIZE, GymBackend, Size, import_factory, make_from, make_gym
 from .vec import UnknownEnv, VecEnv
 
 Factory = Callable[..., VecEnv | VectorEnv]
@@ -42,6 +42,7 @@ _factories: dict[str, Factory] = {
     "gym": make_gym,
     "crafter": make_crafter,
 }
+_BUILT_IN = frozenset(_factories.values())
 
 
 def register(prefix: str, factory: Factory) -> None:
@@ -56,7 +57,14 @@ def register(prefix: str, factory: Factory) -> None:
 
 
 def make_env(
-    name: Any, num_envs: int = 1, seed: Seed = 0, *, size: int | None = 64, repeat: int = 1, **options: Any
+    name: Any,
+    num_envs: int = 1,
+    seed: Seed = 0,
+    *,
+    size: Size = "default",
+    repeat: int | None = None,
+    keys: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> VecEnv:
     """Makes `num_envs` environments that step together.
 
@@ -65,8 +73,12 @@ def make_env(
         (option `async_`); `crafter:reward`; `package.module:factory`; or no string but an Env, a VectorEnv, or a
         callable that makes one.
     seed: environments and runs get unrelated streams; a list gives each environment its own.
-    size: side in pixels of all images, rendered so where the engine can, else area-averaged; None keeps it.
-    repeat: every action is stepped this often and the rewards are summed.
+    size: side in pixels of all images (64), rendered so where the engine can, else area-averaged; None keeps it.
+    repeat: every action is stepped this often (1) and the rewards are summed. Where a factory or a Gymnasium
+        environment has a parameter `size` or `repeat` of its own, the value given is passed to it instead.
+    keys: what an observation is: {"camera": "image"} (or "image:chw", "image:hwc", where the channels are), "vector",
+        "symbols" ("symbols:N" for N classes from 0), or "out" to leave it out. What is not named is guessed from its
+        space.
     options: go to the environment (`render_mode="rgb_array"` for `render()`).
 
     Raises FastwmError for a name or option that does not exist, or an engine that is not installed.
@@ -75,20 +87,31 @@ def make_env(
         raise FastwmError(f"num_envs must be at least 1, got {num_envs}")
     if (seed if isinstance(seed, int) else min(seed, default=0)) < 0:
         raise FastwmError(f"seed must not be negative, got {seed}")
-    common: dict[str, Any] = {"num_envs": num_envs, "seed": seed, "size": size, "repeat": repeat}
+    given: dict[str, Any] = {"num_envs": num_envs, "seed": seed, "size": size, "repeat": repeat, "keys": keys}
     if not isinstance(name, str):
-        return make_from(name, **common, **options)
+        return make_from(name, **given, **options)
+    side = IMAGE_SIZE if size == "default" else size
+    common = given | {"size": side, "repeat": 1 if repeat is None else repeat}
     try:
         prefix, colon, rest = name.partition(":")
         if not colon:
-            return _by_id(ALIASES.get(name.lower(), name))(**common, **options)
+            env_id = ALIASES.get(name.lower(), name)
+            if env_id in _envpool_ids():
+                return make_envpool(env_id, **common, **options)
+            return make_gym(env_id, **given, **options)
         factory = _factory(prefix)
         if factory is None:
-            return make_from(import_factory(name), **common, **options)
+            return make_from(import_factory(name), **given, **options)
+        if factory is make_gym:
+            return make_gym(rest, **given, **options)
+        if factory not in _BUILT_IN:
+            del common["keys"]
         env = factory(rest, **common, **options)
     except UnknownEnv:
         raise UnknownEnv(_advice(name)) from None
-    return env if isinstance(env, VecEnv) else VecEnv(GymBackend(env, seed), size)
+    if not isinstance(env, VecEnv):
+        return VecEnv(GymBackend(env, seed, name), side, keys)
+    return env.with_keys(keys) if keys and factory not in _BUILT_IN else env
 
 
 def _factory(prefix: str) -> Factory | None:
@@ -96,11 +119,6 @@ def _factory(prefix: str) -> Factory | None:
         for entry in entry_points(group="fastwm.envs", name=prefix):
             _factories[prefix] = entry.load()
     return _factories.get(prefix)
-
-
-def _by_id(env_id: str) -> Callable[..., VecEnv]:
-    make = make_envpool if env_id in _envpool_ids() else make_gym
-    return lambda **kwargs: make(env_id, **kwargs)
 
 
 def _envpool_ids() -> list[str]:
