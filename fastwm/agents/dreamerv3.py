@@ -20,7 +20,7 @@ from fastwm.nn.heads import Action, Actor, BernoulliHead, Policy, TwoHotHead
 from fastwm.nn.layers import RMSNorm
 from fastwm.nn.normalize import PercentileNormalizer
 from fastwm.nn.rssm import BlockRSSM, State, stoch_onehot
-from fastwm.nn.spaces import as_dict, decode, encode, is_image, total_width
+from fastwm.nn.spaces import decode, encode, is_image, row_spaces, total_width
 from fastwm.ops.philox import rand, randn
 from fastwm.optim import LaProp
 from fastwm.settings import Count, Decay, Fraction, Hidden, Positive, Range, Settings, Weight, Whole, Width
@@ -212,8 +212,7 @@ class DreamerV3(Agent):
     ):
         super().__init__()
         self.config = c = config or DreamerV3Config()
-        self.obs_space = as_dict(obs_space, "obs")
-        self.act_space = as_dict(act_space, "action")
+        self.obs_space, self.act_space = row_spaces(obs_space, act_space, self.latent_keys)
         self.single_action = not isinstance(act_space, (Mapping, spaces.Dict))
         action_dim, stoch_dim = total_width(self.act_space), c.stoch * c.classes
         self.encoder = Encoder(self.obs_space, c.units, c.encoder_layers, c.depth, c.mults, c.kernel)

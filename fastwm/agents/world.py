@@ -19,7 +19,7 @@ from fastwm.nn.gru_rssm import GRURSSM, GRUState
 from fastwm.nn.heads import Action
 from fastwm.nn.keras import LogitHead, NormalHead
 from fastwm.nn.keras_codec import ConvDecoder, ConvEncoder
-from fastwm.nn.spaces import SpaceDict, as_dict, classes, encode, is_image, random_values, total_width
+from fastwm.nn.spaces import SpaceDict, classes, encode, is_image, random_values, row_spaces, total_width
 from fastwm.settings import Fraction, Layers, Range, Settings, Weight, Width
 
 
@@ -204,8 +204,7 @@ class WorldAgent(Agent):
     ):  # fmt: skip
         super().__init__()
         self.config = config
-        self.obs_space = as_dict(obs_space, "obs")
-        self.act_space = as_dict(act_space, "action")
+        self.obs_space, self.act_space = row_spaces(obs_space, act_space, self.latent_keys)
         self.single_action = not isinstance(act_space, (Mapping, spaces.Dict))
         self.world = WorldModel(self.obs_space, total_width(self.act_space), kind, conv, config)
 

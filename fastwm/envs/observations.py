@@ -19,11 +19,12 @@ from gymnasium import Space
 from gymnasium import spaces as gs
 
 from ..errors import FastwmError
+from ..row import OWN_KEYS
 from .spaces import SUPPORTED, ArrayTree, Path, key_of, walk
 
 Convert: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
-RESERVED = ("action", "reward", "is_first", "is_last", "is_terminal", "index")  # a row's own, and sampling's `index`
+RESERVED = ("action", *OWN_KEYS)
 KINDS = "image, image:hwc, image:chw, vector, symbols, symbols:N or out"
 EXACT = 2**24  # float32 holds every integer up to here
 MIN_SIDE = 8  # smaller uint8 grids hold symbols, not pixels (MiniGrid's 7x7x3)

@@ -11,7 +11,8 @@ from gymnasium import Space
 from gymnasium import spaces as gs
 
 from ..errors import FastwmError
-from .observations import RESERVED, ObsAdapter
+from ..row import OWN_KEYS
+from .observations import ObsAdapter
 from .spaces import ActAdapter, ActSpace, ArrayTree
 
 Record: TypeAlias = dict[str, np.ndarray]
@@ -67,10 +68,10 @@ class VecEnv:
         self.obs_space: dict[str, Space] = self._obs.spaces
         self.act_space: ActSpace = self._act.space
         actions = set(self.act_space) if isinstance(self.act_space, dict) else set()
-        if taken := sorted(actions & {*RESERVED[1:], *self.obs_space}):
+        if taken := sorted(actions & {*OWN_KEYS, *self.obs_space}):
             raise FastwmError(
                 f"action {taken[0]!r} has the name of an observation, or of a row's own keys "
-                f"({', '.join(RESERVED[1:])}): rename it in the environment"
+                f"({', '.join(OWN_KEYS)}): rename it in the environment"
             )
 
     def with_keys(self, keys: Mapping[str, str]) -> VecEnv:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fastwm import ops
 from fastwm.nn.distributions import Categorical, SquaredError, SymlogSquaredError
 from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU, UpsampleConv2d
-from fastwm.nn.spaces import SpaceDict, classes, encode, is_image, shape, total_width
+from fastwm.nn.spaces import SpaceDict, SpaceError, classes, encode, is_image, shape, total_width
 from fastwm.ops import symlog
 
 MAX_GRID = 16
@@ -27,11 +27,12 @@ def grid_size(images: SpaceDict, stages: int) -> tuple[int, int]:
     """Height and width of the coarsest feature map; every stage halves, rounding up."""
     sizes = {shape(leaf)[:2] for leaf in images.values()}
     if len(sizes) > 1:
-        raise ValueError(f"all image observations must have one size, got {sorted(sizes)}")
+        given = ", ".join(f"{key} {shape(leaf)[0]}x{shape(leaf)[1]}" for key, leaf in images.items())
+        raise SpaceError(f"all images must have one size, got {given}: resize them, for example by --env-args size 64")
     height, width = sizes.pop()
     grid = ceil(height / 2**stages), ceil(width / 2**stages)
     if max(grid) > MAX_GRID:
-        raise ValueError(f"image of {height}x{width} is too large (at most {MAX_GRID * 2**stages}); use a smaller size")
+        raise SpaceError(f"image of {height}x{width} is too large (at most {MAX_GRID * 2**stages}); use a smaller size")
     return grid
 
 

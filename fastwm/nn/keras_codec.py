@@ -12,7 +12,7 @@ from fastwm.nn.distributions import Categorical, UnitNormal
 from fastwm.nn.encoder import split_space
 from fastwm.nn.gru_rssm import EPS
 from fastwm.nn.keras import DenseMLP, glorot_linear, norm_act
-from fastwm.nn.spaces import SpaceDict, classes, encode, shape, total_width
+from fastwm.nn.spaces import SpaceDict, SpaceError, classes, encode, shape, total_width
 
 IMAGE_SIZE = 64
 ENCODER_KERNELS = (4, 4, 4, 4)  # 64 -> 31 -> 14 -> 6 -> 2
@@ -45,7 +45,7 @@ def image_channels(images: SpaceDict) -> int:
     """Of all images together; they must be 64x64."""
     for key, leaf in images.items():
         if shape(leaf)[:2] != (IMAGE_SIZE, IMAGE_SIZE):
-            raise ValueError(f"image {key!r} is {shape(leaf)[0]}x{shape(leaf)[1]}, but must be 64x64: use size 64")
+            raise SpaceError(f"image {key!r} is {shape(leaf)[0]}x{shape(leaf)[1]}, but must be 64x64: use size 64")
     return sum(shape(leaf)[2] for leaf in images.values())
 
 

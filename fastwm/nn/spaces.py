@@ -1,6 +1,6 @@
 """Observation and action spaces as the networks see them: flat float vectors and channels-last images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 
 import numpy as np
@@ -9,7 +9,33 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastwm.errors import FastwmError
+from fastwm.row import OWN_KEYS
+
 SpaceDict = dict[str, spaces.Space]
+
+
+class SpaceError(FastwmError, ValueError):
+    """Spaces that an agent cannot work with."""
+
+
+def row_spaces(
+    obs: "spaces.Space | Mapping[str, spaces.Space]", act: "spaces.Space | Mapping[str, spaces.Space]",
+    latents: Iterable[str] = (), alone: str = "obs",
+) -> tuple[SpaceDict, SpaceDict]:  # fmt: skip
+    """Observation and action spaces by key; a lone observation is called `alone`, a lone action "action".
+
+    A row of replay holds observations, actions, latents and its own keys side by side: a name that two of them share
+    is a SpaceError.
+    """
+    obs_space, act_space = as_dict(obs, alone), as_dict(act, "action")
+    owners = dict.fromkeys(OWN_KEYS, "of every row") | dict.fromkeys(latents, "of the agent's latents")
+    for what, keys in (("observation", obs_space), ("action", act_space)):
+        for key in keys:
+            if key in owners:
+                raise SpaceError(f"{what} {key!r} has a name {owners[key]}: rename it in the environment, or wrap it")
+            owners[key] = f"of an {what}"
+    return obs_space, act_space
 
 
 def as_dict(space: "spaces.Space | Mapping[str, spaces.Space]", name: str) -> SpaceDict:
@@ -19,7 +45,7 @@ def as_dict(space: "spaces.Space | Mapping[str, spaces.Space]", name: str) -> Sp
     result = dict(space) if isinstance(space, Mapping) else {name: space}
     for key, leaf in result.items():
         if not isinstance(leaf, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete)):
-            raise ValueError(f"space {key!r}: Box, Discrete and MultiDiscrete are supported, got {leaf}")
+            raise SpaceError(f"space {key!r}: Box, Discrete and MultiDiscrete are supported, got {leaf}")
     return result
 
 

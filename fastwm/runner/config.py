@@ -27,6 +27,8 @@ class RunConfig(Settings, Generic[AgentConfig]):
     """`cartpole`, `dmc:walker_walk`, `atari:Pong`, `gym:<id>`, `envpool:<id>` or `module:factory`."""
     env_args: dict[str, str] = field(default_factory=dict)
     """Options of the environment, for example `size 64 repeat 2`."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """What observations are, for example `camera image:chw map symbols:11 debug out`; others are guessed."""
     logdir: str = ""
     """Folder of the run; the same command again continues it."""
     preset: tuple[str, ...] = ()
@@ -155,8 +157,16 @@ def read_config(path: Path, config: Any, agent: str) -> Any:
 
 
 def env_options(config: RunConfig[Any]) -> dict[str, Any]:
-    """`env_args` with their values read as YAML: `64` is a number, `true` a flag."""
-    return {key: yaml.safe_load(value) for key, value in config.env_args.items()}
+    """Options of `make_env`: `keys`, and `env_args` with their values read as YAML: `64` is a number, `true` a flag."""
+    if taken := config.env_args.keys() & {"name", "num_envs", "seed", "keys"}:
+        raise FastwmError(f"env_args cannot set {sorted(taken)[0]}: it is a setting of the run, not of the environment")
+    options: dict[str, Any] = {"keys": config.keys} if config.keys else {}
+    for key, value in config.env_args.items():
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise FastwmError(f"env_args {key} is given as {value!r}, which is no value in YAML") from None
+    return options
 
 
 def resolve_device(name: str) -> torch.device:

@@ -158,7 +158,6 @@ class Trainer:
 
     def _remember(self, record: Record, state: Any) -> tuple[Any, Any]:
         """Choose actions for a record and put the row into replay."""
-        self._check_finite(record)
         action, state = self.agent.act(record, state, "random" if self.step < self.config.prefill else "train")
         actions = action if isinstance(action, dict) else {"action": action}
         row = {key: value.cpu() for key, value in (actions | self.agent.latents(state)).items()}
@@ -169,12 +168,6 @@ class Trainer:
             ended = {"episode/return": value, "episode/length": length, "seconds": round(self.seconds, 1)}
             self.log.write(self.step, ended)
         return action, state
-
-    def _check_finite(self, record: Record) -> None:
-        for key, value in record.items():
-            if value.dtype.kind == "f" and not np.isfinite(value).all():
-                env = int(np.argwhere(~np.isfinite(value))[0][0])
-                raise FastwmError(f"{key!r} of environment {env} is not finite (NaN or infinite) at step {self.step}")
 
     def _learn(self) -> None:
         """As many updates as the steps taken owe, once replay holds a batch's worth of windows."""

@@ -16,7 +16,7 @@ from fastwm.agents.world_models.task import Policy, Record, Task, task_of
 from fastwm.errors import FastwmError
 from fastwm.nn.conv_vae import ConvVAE, Latent
 from fastwm.nn.mdn_rnn import MDNRNN
-from fastwm.nn.spaces import as_dict
+from fastwm.nn.spaces import row_spaces
 
 
 class WorldModels(Agent):
@@ -33,9 +33,8 @@ class WorldModels(Agent):
     ):
         super().__init__()
         self.config = config or WorldModelsConfig()
-        self.obs_space = as_dict(obs_space, "image")
+        self.obs_space, self.act_space = row_spaces(obs_space, act_space, alone="image")
         self.task = task_of(act_space)
-        self.act_space = as_dict(act_space, "action")
         if "image" not in self.obs_space:
             raise FastwmError(f"world_models needs an observation 'image', there is: {', '.join(self.obs_space)}")
         m, c = self.config.m, self.config.c
