@@ -46,9 +46,8 @@ class Odd(gymnasium.Env):
 class OddVector(VectorEnv):
     """A vector environment written by hand, whose observations are `see(num_envs)`."""
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
-
     def __init__(self, obs: gs.Space, see: Callable[[int], Any], num_envs: int, column: bool = False) -> None:
+        self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
         self.num_envs, self.see, self.time, self.column = num_envs, see, 0, column
         self.single_observation_space, self.single_action_space = obs, gs.Discrete(2)
         self.observation_space, self.action_space = (batch_space(s, num_envs) for s in (obs, self.single_action_space))
@@ -112,7 +111,7 @@ def two_images() -> Odd:
 
 
 def float_for_uint8(num_envs: int) -> OddVector:
-    return OddVector(image(), lambda n: np.random.rand(n, 64, 64, 3).astype(np.float32), num_envs)
+    return OddVector(image(), lambda n: np.ones((n, 64, 64, 3), np.float32), num_envs)
 
 
 def chw_for_hwc(num_envs: int) -> OddVector:
@@ -124,7 +123,7 @@ def wrong_shape() -> Odd:
 
 
 def wrong_dtype() -> Odd:
-    return Odd(image(), see=lambda env: np.random.rand(64, 64, 3))
+    return Odd(image(), see=lambda env: np.ones((64, 64, 3)))
 
 
 def wrong_key() -> Odd:
@@ -206,6 +205,10 @@ def needs(size: int) -> Odd:
 
 def repeats(repeat: int = 1) -> Odd:
     return Odd(vector(), reward=float(repeat))
+
+
+def image_of(size: int = 48) -> Odd:
+    return Odd(image(size))
 
 
 class OldReset(Odd):

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import Any, Literal
@@ -275,6 +276,8 @@ def _separate(build: Callable[[], gymnasium.Env], name: str, num_envs: int) -> V
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
         return build()
 
+    # Gymnasium warns of a worker's error with its traceback; the error itself says it in one line.
+    warnings.filterwarnings("ignore", "(?s).*ERROR: (Received the following|Raising the last|Traceback)", UserWarning)
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     if method == "forkserver":
         multiprocessing.set_forkserver_preload(["fastwm.envs"])  # imported once for all
