@@ -87,7 +87,7 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
   m.def("two_hot_mean(Tensor logits, Tensor bins) -> (Tensor, Tensor)");
   m.def("two_hot_mean_backward(Tensor grad, Tensor logits, Tensor bins, Tensor mean, Tensor logsumexp) -> Tensor");
   m.def("laprop_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] nu, Tensor(c!)[] mu, int step, "
-        "Tensor? step_at, float lr, Tensor? lr_at, float beta1, float beta2, float eps, float agc, float pmin, "
+        "Tensor? step_at, float lr, Tensor? lr_at, Tensor? apply_at, float beta1, float beta2, float eps, float agc, float pmin, "
         "int warmup) -> ()");
   m.def("symlog(Tensor x) -> Tensor");
   m.def("symexp(Tensor x) -> Tensor");

@@ -47,8 +47,11 @@ class LaProp(torch.optim.Optimizer):
             group.setdefault("capturable", False)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None, *, apply: Tensor | None = None) -> Any:
+        """One update of every parameter that has a gradient.
+
+        Where `apply` is False, a bool [] on their device, weights and state stay as they are.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -56,15 +59,16 @@ class LaProp(torch.optim.Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                self._update(group, params)
+                self._update(group, params, apply)
         return loss
 
-    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _update(self, group: dict[str, Any], params: list[Tensor], apply: Tensor | None) -> None:
         states = [self.state[p] for p in params]
         for p, state in zip(params, states):
             if not state:
                 state.update(nu=torch.zeros_like(p), mu=torch.zeros_like(p))
-        if group["capturable"]:  # a loaded step may be a number, or lie on the device it was saved from
+        if group["capturable"] or apply is not None:
+            # A loaded step may be a number, or on the device it was saved from.
             group["step"] = torch.as_tensor(group["step"], device=params[0].device)
         laprop_step_(
             params,
@@ -78,8 +82,9 @@ class LaProp(torch.optim.Optimizer):
             group["agc"],
             group["pmin"],
             group["warmup"],
+            apply,
         )
-        group["step"] += 1
+        group["step"] += 1 if apply is None else apply
 
 
 class KerasAdam(torch.optim.Optimizer):
@@ -102,15 +107,16 @@ class KerasAdam(torch.optim.Optimizer):
 
     @property
     def params(self) -> list[Tensor]:
-        params: list[Tensor] = self.param_groups[0]["params"]
-        return params
+        """All that are trained, of every group."""
+        return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
 
     def backward(self, loss: Tensor) -> Tensor:
         """Set the gradients of the own parameters alone, the graph kept; returns their norm."""
         grads = torch.autograd.grad(loss, self.params, retain_graph=True, materialize_grads=True)
         for p, grad in zip(self.params, grads):
             p.grad = grad
-        return torch.nn.utils.get_total_norm(grads)
+        self.norms = gradient_norms(self.params)
+        return torch.linalg.vector_norm(self.norms)
 
     def minimize(self, loss: Tensor) -> Tensor:
         """One step down the loss; returns the norm of its gradient."""
@@ -119,30 +125,53 @@ class KerasAdam(torch.optim.Optimizer):
         return norm
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Clip, decay, and move every parameter that has a gradient."""
-        group = self.param_groups[0]
+    def step(self, closure: None = None, *, apply: Tensor | None = None) -> None:  # type: ignore[override]
+        """Clip, decay, and move every parameter that has a gradient.
+
+        Where `apply` is False, a bool [] on their device, weights and state stay as they are.
+        """
         params = [p for p in self.params if p.grad is not None]
+        if not params:
+            return
+        if apply is not None:
+            for p in params:
+                p.grad.masked_fill_(~apply, 0)  # type: ignore[union-attr]
+        norm = torch.linalg.vector_norm(gradient_norms(params))
+        for group in self.param_groups:
+            own = [p for p in group["params"] if p.requires_grad and p.grad is not None]
+            if own:
+                self._update(group, own, norm, apply)
+
+    def _update(self, group: dict[str, Any], params: list[Tensor], norm: Tensor, apply: Tensor | None) -> None:
+        def unless_held(factor: Any, held: float) -> Any:
+            return factor if apply is None else torch.where(apply, factor, held)
+
         grads = [p.grad for p in params if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
         torch._foreach_mul_(grads, group["clip"] / norm.clamp(min=group["clip"]))
         if group["decay"]:
-            torch._foreach_mul_(self.params, 1 - group["decay"])
+            torch._foreach_mul_(params, unless_held(1 - group["decay"], 1.0))
         for p in params:
             if not self.state[p]:
                 self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         means, squares = ([self.state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq"))
         (b1, b2), t = group["betas"], group["steps"]
-        if group["capturable"]:  # a loaded counter may be a number, or lie on the device it was saved from
+        if group["capturable"] or apply is not None:
+            # A loaded counter may be a number, or on the device it was saved from.
             t = group["steps"] = torch.as_tensor(t, dtype=torch.float64, device=params[0].device)
-        t += 1
+        t += 1 if apply is None else apply
         group["steps"] = t
-        torch._foreach_lerp_(means, grads, 1 - b1)
-        torch._foreach_mul_(squares, b2)
+        torch._foreach_mul_(means, unless_held(b1, 1.0))
+        torch._foreach_add_(means, grads, alpha=1 - b1)
+        torch._foreach_mul_(squares, unless_held(b2, 1.0))
         torch._foreach_addcmul_(squares, grads, grads, 1 - b2)
-        rate = -group["lr"] * (1 - b2**t) ** 0.5 / (1 - b1**t)
+        rate = unless_held(-group["lr"] * (1 - b2**t) ** 0.5 / (1 - b1**t), 0.0)
         roots = torch._foreach_sqrt(squares)
         torch._foreach_add_(roots, group["keras_eps"])
         moves = torch._foreach_div(means, roots)
         torch._foreach_mul_(moves, rate.to(params[0].dtype) if isinstance(rate, Tensor) else rate)
         torch._foreach_add_(params, moves)
+
+
+def gradient_norms(params: Iterable[Tensor]) -> Tensor:
+    """The norm of each gradient that there is [P]."""
+    return torch.stack(torch._foreach_norm([p.grad for p in params if p.grad is not None]))

@@ -173,7 +173,7 @@ def test_planet_on_discrete_actions_is_one_clear_line(tmp_path: Path, capsys: py
     error = capsys.readouterr().err.strip()
     assert error.startswith("fastwm: error: planet plans with real actions only") and "\n" not in error
     assert train("planet", "--env", "pendulum", "--agent.elites", "7", "--logdir", str(tmp_path)) == 2
-    assert "7 elites of 6 candidates" in capsys.readouterr().err
+    assert "--agent.elites must be at most candidates (6), got 7" in capsys.readouterr().err
 
 
 def test_prefill_pretrain_and_bursts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastwm import _lib
+from fastwm.errors import FastwmError
 from fastwm.runner import checkpoint
 from fastwm.runner.graph import WARM_UP, GraphedUpdate, fastest_update, plain_update
 from tests.agents_under_test import make_batch, names, tiny
@@ -102,6 +103,7 @@ def test_an_update_asks_nothing_of_the_host(name: str, monkeypatch: pytest.Monke
     agent = tiny(name)
     batch = {key: value.to("meta") for key, value in make_batch(agent).items()}
     agent = agent.to("meta")
+    agent.reset_optimizers()  # the parameters are others now
     monkeypatch.setattr(agent, "autocast", nullcontext)
     for optimizer in agent.optimizers().values():
         optimizer.param_groups[0]["capturable"] = True
@@ -151,6 +153,22 @@ def test_replays_are_the_plain_updates(name: str, before: int, precision: str) -
     same(got, want)
     same(everything(graphed), everything(plain))
     assert everything(graphed)["step"] == [before + len(batches)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CAPTURABLE)
+def test_a_replay_that_is_not_finite_changes_nothing_and_is_named(name: str) -> None:
+    start = trained(0, name=name)
+    agent = resumed(start.state_dict(), "cuda", name=name)
+    update, batch = fastest_update(agent), make_batch(start)
+    run(update, [batch] * (WARM_UP + 1))
+    before = deepcopy(everything(agent))
+    run(update, [batch | {"pos": batch["pos"] * float("nan")}])
+    same(everything(agent), before)
+    with pytest.raises(FastwmError, match=f"update {WARM_UP + 2} of this process: the loss .* is not finite"):
+        agent.check_finite()
+    run(update, [batch])
+    agent.check_finite()
 
 
 @pytest.mark.gpu

@@ -149,7 +149,7 @@ def test_saved_for_backward_notices_the_step() -> None:
 @needs_native
 def test_opcheck() -> None:
     params, grads, nu, mu = lists([(3,), (2, 2)], torch.float32)
-    args = (params, grads, nu, mu, 3, None, 1e-2, None, 0.9, 0.999, 1e-20, 0.3, 1e-3, 10)
+    args = (params, grads, nu, mu, 3, None, 1e-2, None, None, 0.9, 0.999, 1e-20, 0.3, 1e-3, 10)
     torch.library.opcheck(torch.ops.fastwm.laprop_step_.default, args)
 
 
@@ -182,7 +182,7 @@ def test_wrong_arguments_are_explained(change, message: str) -> None:  # type: i
 @needs_native
 def test_a_direct_call_with_wrong_tensors_does_not_crash() -> None:
     p, g, n, m = lists([(3,), (2, 2)])
-    settings = (3, None, 1e-2, None, 0.9, 0.999, 1e-20, 0.3, 1e-3, 10)
+    settings = (3, None, 1e-2, None, None, 0.9, 0.999, 1e-20, 0.3, 1e-3, 10)
     for bad in [(p, g[:1], n, m), (p, [g[0], g[1][:1]], n, m), (p, [x.float() for x in g], n, m)]:
         with pytest.raises(RuntimeError, match="fastwm"):
             torch.ops.fastwm.laprop_step_(*bad, *settings)

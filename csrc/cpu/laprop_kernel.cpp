@@ -65,6 +65,7 @@ void update(const LaProp& p, const Piece& piece, const LaPropRates& rates) {
 
 template <typename A>
 void run(const LaProp& p) {
+  if (!laprop_applies(p)) return;
   const LaPropRates rates = laprop_rates(p);
   const LaPropTensor& last = p.tensors[p.tensor_count - 1];
   const bool parallel = p.chunks > 1 && (p.chunks > p.tensor_count || last.first_chunk * kChunk > kParallelElements);

@@ -9,7 +9,7 @@ namespace fastwm {
 template <auto kernel>
 void laprop_step_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> nu,
                   std::vector<Tensor> mu, int64_t step, std::optional<Tensor> step_at, double lr,
-                  std::optional<Tensor> lr_at, double beta1, double beta2, double eps, double agc, double pmin,
+                  std::optional<Tensor> lr_at, std::optional<Tensor> apply_at, double beta1, double beta2, double eps, double agc, double pmin,
                   int64_t warmup) {
   STD_TORCH_CHECK(grads.size() == params.size() && nu.size() == params.size() && mu.size() == params.size(),
                   "fastwm: expected lists of the same length");
@@ -20,6 +20,10 @@ void laprop_step_(std::vector<Tensor> params, std::vector<Tensor> grads, std::ve
                   "fastwm: step_at must be an int64 tensor on the parameters' device");
   STD_TORCH_CHECK(!lr_at || (lr_at->scalar_type() == ScalarType::Float && lr_at->device() == first.device()),
                   "fastwm: lr_at must be a float32 tensor on the parameters' device");
+  STD_TORCH_CHECK(!apply_at || (apply_at->scalar_type() == ScalarType::Bool && apply_at->device() == first.device()),
+                  "fastwm: apply_at must be a bool tensor on the parameters' device");
+  for (const auto* x : {&step_at, &lr_at, &apply_at})
+    STD_TORCH_CHECK(!*x || (*x)->numel() == 1, "fastwm: step_at, lr_at and apply_at must hold one number");
   std::vector<LaPropTensor> tensors;
   tensors.reserve(params.size());
   int64_t chunks = 0;
@@ -46,6 +50,7 @@ void laprop_step_(std::vector<Tensor> params, std::vector<Tensor> grads, std::ve
                  step_at ? static_cast<const int64_t*>(step_at->const_data_ptr()) : nullptr,
                  lr,
                  lr_at ? static_cast<const float*>(lr_at->const_data_ptr()) : nullptr,
+                 apply_at ? static_cast<const bool*>(apply_at->const_data_ptr()) : nullptr,
                  beta1,
                  beta2,
                  eps,

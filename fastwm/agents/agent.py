@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastwm.agents.arguments import check_batch, check_mode, check_observations, check_state
+from fastwm.agents.finite import FiniteCheck
+from fastwm.errors import FastwmError
 from fastwm.nn.spaces import SpaceDict, encode, is_image, random_values
 
 WriteBack = Callable[[Tensor, dict[str, Tensor]], None]
@@ -22,6 +25,10 @@ class Agent(nn.Module, ABC):
     obs_space: SpaceDict
     act_space: SpaceDict
     config: Any
+    state_keys: tuple[str, ...] = ("deter", "stoch", "action")
+    """Names in the acting state."""
+    batch_keys: tuple[str, ...] = ("is_first",)
+    """What an update reads beside observations, actions and rewards."""
     latent_keys: tuple[str, ...] = ()
     """Names of the latents that replay keeps beside each row."""
     online: bool = True
@@ -31,14 +38,23 @@ class Agent(nn.Module, ABC):
     capturable: bool = False
     """Whether a CUDA graph can hold `update`: it waits for nothing on the GPU and decides nothing on the host."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.finite = FiniteCheck()
+
     @abstractmethod
     def act(
         self, obs: Mapping[str, Any], state: dict[str, Tensor] | None = None, mode: str = "train"
     ) -> tuple[Any, dict[str, Tensor]]:
         """Actions for a batch of observations `[B, ...]`, and the state to pass with the next one.
 
-        `obs` holds the keys of `obs_space` and `is_first` [B] bool; `mode` is "train", "eval" or "random", which acts
-        uniformly and remembers it.
+        `obs` holds the keys of `obs_space`, images as uint8, and `is_first` [B] bool; other keys are ignored. `mode` is
+        "train", "eval" or "random", which acts uniformly and remembers it.
+
+        Raises:
+            ValueError: for a missing key, a shape, number of rows or dtype that is not the space's, an unknown mode.
+            FastwmError: for an observation that is not finite; names its key and row. Observations that are on a GPU
+                already are not read.
         """
 
     @abstractmethod
@@ -46,11 +62,51 @@ class Agent(nn.Module, ABC):
         """One gradient step on replayed rows, time-major; returns scalar metrics.
 
         `write_back(index, latents)` receives fresh latents for the rows `batch["index"]`, from agents that have any.
+
+        Raises:
+            ValueError: for a missing key, or a shape or dtype that is not the space's.
+            FastwmError: on a CPU, for a loss or gradient that is not finite, by its name; no weight is changed. On a
+                GPU such an update changes nothing, and `check_finite` raises. Also for a trainable parameter that
+                no optimiser holds: see `reset_optimizers`.
         """
 
     @abstractmethod
     def open_loop(self, batch: Mapping[str, Tensor], context: int) -> dict[str, Tensor]:
         """Predicted observations [T, B, ...]: filtered for `context` rows, then from the actions alone."""
+
+    def receive(self, obs: Mapping[str, Any], state: Mapping[str, Tensor] | None, mode: str) -> dict[str, Tensor]:
+        """What `act` is given, checked, and the observations and `is_first` on the agent's device."""
+        check_mode(mode)
+        values = check_observations(self.obs_space, obs)
+        if state is not None:
+            check_state(state, self.state_keys, len(values["is_first"]))
+        return {key: torch.as_tensor(value, device=self.device) for key, value in values.items()}
+
+    def check_update(self, batch: Mapping[str, Tensor]) -> None:
+        """Refuse a batch of wrong keys, shapes or dtypes, and networks that no optimiser would train."""
+        check_batch(self.obs_space | self.act_space, self.batch_keys, batch)
+        held = {id(p) for o in self.optimizers().values() for group in o.param_groups for p in group["params"]}
+        modules: list[nn.Module | None] = [self]
+        params: list[nn.Parameter | None] = []
+        while modules:  # `parameters` takes five times as long, for its names
+            if (module := modules.pop()) is not None:
+                params += module._parameters.values()
+                modules += module._modules.values()
+        if all(p is None or not p.requires_grad or id(p) in held for p in params):
+            return
+        lost = [name for name, p in self.named_parameters() if p.requires_grad and id(p) not in held]
+        raise FastwmError(
+            f"update: no optimiser holds {lost[0]}" + (f" and {len(lost) - 1} others" if lost[1:] else "")
+            + ": call reset_optimizers() after replacing a network, or freeze it with requires_grad_(False)"
+        )  # fmt: skip
+
+    def check_finite(self) -> None:
+        """Raise for an earlier update on a GPU whose loss or gradient was not finite. This waits for the GPU.
+
+        Raises:
+            FastwmError: with the name of the loss or of the parameter.
+        """
+        self.finite.read(self)
 
     def random_action(self, batch: int) -> dict[str, Tensor]:
         """Uniform actions [batch, ...]."""
@@ -90,6 +146,9 @@ class Agent(nn.Module, ABC):
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """All optimisers, by name; their state travels with the module's."""
         return {}
+
+    def reset_optimizers(self) -> None:
+        """Make the optimisers anew for the networks as they are now: call it after replacing a network."""
 
     def get_extra_state(self) -> dict[str, Any]:
         return {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()}

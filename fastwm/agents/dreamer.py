@@ -58,6 +58,10 @@ class Dreamer(WorldAgent):
         style = (kind.activation, c.norm)
         self.actor = DenseActor(feat, c.units, c.actor_layers, *style, self.act_space, dist, min_std, shift)
         self.critic = NormalHead(feat, c.units, c.critic_layers, *style)
+        self.reset_optimizers()
+
+    def reset_optimizers(self) -> None:
+        c = self.config
         self.model_optimizer = self.adam(self.world, c.model_lr)
         self.actor_optimizer = self.adam(self.actor, c.actor_lr)
         self.critic_optimizer = self.adam(self.critic, c.critic_lr)
@@ -68,6 +72,11 @@ class Dreamer(WorldAgent):
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"model": self.model_optimizer, "actor": self.actor_optimizer, "critic": self.critic_optimizer}
+
+    def check_finite_of(self, part: str, losses: Mapping[str, Tensor], *optimizers: KerasAdam) -> Tensor | None:
+        """`FiniteCheck` of some losses and of the gradients that these optimisers have just taken."""
+        params = [p for optimizer in optimizers for p in optimizer.params]
+        return self.finite(self, part, losses, params, torch.cat([optimizer.norms for optimizer in optimizers]))
 
     def choose(self, state: GRUState, mode: str) -> Action:
         policy = self.actor(*state.parts)

@@ -68,14 +68,18 @@ class DreamerV1(Dreamer):
         self, batch: Mapping[str, Tensor], noise: Noise | None = None, write_back: WriteBack | None = None
     ) -> dict[str, Tensor]:
         """One step of model, actor and critic on rows 1..T of a batch [1+T, B, ...], all from the same weights."""
+        self.check_update(batch)
         model, dream = self.losses(*self.led_to(batch), noise or Noise())
         norms = {"model": self.model_optimizer.backward(model.total),
                  "actor": self.actor_optimizer.backward(dream.actor),
                  "critic": self.critic_optimizer.backward(dream.critic)}  # fmt: skip
-        for optimizer in self.optimizers().values():
-            optimizer.step()
+        losses = {"actor": dream.actor, "critic": dream.critic}
+        optimizers = self.model_optimizer, self.actor_optimizer, self.critic_optimizer
+        apply = self.check_finite_of("all", model.terms | losses, *optimizers)
+        for optimizer in optimizers:
+            optimizer.step(apply=apply)
         dreamt = {"dream/reward": dream.reward, "dream/return": dream.returns, "dream/value": dream.value}
-        return self.metrics(model, {"actor": dream.actor, "critic": dream.critic}, norms, dreamt)
+        return self.metrics(model, losses, norms, dreamt)
 
     def losses(self, rows: Mapping[str, Tensor], prev_action: Tensor, noise: Noise) -> tuple[ModelLoss, Dream]:
         """The model's on rows [T, B, ...], the actor's and the critic's in dreams from its states."""

@@ -88,6 +88,7 @@ class DreamerV2(Dreamer):
 
     config: DreamerV2Config
     updates: Tensor
+    batch_keys = ("is_first", "is_terminal")
 
     def __init__(
         self, obs_space: "spaces.Space | Mapping[str, spaces.Space]",
@@ -119,19 +120,25 @@ class DreamerV2(Dreamer):
         self, batch: Mapping[str, Tensor], noise: Noise | None = None, write_back: WriteBack | None = None
     ) -> dict[str, Tensor]:
         """One step of the model on rows 1..T of a batch [1+T, B, ...], then of actor and critic in its dreams."""
+        self.check_update(batch)
         rows, prev_action = self.led_to(batch)
         noise = noise or Noise()
         model = self.model_loss(rows, prev_action, noise=noise.post)
-        norms = {"model": self.model_optimizer.minimize(model.total)}
+        norms = {"model": self.model_optimizer.backward(model.total)}
+        model_applies = self.check_finite_of("model", model.terms, self.model_optimizer)
+        self.model_optimizer.step(apply=model_applies)
         dream = self.behaviour(model.world.state, rows["is_terminal"], noise)
         norms["actor"] = self.actor_optimizer.backward(dream.actor)
         norms["critic"] = self.critic_optimizer.backward(dream.critic)
-        self.actor_optimizer.step()
-        self.critic_optimizer.step()
-        self.update_slow_critic()
+        losses = {"actor": dream.actor, "critic": dream.critic}
+        apply = self.check_finite_of("behaviour", losses, self.actor_optimizer, self.critic_optimizer)
+        apply = apply if model_applies is None or apply is None else apply & model_applies
+        self.actor_optimizer.step(apply=apply)
+        self.critic_optimizer.step(apply=apply)
+        self.update_slow_critic(apply)
         dreamt = {"dream/reward": dream.reward, "dream/return": dream.targets, "dream/value": dream.slow_value,
                   "entropy/policy": dream.policy.entropy()}  # fmt: skip
-        return self.metrics(model, {"actor": dream.actor, "critic": dream.critic}, norms, dreamt)
+        return self.metrics(model, losses, norms, dreamt)
 
     def behaviour(self, posterior: GRUState, is_terminal: Tensor, noise: Noise) -> Dream:
         """Dream from every posterior state [T, B, ...], terminal ones included, and score actor and critic there."""
@@ -158,13 +165,14 @@ class DreamerV2(Dreamer):
                      actor_loss, critic_loss)  # fmt: skip
 
     @torch.no_grad()
-    def update_slow_critic(self) -> None:
-        """Copy the critic every `slow_every` updates, wholly at the first."""
+    def update_slow_critic(self, apply: Tensor | None = None) -> None:
+        """Copy the critic every `slow_every` updates, wholly at the first; updates not applied do not count."""
         rate = torch.where(self.updates == 0, 1.0, self.config.slow_rate)
         rate = torch.where(self.updates % self.config.slow_every == 0, rate, 0.0)  # nothing waits for the device
+        rate = rate if apply is None else torch.where(apply, rate, 0.0)
         for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters()):
             slow.lerp_(fast, rate)
-        self.updates += 1
+        self.updates += 1 if apply is None else apply
 
     def get_extra_state(self) -> dict[str, Any]:
         return super().get_extra_state() | {"updates": int(self.updates)}

@@ -22,7 +22,7 @@ from fastwm.nn.normalize import PercentileNormalizer
 from fastwm.nn.rssm import BlockRSSM, State, stoch_onehot
 from fastwm.nn.spaces import decode, encode, is_image, row_spaces, total_width
 from fastwm.ops.philox import rand, randn
-from fastwm.optim import LaProp
+from fastwm.optim import LaProp, gradient_norms
 from fastwm.settings import Count, Decay, Fraction, Hidden, Positive, Range, Settings, Weight, Whole, Width
 
 
@@ -202,6 +202,7 @@ class DreamerV3(Agent):
     """
 
     latent_keys = ("deter", "stoch")
+    batch_keys = ("is_first", "is_last", "is_terminal", *latent_keys)
     capturable = True
 
     def __init__(
@@ -231,6 +232,10 @@ class DreamerV3(Agent):
         self.slow_critic = TwoHotHead(feat, c.units, c.critic_layers, c.bins).requires_grad_(False)
         self.slow_critic.load_state_dict(self.critic.state_dict())
         self.return_norm = PercentileNormalizer(c.return_rate, c.return_limit)
+        self.reset_optimizers()
+
+    def reset_optimizers(self) -> None:
+        c = self.config
         self.optimizer = LaProp(
             [p for p in self.parameters() if p.requires_grad],
             lr=c.lr, betas=(c.beta1, c.beta2), agc=c.agc, warmup=c.warmup,
@@ -256,7 +261,7 @@ class DreamerV3(Agent):
         observation. The policy is sampled in both modes, "train" and "eval", as in the official code; actions are
         not clipped. `noise` fixes the draws: uniform [B, S], and one array for each action.
         """
-        obs = {key: torch.as_tensor(obs[key], device=self.device) for key in (*self.obs_space, "is_first")}
+        obs = self.receive(obs, state, mode)
         is_first = obs["is_first"].bool()
         state = self.initial(len(is_first)) if state is None else state
         uniform, action_noise = noise if noise is not None else (None, None)
@@ -284,20 +289,33 @@ class DreamerV3(Agent):
 
         `write_back(index, latents)` receives the fresh latents of the trained rows and their `batch["index"]`.
         """
+        self.check_update(batch)
+        averages = [(x, x.clone()) for x in (self.return_norm.lo, self.return_norm.hi)]
         loss = self.loss(batch, noise)
         self.optimizer.zero_grad()
         loss.total.backward()
-        self.optimizer.step()
-        self.update_slow_critic()
+        params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        losses = {key: loss.metrics[f"loss/{key}"] for key in loss.terms}
+        apply = self.finite(self, "all", losses, params, gradient_norms(params), averages)
+        self.optimizer.step(apply=apply)
+        self.update_slow_critic(apply)
         if write_back is not None:
             state = loss.world.state
-            write_back(batch["index"][1:], self.latents({"deter": state.deter, "stoch": state.stoch.detach()}))
+            latents = self.latents({"deter": state.deter, "stoch": state.stoch.detach()})
+            if apply is not None:
+                stored = {key: batch[key][1:] for key in latents}
+                if stored["stoch"].is_floating_point():
+                    stored["stoch"] = stored["stoch"].argmax(-1)
+                latents = {key: torch.where(apply, x, stored[key].to(x.dtype)) for key, x in latents.items()}
+            write_back(batch["index"][1:], latents)
         return loss.metrics
 
     @torch.no_grad()
-    def update_slow_critic(self) -> None:
+    def update_slow_critic(self, apply: Tensor | None = None) -> None:
         """`slow <- (1 - rate) slow + rate fast`."""
-        torch._foreach_lerp_(list(self.slow_critic.parameters()), list(self.critic.parameters()), self.config.slow_rate)
+        rate: Any = self.config.slow_rate if apply is None else torch.where(apply, self.config.slow_rate, 0.0)
+        for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters()):
+            slow.lerp_(fast, rate)
 
     def loss(self, batch: Mapping[str, Tensor], noise: Noise | None = None) -> Loss:
         """The one loss of all modules.

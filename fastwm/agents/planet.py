@@ -69,6 +69,10 @@ class PlaNet(WorldAgent):
         if discrete := [key for key, space in self.act_space.items() if classes(space)]:
             raise FastwmError(f"planet plans with real actions only, but {', '.join(discrete)} is discrete; "
                               "use dreamer_v2 or dreamerv3")  # fmt: skip
+        self.reset_optimizers()
+
+    def reset_optimizers(self) -> None:
+        c = self.config
         self.optimizer = KerasAdam(self.world.parameters(), c.lr, c.eps, c.clip)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -82,13 +86,16 @@ class PlaNet(WorldAgent):
         self, batch: Mapping[str, Tensor], noise: Noise | None = None, write_back: WriteBack | None = None
     ) -> dict[str, Tensor]:
         """One gradient step of the model on rows 1..T of a batch [1+T, B, ...]."""
+        self.check_update(batch)
         c, noise = self.config, noise or Noise()
         rows, prev_action = self.led_to(batch)
         model = self.model_loss(rows, prev_action, noise=noise.post)
         if c.overshooting_distance > 1:
             model.terms["overshooting"] = self.overshooting(model.world, prev_action, rows["is_first"], noise.prior)
             model.total = model.total + c.overshooting_scale * model.terms["overshooting"]
-        norm = self.optimizer.minimize(model.total)
+        norm = self.optimizer.backward(model.total)
+        apply = self.finite(self, "model", model.terms, self.optimizer.params, self.optimizer.norms)
+        self.optimizer.step(apply=apply)
         return self.metrics(model, {}, {"model": norm}, {"dream/reward": model.world.reward.mean})
 
     def overshooting(self, world: World, prev_action: Tensor, is_first: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -250,7 +250,7 @@ class WorldAgent(Agent):
 
         What the environment gets is also what the model remembers.
         """
-        obs = {key: torch.as_tensor(obs[key], device=self.device) for key in (*self.obs_space, "is_first")}
+        obs = self.receive(obs, state, mode)
         is_first = obs["is_first"].bool()
         state = self.initial(len(is_first)) if state is None else state
         with self.autocast():

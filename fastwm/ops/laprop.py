@@ -18,6 +18,7 @@ def laprop_step_(
     agc: float = 0.3,
     pmin: float = 1e-3,
     warmup: int = 1000,
+    apply: Tensor | None = None,
 ) -> None:
     """One step of LaProp with adaptive gradient clipping, of all tensors at once and in place.
 
@@ -34,6 +35,7 @@ def laprop_step_(
         step: updates done before this one; not changed. As an int64 tensor `[]` on the parameters' device it is
             read there, so that the call can be captured into a CUDA graph.
         lr: likewise, as a float32 tensor `[]`.
+        apply: bool `[]` on the parameters' device: False leaves all tensors as they are, whatever the gradients hold.
 
     Raises:
         ValueError: the lists differ in length, or a tensor in shape from its parameter.
@@ -50,15 +52,22 @@ def laprop_step_(
     if not params:
         return
     if _backend._forced == "ref":
-        ref.laprop_step_(params, grads, nu, mu, step, lr, betas, eps, agc, pmin, warmup)
+        ref.laprop_step_(params, grads, nu, mu, step, lr, betas, eps, agc, pmin, warmup, apply)
     elif _fits(params, grads, nu, mu):
         step, step_at = (0, step) if isinstance(step, Tensor) else (step, None)
         lr, lr_at = (0.0, lr) if isinstance(lr, Tensor) else (float(lr), None)
-        torch.ops.fastwm.laprop_step_(params, grads, nu, mu, step, step_at, lr, lr_at, *betas, eps, agc, pmin, warmup)
+        settings = *betas, eps, agc, pmin, warmup
+        torch.ops.fastwm.laprop_step_(params, grads, nu, mu, step, step_at, lr, lr_at, apply, *settings)
         if not torch.compiler.is_compiling():  # what torch's own in-place operators do
             torch.autograd.graph.increment_version([*params, *nu, *mu])
     else:
+        if apply is not None:
+            before = [[x.clone() for x in xs] for xs in (params, nu, mu)]
         _foreach(params, grads, nu, mu, step, lr, betas, eps, agc, pmin, warmup)
+        if apply is not None:
+            for xs, olds in zip((params, nu, mu), before):
+                for x, old in zip(xs, olds):
+                    x.copy_(torch.where(apply, x, old))
 
 
 def _fits(params: list[Tensor], *others: list[Tensor]) -> bool:

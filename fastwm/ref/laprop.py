@@ -14,8 +14,11 @@ def laprop_step_(
     agc: float,
     pmin: float,
     warmup: int,
+    apply: Tensor | None = None,
 ) -> None:
     """One step of LaProp, tensor by tensor: see `fastwm.ops.laprop_step_`."""
+    if apply is not None and not apply:
+        return
     done, (beta1, beta2) = float(step), betas
     step_size = float(lr) * (min(1.0, done / warmup) if warmup else 1.0) / (1 - beta1 ** (done + 1))
     for p, g, n, m in zip(params, grads, nu, mu, strict=True):

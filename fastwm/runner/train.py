@@ -186,6 +186,7 @@ class Trainer:
             self.owed -= 1
 
     def _log_training(self) -> None:
+        self.agent.check_finite()
         if self.summed:
             values = {f"train/{key}": float(value) / self.summed for key, value in self.sums.items()}
             if broken := [key for key, value in values.items() if not math.isfinite(value)]:

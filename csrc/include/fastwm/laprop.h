@@ -27,12 +27,15 @@ struct LaProp {
   const int64_t* step_at;        // where to read it instead, on the tensors' device; nullptr: `step`
   double lr;
   const float* lr_at;            // likewise
+  const bool* apply_at;          // on the tensors' device: false leaves them as they are; nullptr: true
   double beta1, beta2, eps, agc, pmin;
   int64_t warmup;
   double* squares;               // [chunks, 2] sums over param^2 and grad^2; scratch
 };
 
 static inline int64_t laprop_chunks(int64_t count) { return (count + kChunk - 1) / kChunk; }
+
+FASTWM_FN bool laprop_applies(const LaProp& p) { return !p.apply_at || *p.apply_at; }
 
 // What depends on the step alone.
 struct LaPropRates {

@@ -25,6 +25,8 @@ class WorldModels(Agent):
     `obs_space` holds one image, `act_space` is CarRacing's or TakeCover's; the task follows from it.
     """
 
+    state_keys = ("h", "c")
+
     def __init__(
         self,
         obs_space: "spaces.Space | Mapping[str, spaces.Space]",
@@ -65,7 +67,7 @@ class WorldModels(Agent):
 
         C sees z of now and M's state from before it; then M takes in both z and the action.
         """
-        action, state = self.choose(obs, state)
+        action, state = self.choose(self.receive(obs, state, mode), state)
         return self.task.env_action(action), state
 
     @torch.no_grad()

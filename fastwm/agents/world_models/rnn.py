@@ -48,8 +48,7 @@ class TrainM(Stage):
 
     def restore(self) -> bool:
         m = self.config.m
-        parameters = [p for p in self.agent.rnn.parameters() if p.requires_grad]
-        self.learner = Learner(self.agent.rnn, torch.optim.Adam(parameters, lr=m.lr, eps=1e-8))
+        self.learner = Learner(self.agent.rnn, m.lr)
         state = self.run.restore(self.learner)
         self.step = state["step"] if state else 0
         self.total: int | None = m.steps or (state["total"] if state else None)
@@ -86,12 +85,9 @@ class TrainM(Stage):
     def update(self, rows: np.ndarray) -> None:
         torch.manual_seed(int(self.rng(0, self.step).integers(2**31)))  # so that a resume draws the same latents
         loss, self.carried = self.loss_of(torch.from_numpy(rows), self.carried)
-        m, optimizer = self.config.m, self.learner.optimizer
-        optimizer.param_groups[0]["lr"] = learning_rate(self.step, m.lr, m.lr_min, m.lr_decay)
-        optimizer.zero_grad()
-        loss.total.backward()
-        torch.nn.utils.clip_grad_value_([p for p in self.agent.rnn.parameters() if p.requires_grad], m.clip)
-        optimizer.step()
+        m = self.config.m
+        self.learner.optimizer.param_groups[0]["lr"] = learning_rate(self.step, m.lr, m.lr_min, m.lr_decay)
+        self.learner.minimize({"latent": loss.latent} | loss.heads, loss.total, m.clip)
         self.step += 1
         heads = {name: value.detach() for name, value in loss.heads.items()}
         self.loss = MDNRNNLoss(loss.total.detach(), loss.latent.detach(), heads, loss.per_latent.detach())
@@ -129,6 +125,7 @@ class TrainM(Stage):
 
     def tell(self, streams: Streams, start: float, first: int) -> None:
         assert self.total is not None
+        self.learner.check_finite()
         rate = (self.step - first) / max(time.monotonic() - start, 1e-9)
         per_latent = self.loss.per_latent
         values = {"loss": float(self.loss.total), "latent": float(self.loss.latent)}
@@ -147,6 +144,7 @@ class TrainM(Stage):
         )
 
     def save(self) -> None:
+        self.learner.check_finite()
         check_finite(self.name, self.step, {"loss": float(self.loss.total)})
         empty = torch.zeros(0)
         h, c = self.carried if self.carried else (empty, empty)

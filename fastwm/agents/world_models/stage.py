@@ -1,7 +1,9 @@
 """What a stage is, and what it is given to work with."""
 
+import math
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastwm.agents.finite import FiniteCheck
 from fastwm.agents.world_models.agent import WorldModels
 from fastwm.agents.world_models.config import WorldModelsConfig
 from fastwm.agents.world_models.task import Task
 from fastwm.errors import FastwmError
+from fastwm.optim import gradient_norms
 
 
 class Stopped(Exception):
@@ -81,17 +85,42 @@ class Stage(ABC):
 
 
 class Learner(nn.Module):
-    """A network with its optimiser, as one thing to save."""
+    """A network with its Adam, as one thing to train and to save."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
+    def __init__(self, model: nn.Module, lr: float):
         super().__init__()
-        self.model, self.optimizer = model, optimizer
+        self.model, self.finite = model, FiniteCheck()
+        self.params = [p for p in model.parameters() if p.requires_grad]
+        self.fused = not self.finite.read_at_once(self.params[0].device)  # which alone can leave out a step by a flag
+        self.optimizer = torch.optim.Adam(self.params, lr=lr, eps=1e-8, fused=self.fused)
+
+    def minimize(self, losses: Mapping[str, Tensor], total: Tensor, clip: float = math.inf) -> None:
+        """One step down `total`, each gradient's numbers clipped to [-clip, clip].
+
+        Raises:
+            FastwmError: for a loss or gradient that is not finite; on a GPU at the next `check_finite`. No weight is
+                changed.
+        """
+        self.optimizer.zero_grad()
+        total.backward()
+        params = [p for p in self.params if p.grad is not None]
+        apply = self.finite(self.model, "all", losses, params, gradient_norms(params))
+        if clip < math.inf:
+            torch.nn.utils.clip_grad_value_(params, clip)
+        if apply is not None:
+            self.optimizer.found_inf = (~apply).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+
+    def check_finite(self) -> None:
+        self.finite.read(self.model)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        saved = state["optimizer"]
+        groups = [group | {"fused": self.fused} for group in saved["param_groups"]]  # another device may have saved it
+        self.optimizer.load_state_dict(saved | {"param_groups": groups})
 
 
 def fingerprint(module: nn.Module) -> int:

@@ -21,7 +21,7 @@ class TrainV(Stage):
         v = self.config.v
         if self.iteration and not v.refine_steps:
             return True
-        self.learner = Learner(self.agent.vae, torch.optim.Adam(self.agent.vae.parameters(), lr=v.lr, eps=1e-8))
+        self.learner = Learner(self.agent.vae, v.lr)
         state = self.run.restore(self.learner)
         self.step = state["step"] if state else 0
         self.total: int | None = state["total"] if state else None
@@ -61,15 +61,15 @@ class TrainV(Stage):
         torch.manual_seed(int(self.rng(0, self.step).integers(2**31)))  # so that a resume draws the same noise
         with self.agent.autocast():
             loss = self.agent.vae.loss(x, kl_tolerance=self.config.v.kl_tolerance)
-        self.learner.optimizer.zero_grad()
-        loss.total.backward()
-        self.learner.optimizer.step()
+        losses = {"reconstruction": loss.reconstruction, "kl": loss.kl}
+        self.learner.minimize(losses, loss.total)
         self.step += 1
         self.loss = VAELoss(*(x.detach() for x in loss))
 
     @torch.no_grad()
     def tell(self, x: torch.Tensor, start: float, first: int) -> None:
         assert self.total is not None
+        self.learner.check_finite()
         latent = self.agent.encode(x[:PROBE])
         seconds = time.monotonic() - start
         rate = (self.step - first) / max(seconds, 1e-9)
@@ -89,5 +89,6 @@ class TrainV(Stage):
         )
 
     def save(self) -> None:
+        self.learner.check_finite()
         check_finite(self.name, self.step, {"loss": float(self.loss.total)})
         self.run.save(self.step, self.learner, {"step": self.step, "total": self.total})
