@@ -2,12 +2,16 @@
 
 from typing import Any
 
-from fastwm import _lib, ops
-from fastwm.info import info
-from fastwm.ops import backend
+from fastwm.process import settle, wait_briefly
+
+wait_briefly()  # OpenMP reads this when torch is loaded
+
+from fastwm import _lib, ops  # noqa: E402
+from fastwm.info import info  # noqa: E402
+from fastwm.ops import backend  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["backend", "info", "load", "ops"]
+__all__ = ["backend", "info", "load", "ops", "settle"]
 
 _lib.warn_if_missing()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastwm import _lib
+from fastwm import _lib, process
 
 
 def info() -> dict[str, Any]:
@@ -28,6 +28,7 @@ def info() -> dict[str, Any]:
         "isa": host.isa() if host else None,
         "isa levels": host.isa_levels() if host else [],
         "threads": torch.get_num_threads(),
+        "threads wait": process.waiting(),
         "triton": _version("triton"),
         "cuda": torch.version.cuda,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

@@ -234,14 +234,6 @@ def test_diverged_weights_are_not_saved(tmp_path: Path) -> None:
     assert len(checkpoint.checkpoints(tmp_path)) == 1
 
 
-def test_a_settled_process_ends_without_a_word() -> None:
-    """Triton's bindings call what is still frozen at the end a leak, on thirty lines."""
-    pytest.importorskip("triton")
-    code = "import triton._C.libtriton; from fastwm.runner.process import settle; settle()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout + done.stderr == ""
-
-
 def test_bench_update_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "update", "--size", "cartpole", "--json", str(tmp_path / "x.json")]) == 0
     result = json.loads((tmp_path / "x.json").read_text())

@@ -1,5 +1,8 @@
 #include "fastwm/mdn_rnn_rollout.h"
 
+#include <sched.h>
+#include <time.h>
+
 #include "mdn_rnn_rows.h"
 #include "rssm_plan.h"
 
@@ -8,6 +11,7 @@ namespace {
 
 constexpr int64_t kDreams = 64;  // rows that a thread takes at a time: the weights are read once for all of them
 constexpr int64_t kStride = 32;  // steps before it gives them back and takes others
+constexpr timespec kNap{0, 50'000};
 
 // Dreams that wait for a thread, in a ring: each thread takes some, moves them on by kStride steps, and puts back
 // those that live. So the tiles stay full as dreams end, and no thread is left with the long ones.
@@ -31,7 +35,7 @@ class Waiting {
       const bool over = alive_ == 0;
       unlock();
       if (count > 0 || over) return count;
-      if (spins > 256) sched_yield();
+      if (spins > 256) nanosleep(&kNap, nullptr);  // the others may need this core to finish
     }
   }
 

@@ -3,14 +3,44 @@
 
 #include <cstdint>
 
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
 #include <sched.h>
+#endif
 
 namespace fastwm::FASTWM_ISA {
 namespace {
 
+// A barrier takes microseconds where every thread has a core. Where another process has taken one, the thread that is
+// late needs the core of those that wait: after kSpins pauses (20 to 70 us) they sleep.
+constexpr int kSpins = 1024;
+
 struct alignas(64) Barrier {
   int arrived = 0;
   alignas(64) int phase = 0;
+  int sleeping = 0;
+
+  void sleep_while(int old) {
+#if defined(__linux__)
+    __atomic_add_fetch(&sleeping, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&phase, __ATOMIC_SEQ_CST) == old)
+      syscall(SYS_futex, &phase, FUTEX_WAIT_PRIVATE, old, nullptr, nullptr, 0);
+    __atomic_sub_fetch(&sleeping, 1, __ATOMIC_RELAXED);
+#else
+    while (__atomic_load_n(&phase, __ATOMIC_ACQUIRE) == old) sched_yield();
+#endif
+  }
+
+  void open(int next) {
+    __atomic_store_n(&phase, next, __ATOMIC_SEQ_CST);
+#if defined(__linux__)
+    if (__atomic_load_n(&sleeping, __ATOMIC_SEQ_CST))
+      syscall(SYS_futex, &phase, FUTEX_WAKE_PRIVATE, 1 << 30, nullptr, nullptr, 0);
+#endif
+  }
 };
 
 struct Range {
@@ -29,14 +59,14 @@ struct Team {
     const int phase = __atomic_load_n(&barrier->phase, __ATOMIC_ACQUIRE);
     if (__atomic_add_fetch(&barrier->arrived, 1, __ATOMIC_ACQ_REL) == size) {
       __atomic_store_n(&barrier->arrived, 0, __ATOMIC_RELAXED);
-      __atomic_store_n(&barrier->phase, phase + 1, __ATOMIC_RELEASE);
+      barrier->open(phase + 1);
       return;
     }
     for (int spins = 0; __atomic_load_n(&barrier->phase, __ATOMIC_ACQUIRE) == phase; ++spins) {
+      if (spins == kSpins) return barrier->sleep_while(phase);
 #if defined(__x86_64__)
       __builtin_ia32_pause();
 #endif
-      if (spins > 4096) sched_yield();  // more threads than cores: let the others arrive
     }
   }
 };

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastwm.agents.agent import Agent, WriteBack
-from fastwm.runner.process import settle
+from fastwm.process import settle
 
 Update = Callable[..., dict[str, Tensor]]
 WARM_UP = 3  # updates that run as they are: they make the optimiser's state and load the libraries
