@@ -15,14 +15,14 @@ import numpy as np
 
 from fastwm.errors import FastwmError
 from fastwm.runner.compare import WINDOW, read_curve, repeat_of
-from fastwm.runner.evaluate import run_config
+from fastwm.runner.evaluate import open_run
 from fastwm.runner.log import read_lines
 from fastwm.runner.plots import plt, save
 
 
 def read_run(folder: Path) -> dict[str, Any]:
     """What a run learned and how its agent then scored; environment steps count repeated actions."""
-    agent, config = run_config(folder)
+    agent, config = open_run(folder)[:2]
     curve, last = read_curve(agent, folder, config), read_lines(folder / "metrics.jsonl")[-1]
     score = json.loads((folder / "eval.json").read_text())
     return {

@@ -15,7 +15,7 @@ import torch
 
 import fastwm
 from fastwm.agents.world_models.fitness import Dream, first_latents
-from fastwm.runner.evaluate import evaluate, run_config
+from fastwm.runner.evaluate import evaluate, open_run
 from fastwm.runner.stages import train_stages
 
 TEMPERATURES = (0.1, 0.5, 1.0, 1.15, 1.3)
@@ -56,7 +56,7 @@ def main() -> None:
     for temperature in options.temperatures:
         logdir = options.logdir
         if options.evolve:
-            logdir = evolved(options.logdir, temperature, run_config(options.logdir)[1])
+            logdir = evolved(options.logdir, temperature, open_run(options.logdir).config)
         if actual is None or options.evolve:
             actual = evaluate(logdir, options.episodes, options.seed, baselines=False, file="eval_tau.json")
         row = {

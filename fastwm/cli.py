@@ -25,6 +25,7 @@ USAGE = """usage: fastwm COMMAND ...
   doctor        what is installed, what works here, and what does not
 
 agents: {agents}"""
+TRUST = "let the folder name code to import (env: module:factory), and files and links outside of it"
 
 
 def train(args: Sequence[str]) -> None:
@@ -35,6 +36,7 @@ def train(args: Sequence[str]) -> None:
     from fastwm.runner import config as cfg
     from fastwm.runner.stages import train_stages
     from fastwm.runner.train import train as run
+    from fastwm.runner.trust import check_env
 
     if not args or args[0].startswith("-"):
         raise FastwmError("train needs an agent: fastwm train dreamerv3 --env cartpole")
@@ -46,6 +48,7 @@ def train(args: Sequence[str]) -> None:
     early.add_argument("--logdir", default="")
     early.add_argument("--preset", nargs="*", default=[])
     early.add_argument("--env", default="")
+    early.add_argument("--env-args", nargs="*")
     known, _ = early.parse_known_args(args)
     default: Any = kind(spec.config())
     saved = Path(known.logdir, "config.yaml") if known.logdir else None
@@ -72,6 +75,8 @@ def train(args: Sequence[str]) -> None:
     if not config.env:
         example = "--env takecover" if spec.stages else "--env cartpole or --env dmc:walker_walk"
         raise FastwmError(f"no environment given: add --env, for example {example}")
+    if saved and saved.is_file():
+        check_env(saved, config, known.env, known.env_args is not None)
     if not config.logdir:
         config.logdir = f"runs/{name}-{config.env.replace(':', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
         print(f"logdir: {config.logdir}")
@@ -96,14 +101,14 @@ def evaluate(args: Sequence[str]) -> None:
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the environments and the policy's draws")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True,
                         help="also score the simple policies that belong to the agent, where it has any")  # fmt: skip
     options = parser.parse_args(args)
-    result = run(options.logdir, options.episodes, options.seed, options.device, options.baselines)
+    result = run(options.logdir, options.episodes, options.seed, options.device, options.baselines, trust=options.trust)
     print(
         f"{result['env']}: mean return {result['mean']:.1f} +- {result['std']:.1f} over {result['episodes']} episodes "
-        f"(standard error {result['stderr']:.1f}, min {result['min']:.1f}, max {result['max']:.1f}); "
-        f"wrote {options.logdir / 'eval.json'}"
+        f"(standard error {result['stderr']:.1f}, min {result['min']:.1f}, max {result['max']:.1f})"
     )
     for name, score in result.get("baselines", {}).items():
         print(f"  {name}: {score['mean']:.1f} +- {score['std']:.1f} (standard error {score['stderr']:.1f})")
@@ -118,8 +123,9 @@ def dream(args: Sequence[str]) -> None:
     )
     parser.add_argument("logdir", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="of the window or episode that is shown")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     options = parser.parse_args(args)
-    for path in run(options.logdir, options.seed):
+    for path in run(options.logdir, options.seed, options.trust):
         print(f"wrote {path}")
 
 
@@ -198,7 +204,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, or 2 for anything the user can mend."""
     logging.basicConfig(format="fastwm: %(levelname)s: %(message)s")
     args = list(sys.argv[1:] if argv is None else argv)
-    sys.path.insert(0, os.getcwd())  # so that --env my_module:make_env finds the user's file
     if not args or args[0] in ("-h", "--help"):
         from fastwm.agents import AGENTS
 

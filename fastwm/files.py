@@ -28,10 +28,10 @@ def regular(path: Path) -> Path:
     return path
 
 
-def read_text(path: Path) -> str:
-    """The text of a plain UTF-8 file of at most `SMALL` bytes."""
-    if (size := regular(path).stat().st_size) > SMALL:
-        raise FastwmError(f"{path} has {size:,} bytes, expected at most {SMALL:,}")
+def read_text(path: Path, limit: int = SMALL) -> str:
+    """The text of a plain UTF-8 file of at most `limit` bytes."""
+    if (size := regular(path).stat().st_size) > limit:
+        raise FastwmError(f"{path} has {size:,} bytes, expected at most {limit:,}")
     try:
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:

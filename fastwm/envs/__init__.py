@@ -1,6 +1,6 @@
 """Environments behind one small interface: actions in, dicts of arrays out, one row an observation."""
 
-from .registry import make_env, register
+from .registry import imports_code, make_env, register
 from .spaces import ArrayTree
 from .vec import Action, Backend, Record, UnknownEnv, VecEnv, describe
 
@@ -12,6 +12,7 @@ __all__ = [
     "UnknownEnv",
     "VecEnv",
     "describe",
+    "imports_code",
     "make_env",
     "register",
 ]

@@ -28,6 +28,7 @@ from .spaces import ArrayTree
 from .vec import StepResult, UnknownEnv, VecEnv
 
 Seed = int | Sequence[int]
+MAX_THREADS = 1024
 
 # MuJoCo finds OpenGL only if the system's EGL was loaded before envpool, which brings a rival copy.
 _egl_loaded = False
@@ -43,6 +44,8 @@ class EnvPoolBackend:
         check_repeat(repeat)
         if options.get("noop_max", 1) < 1:
             raise FastwmError("noop_max must be at least 1: EnvPool crashes with 0")
+        if not 0 <= options.get("num_threads", 0) <= MAX_THREADS:
+            raise FastwmError(f"num_threads must be from 0 to {MAX_THREADS}, got {options['num_threads']}")
         family = _family(env_id)
         if options.get("from_pixels") or (options.get("render_mode") and "mujoco" in family):
             check_rendering(env_id)

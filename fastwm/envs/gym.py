@@ -7,7 +7,9 @@ import functools
 import importlib
 import inspect
 import multiprocessing
+import os
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
@@ -179,11 +181,13 @@ def _wrap(
 
 
 def import_factory(name: str) -> Any:
-    """Resolves `package.module:attribute`.
+    """Resolves `package.module:attribute`, of the current folder too.
 
-    Raises UnknownEnv if there is no such module, FastwmError if it lacks the attribute or cannot be imported.
+    Raises UnknownEnv if there is no such module, FastwmError if it lacks the attribute, cannot be imported, or the
+    attribute makes no environment.
     """
     module_name, _, attribute = name.partition(":")
+    look_here()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -197,7 +201,26 @@ def import_factory(name: str) -> Any:
         if not hasattr(found, part):
             raise FastwmError(f"module {module_name} has no {attribute!r}; {_contents(module, attribute)}")
         found = getattr(found, part)
+    if not _makes_env(found):
+        raise FastwmError(f"{name} is neither a Gymnasium environment, nor its class, nor a function that makes one")
     return found
+
+
+def look_here() -> None:
+    """Let modules of the current folder be found, after all others: `--env my_module:make_env`."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def _makes_env(found: Any) -> bool:
+    kinds = (gymnasium.Env, VectorEnv, VecEnv)
+    if inspect.isclass(found):
+        return issubclass(found, kinds)
+    while isinstance(found, functools.partial):
+        found = found.func
+    if inspect.isfunction(found) or inspect.ismethod(found):
+        return found.__module__.partition(".")[0] not in sys.stdlib_module_names
+    return isinstance(found, kinds)
 
 
 def _contents(module: ModuleType, name: str) -> str:
@@ -212,6 +235,7 @@ def _contents(module: ModuleType, name: str) -> str:
 def _find_spec(name: str) -> Any:
     module, _, env_id = name.rpartition(":")
     if module:
+        look_here()
         importlib.import_module(module)
     namespace, plain, version = parse_env_id(env_id)
     if version is None and (latest := find_highest_version(namespace, plain)) is not None:

@@ -114,6 +114,12 @@ def make_env(
     return env.with_keys(keys) if keys and factory not in _BUILT_IN else env
 
 
+def imports_code(name: str) -> bool:
+    """Whether making this environment imports a module that its name gives, rather than what is installed for it."""
+    prefix, colon, rest = name.partition(":")
+    return bool(colon) and (":" in rest or _factory(prefix) is None)
+
+
 def _factory(prefix: str) -> Factory | None:
     if prefix not in _factories:
         for entry in entry_points(group="fastwm.envs", name=prefix):

@@ -151,7 +151,11 @@ def load_agent(path: Path, agent: nn.Module) -> dict[str, Any]:
 
 def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """What a checkpoint holds beside the weights."""
-    state: Any = unpack(read_json(path / STATE), read_tensors(path / STATE_TENSORS, device))
+    tree, tensors = read_json(path / STATE), read_tensors(path / STATE_TENSORS, device)
+    try:
+        state: Any = unpack(tree, tensors)
+    except RecursionError as error:
+        raise FastwmError(f"{path / STATE} is damaged: it nests too deeply") from error
     if not isinstance(state, dict):
         raise FastwmError(f"{path / STATE} is damaged: expected an object")
     check(state, {"extra": dict, "more": dict}, str(path / STATE))

@@ -1,6 +1,8 @@
 """What a run is: one typed dataclass, filled from defaults, presets, the run's own folder and the command line."""
 
 import dataclasses
+import re
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,10 +14,13 @@ import torch
 import yaml
 
 from fastwm.errors import FastwmError
+from fastwm.files import read_text
 from fastwm.settings import Count, Parallel, Range, SettingError, Settings, Weight, Whole
 from fastwm.writing import write_text
 
 AgentConfig = TypeVar("AgentConfig")
+ONCE = ("trust", "fresh_replay")
+"""Settings of one command, which `config.yaml` does not keep."""
 
 
 @dataclass
@@ -45,6 +50,8 @@ class RunConfig(Settings, Generic[AgentConfig]):
     """Seconds between checkpoints."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs the extra `log`)."""
+    trust: bool = False
+    """Let the folder of a run name code to import (`env: module:factory`), and files and links outside of it."""
 
 
 @dataclass
@@ -69,6 +76,8 @@ class TrainConfig(RunConfig[AgentConfig]):
     """Steps between bursts of the updates that are due."""
     replay_capacity: Count = 5_000_000
     """Rows kept in replay."""
+    fresh_replay: bool = False
+    """Continue with the saved weights and an empty replay, where the saved rows are damaged or of no use."""
 
 
 @dataclass
@@ -129,9 +138,14 @@ def field_names(config: Any) -> str:
 
 
 def write_config(path: Path, agent: str, config: RunConfig[Any]) -> None:
-    """The resolved settings as YAML, under the agent's name."""
-    values = dataclasses.asdict(config)
-    write_text(path, yaml.safe_dump({"agent_name": agent} | plain(values), sort_keys=False))
+    """The resolved settings as YAML, under the agent's name, with their checksum as the last line."""
+    values = {key: value for key, value in dataclasses.asdict(config).items() if key not in ONCE}
+    text = yaml.safe_dump({"agent_name": agent} | plain(values), sort_keys=False)
+    write_text(path, f"{text}checksum: {_checksum(text)}\n")
+
+
+def _checksum(text: str) -> str:
+    return f"'{zlib.crc32(text.encode()):08x}'"
 
 
 def plain(value: Any) -> Any:
@@ -142,18 +156,56 @@ def plain(value: Any) -> Any:
 
 
 def read_config(path: Path, config: Any, agent: str) -> Any:
-    """The settings of an earlier run of the same agent, over `config`'s defaults."""
-    try:
-        values = yaml.safe_load(path.read_text())
-        name = values.pop("agent_name")
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise FastwmError(f"{path} is not a run's configuration; remove it or use another logdir") from error
+    """The settings of an earlier run of the same agent, over `config`'s defaults.
+
+    A file that was edited by hand has to lose its last line, the checksum; then every setting must be there.
+    """
+    values = _read_values(path)
+    name = values.pop("agent_name", None)
+    if not isinstance(name, str):
+        raise FastwmError(f"{path} is not a run's configuration; remove it or use another logdir")
     if name != agent:
         raise FastwmError(f"{path.parent} is a run of {name}, not of {agent}; use another logdir")
+    sealed = values.pop("checksum", None) is not None
     try:
+        if once := values.keys() & set(ONCE):
+            raise FastwmError(f"{min(once)!r} can only be given on the command line")
+        if not sealed and (missing := _missing(config, values)):
+            setting, default = missing
+            raise FastwmError(f"setting {setting!r} is missing: the file was cut short, or add '{setting}: {default}'")
         return merge(config, values)
-    except SettingError as error:
+    except FastwmError as error:
         raise FastwmError(f"{path}: {error}; correct the line, or use another logdir") from error
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    text = read_text(path, 1 << 20)
+    last = re.search(r"^checksum: (.*)\n\Z", text, re.M)
+    if last and last[1] != _checksum(text[: last.start()]):
+        raise FastwmError(
+            f"{path} is damaged or was edited; if you edited it, remove its last line, {last[0].strip()!r}"
+        )
+    try:
+        bombs = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))  # ten lines may name a billion
+        values = None if bombs else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise FastwmError(f"{path} is not a run's configuration; remove it or use another logdir") from error
+    if not isinstance(values, dict) or ("checksum" in values) != bool(last):
+        raise FastwmError(f"{path} is not a run's configuration; remove it or use another logdir")
+    return values
+
+
+def _missing(config: Any, values: Mapping[str, Any], prefix: str = "") -> tuple[str, Any] | None:
+    """The first setting that `values` lacks, and its default."""
+    for each in dataclasses.fields(config):
+        old, nested = getattr(config, each.name), values.get(each.name)
+        if each.name not in values and each.name not in ONCE:
+            return prefix + each.name, plain(old)
+        if isinstance(nested, Mapping) and dataclasses.is_dataclass(old):
+            missing = _missing(old, nested, f"{prefix}{each.name}.")
+            if missing:
+                return missing
+    return None
 
 
 def env_options(config: RunConfig[Any]) -> dict[str, Any]:
@@ -164,8 +216,8 @@ def env_options(config: RunConfig[Any]) -> dict[str, Any]:
     for key, value in config.env_args.items():
         try:
             options[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise FastwmError(f"env_args {key} is given as {value!r}, which is no value in YAML") from None
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise FastwmError(f"env_args {key} is given as {value[:60]!r}, which is no value in YAML") from None
     return options
 
 

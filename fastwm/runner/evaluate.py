@@ -1,10 +1,12 @@
 """Use a trained agent: load it, act with it, score it."""
 
 import json
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,45 +14,59 @@ import torch
 from fastwm.agents import agent_spec
 from fastwm.envs import Record, VecEnv, make_env
 from fastwm.errors import FastwmError
+from fastwm.files import check, check_folder
 from fastwm.replay import Replay
 from fastwm.runner import checkpoint, plots, staged_plots
 from fastwm.runner.config import StagedConfig, TrainConfig, env_options, read_config, resolve_device
 from fastwm.runner.train import Episodes
+from fastwm.runner.trust import check_env
 from fastwm.writing import write_text
 
+log = logging.getLogger("fastwm")
 
-def run_config(logdir: Path) -> tuple[str, Any]:
-    """The agent's name and the settings of a run."""
+
+class Saved(NamedTuple):
+    """A run's folder as it was found: nothing in it is believed that was not checked."""
+
+    name: str
+    config: Any
+    path: Path  # of the newest whole checkpoint
+    meta: dict[str, Any]
+
+    def agent(self, device: torch.device) -> Any:
+        spaces = [checkpoint.space_from_json(self.meta[key]) for key in ("obs_space", "act_space")]
+        build = partial(agent_spec(self.name).agent, *spaces, self.config.agent)
+        checkpoint.check_fits(self.path, build)
+        agent = build().to(device)
+        checkpoint.load_agent(self.path, agent)
+        return agent.eval()
+
+
+def open_run(logdir: Path, trust: bool = False) -> Saved:
+    """The settings and the newest checkpoint of a run."""
     path = logdir / "config.yaml"
     if not path.is_file():
         raise FastwmError(f"{logdir} is not the folder of a run: it has no config.yaml")
-    meta = checkpoint.newest(logdir, checkpoint.read_meta)
-    if meta is None:
+    check_folder(logdir, trust)
+    newest = checkpoint.newest(logdir, Path)
+    if newest is None:
         raise FastwmError(f"{logdir} has no checkpoint yet")
-    name = str(meta["agent"])
+    meta = checkpoint.describe(newest)
+    check(meta, {"agent": str, "obs_space": dict, "act_space": dict}, str(newest / "meta.json"))
+    name = meta["agent"]
     spec = agent_spec(name)
     kind = StagedConfig if spec.stages else TrainConfig
-    return name, read_config(path, kind(spec.config()), name)
+    config = read_config(path, kind(spec.config()), name)
+    return Saved(name, replace(config, trust=trust), newest, meta)
 
 
-def load(logdir: str | Path, device: str = "cpu") -> Any:
+def load(logdir: str | Path, device: str = "cpu", trust: bool = False) -> Any:
     """The agent of a run, ready to `act`.
 
-    `logdir` is the folder given to `fastwm train`. Raises FastwmError where there is no run or no readable checkpoint.
+    `logdir` is the folder given to `fastwm train`. It may come from a stranger: no code of it runs, and without `trust`
+    no link leads out of it. Raises FastwmError where there is no run or no readable checkpoint.
     """
-    logdir = Path(logdir)
-    name, config = run_config(logdir)
-
-    def load_from(path: Path) -> Any:
-        meta = checkpoint.read_meta(path)
-        obs_space, act_space = (checkpoint.space_from_json(meta[key]) for key in ("obs_space", "act_space"))
-        build = partial(agent_spec(name).agent, obs_space, act_space, config.agent)
-        checkpoint.check_fits(path, build)
-        agent = build().to(resolve_device(device))
-        checkpoint.load_agent(path, agent)
-        return agent.eval()
-
-    return checkpoint.newest(logdir, load_from)
+    return open_run(Path(logdir), trust).agent(resolve_device(device))
 
 
 def evaluate(
@@ -60,16 +76,19 @@ def evaluate(
     device: str = "auto",
     baselines: bool = True,
     file: str = "eval.json",
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Returns of whole episodes, the same number from each environment so that short ones are not favoured.
 
-    The agent's baselines, where it has any, play as many. Writes `file` into the run's folder and returns what is
-    in it.
+    The agent's baselines, where it has any, play as many. Writes `file` into the run's folder, if that can be written
+    to, and returns what is in it. With `trust` the folder may name code to import for the environment.
     """
     if episodes < 1:
         raise FastwmError(f"episodes must be at least 1, got {episodes}")
-    _, config = run_config(logdir)
-    agent = load(logdir, str(resolve_device(device)))
+    saved = open_run(logdir, trust)
+    config = saved.config
+    check_env(logdir / "config.yaml", config)
+    agent = saved.agent(resolve_device(device))
     num_envs = next(n for n in range(min(episodes, 20), 0, -1) if episodes % n == 0)
     torch.manual_seed(seed)
     env = make_env(config.env, num_envs, seed, **env_options(config))
@@ -85,7 +104,11 @@ def evaluate(
         policies = agent.baselines(num_envs, seed)
         result["baselines"] = {name: play(env, policy, episodes) for name, policy in policies.items()}
     env.close()
-    write_text(logdir / file, json.dumps(result, indent=1))
+    try:
+        write_text(logdir / file, json.dumps(result, indent=1))
+        print(f"wrote {logdir / file}")
+    except FastwmError as error:  # the score is worth having all the same
+        log.warning("%s", error)
     return result
 
 
@@ -104,22 +127,18 @@ def play(env: VecEnv, act: Callable[[Record], Any], episodes: int) -> dict[str, 
             "max": max(scores), "returns": scores}  # fmt: skip
 
 
-def dream(logdir: Path, seed: int) -> list[Path]:
+def dream(logdir: Path, seed: int, trust: bool = False) -> list[Path]:
     """Redraw what the model imagines: of a replayed window, or, for World Models, of an episode played now."""
-    name, config = run_config(logdir)
-    agent = load(logdir)
+    saved = open_run(logdir, trust)
+    config = saved.config
+    agent = saved.agent(torch.device("cpu"))
     torch.manual_seed(seed)
-    if agent_spec(name).stages:
+    if agent_spec(saved.name).stages:
+        check_env(logdir / "config.yaml", config)
         return staged_plots.write_all(logdir, agent, config, seed)
-
-    def read_replay(path: Path) -> Replay:
-        state = checkpoint.read_state(path)
-        replay = Replay(config.replay_capacity, config.num_envs, config.batch_length + 1, latent_keys=agent.latent_keys)
-        replay.load(path, logdir / "replay", state["more"])
-        replay.reseed(seed)
-        return replay
-
-    replay = checkpoint.newest(logdir, read_replay)
+    replay = Replay(config.replay_capacity, config.num_envs, config.batch_length + 1, latent_keys=agent.latent_keys)
+    replay.load(saved.path, logdir / "replay", checkpoint.read_state(saved.path)["more"])
+    replay.reseed(seed)
     if not len(replay):
         raise FastwmError(f"{logdir}: replay holds no window of {config.batch_length + 1} rows yet")
     path = plots.imagination(logdir / "plots" / "imagination.png", agent, replay)

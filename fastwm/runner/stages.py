@@ -13,6 +13,7 @@ from fastwm.agents import agent_spec
 from fastwm.agents.world_models.stage import Stopped
 from fastwm.envs import describe, make_env
 from fastwm.errors import FastwmError
+from fastwm.files import check_folder
 from fastwm.runner import checkpoint
 from fastwm.runner.config import StagedConfig, env_options, resolve_device, write_config
 from fastwm.runner.log import MetricsLog, Progress
@@ -140,6 +141,7 @@ def train_stages(name: str, config: StagedConfig[Any], logdir: Path) -> StagedTr
     """Start or continue the run in `logdir`."""
     try:
         logdir.mkdir(parents=True, exist_ok=True)
+        check_folder(logdir, config.trust)
         trainer = StagedTrainer(name, config, logdir)
         write_config(logdir / "config.yaml", name, config)
     except FastwmError:

@@ -4,6 +4,7 @@ import math
 import time
 from collections import defaultdict, deque
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import torch
 from fastwm.agents import agent_spec
 from fastwm.envs import Record, describe, make_env
 from fastwm.errors import FastwmError
+from fastwm.files import Kinds, check, check_folder
 from fastwm.replay import Replay
 from fastwm.runner import checkpoint, plots
 from fastwm.runner.config import TrainConfig, env_options, resolve_device, write_config
 from fastwm.runner.graph import fastest_update
 from fastwm.runner.log import MetricsLog, Progress
 from fastwm.runner.signals import signals
+
+STATE: dict[str, Kinds] = {"step": int, "decisions": int, "updates": int, "owed": int, "seconds": float,
+         "credit": (float, type(None)), "rng": dict}  # fmt: skip
 
 
 class Ratio:
@@ -65,7 +70,11 @@ class Trainer:
             torch.set_num_threads(config.threads)
         self.env = make_env(config.env, config.num_envs, config.seed, **env_options(config))
         spec = agent_spec(name)
-        self.agent = spec.agent(self.env.obs_space, self.env.act_space, config.agent).to(self.device)
+        build = partial(spec.agent, self.env.obs_space, self.env.act_space, config.agent)
+        self.saved = checkpoint.newest(logdir, Path)
+        if self.saved:
+            checkpoint.check_fits(self.saved, build)
+        self.agent = build().to(self.device)
         rows = min(config.replay_capacity, config.steps + config.num_envs * (config.batch_length + 1))
         self.replay = Replay(
             rows, config.num_envs, config.batch_length + 1, seed=config.seed,
@@ -86,8 +95,8 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the newest readable checkpoint, if there is one."""
-        state = checkpoint.newest(self.logdir, self._load)
-        if state is not None:
+        if self.saved:
+            state = self._load(self.saved)
             for key in ("step", "decisions", "updates", "owed", "seconds"):
                 setattr(self, key, state[key])
             self.ratio.credit = state["credit"]
@@ -96,7 +105,12 @@ class Trainer:
 
     def _load(self, path: Path) -> dict[str, Any]:
         state = checkpoint.load_agent(path, self.agent)
-        self.replay.load(path, self.logdir / "replay", state["more"])
+        check(state, STATE, str(path))
+        if not self.config.fresh_replay:
+            try:
+                self.replay.load(path, self.logdir / "replay", state["more"])
+            except FastwmError as error:
+                raise FastwmError(f"{error}; add --fresh-replay to continue with an empty replay") from error
         return state
 
     def save(self) -> None:
@@ -222,6 +236,7 @@ def train(name: str, config: TrainConfig[Any], logdir: Path) -> Trainer:
     """Start or continue the run in `logdir`."""
     try:
         logdir.mkdir(parents=True, exist_ok=True)
+        check_folder(logdir, config.trust)
         trainer = Trainer(name, config, logdir)
         write_config(logdir / "config.yaml", name, config)
     except FastwmError:

@@ -1,0 +1,37 @@
+"""What the folder of a run may ask for: environments that are installed, and options that name no file."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from fastwm.envs import imports_code
+from fastwm.errors import FastwmError
+from fastwm.runner.config import RunConfig, env_options
+
+LARGEST_SIDE, LARGEST = 4096, 1_000_000  # pixels of an image; any other number
+
+
+def check_env(path: Path, config: RunConfig[Any], env: str = "", args_given: bool = False) -> None:
+    """Refuse the environment that the settings in `path` name if making it imports code that the user did not name.
+
+    `env` is the environment given on this command line, `args_given` whether its options were.
+    """
+    if config.trust:
+        return
+    if config.env != env and imports_code(config.env):
+        raise FastwmError(
+            f"{path} names the environment {config.env!r}, which runs code of that module: if you trust it, add --trust"
+        )
+    for key, value in ({} if args_given else env_options(config)).items():
+        if key != "keys" and not _is_harmless(value, LARGEST_SIDE if re.search("size|height|width", key) else LARGEST):
+            raise FastwmError(
+                f"{path} gives the environment {key}={str(value)[:60]!r}, which may name a file or "
+                "ask for too much: if you trust it, add --trust"
+            )
+
+
+def _is_harmless(value: Any, largest: int) -> bool:
+    """Numbers up to `largest`, flags and plain words: no path, no module, nothing nested."""
+    if isinstance(value, str):
+        return re.fullmatch("[A-Za-z0-9_-]{0,60}", value) is not None
+    return value is None or (isinstance(value, (bool, int, float)) and abs(value) <= largest)
