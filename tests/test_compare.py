@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from fastwm.agents import PlaNetConfig
 from fastwm.cli import main
 from fastwm.runner.compare import agent_config, preset_for
+from fastwm.runner.config import TrainConfig, write_config
 
 
 def compare(logdir: Path, *args: str) -> int:
@@ -53,7 +54,7 @@ def test_wrong_use_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         assert message in error and "\n" not in error
         assert not list(tmp_path.iterdir())
     (tmp_path / "planet").mkdir()
-    (tmp_path / "planet/config.yaml").write_text(yaml.safe_dump({"agent_name": "planet", "env": "cartpole"}))
+    write_config(tmp_path / "planet/config.yaml", "planet", TrainConfig(PlaNetConfig(), env="cartpole"))
     assert compare(tmp_path, "--steps", "10") == 2
     assert "is a run on cartpole, not on pendulum" in capsys.readouterr().err
 

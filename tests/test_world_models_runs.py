@@ -49,7 +49,7 @@ def snapshot(logdir: Path) -> dict[str, int]:
 
 def test_the_same_command_does_nothing_twice(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(finished)
-    assert main(["train", "world_models", "--logdir", str(finished)]) == 0
+    assert main(["train", "world_models", "--trust", "--logdir", str(finished)]) == 0
     after = snapshot(finished)
     assert {k: v for k, v in after.items() if "config.yaml" not in k} == {
         k: v for k, v in before.items() if "config.yaml" not in k
@@ -72,13 +72,13 @@ def test_load_act_eval_dream(finished: Path, capsys: pytest.CaptureFixture[str])
     for _ in range(4):
         action, state = agent.act(obs, state)
         obs = env.step(action)
-    assert main(["eval", str(finished), "--episodes", "4"]) == 0
+    assert main(["eval", "--trust", str(finished), "--episodes", "4"]) == 0
     said = capsys.readouterr().out
     for name in ("random", "always left", "oscillate 100"):
         assert f"{name}: " in said
     result = json.loads((finished / "eval.json").read_text())
     assert result["stderr"] == pytest.approx(result["std"] / 2) and len(result["baselines"]["random"]["returns"]) == 4
-    assert main(["dream", str(finished)]) == 0
+    assert main(["dream", "--trust", str(finished)]) == 0
     for name in ("videos/dream.gif", "plots/dream_temperatures.png", "plots/curves.png", "plots/latents.png"):
         assert (finished / name).stat().st_size > 1000
 
@@ -86,7 +86,7 @@ def test_load_act_eval_dream(finished: Path, capsys: pytest.CaptureFixture[str])
 def test_raised_settings_continue(finished: Path, tmp_path: Path) -> None:
     """More generations on the command line: C goes on, all before it stays."""
     before = snapshot(finished)
-    assert main(["train", "world_models", "--logdir", str(finished), "--agent.c.generations", "5"]) == 0
+    assert main(["train", "world_models", "--trust", "--logdir", str(finished), "--agent.c.generations", "5"]) == 0
     assert read_lines(finished / "c" / "metrics.jsonl")[-1]["step"] == 5
     after = snapshot(finished)
     for stage in ("collect", "v", "encode", "m"):
@@ -117,8 +117,8 @@ def test_real_fitness_and_a_second_iteration(tmp_path: Path) -> None:
 
 
 def test_another_v_under_a_trained_m_is_refused(finished: Path, tmp_path: Path, capsys: Any) -> None:
-    assert main(["train", "world_models", "--logdir", str(finished), "--agent.v.steps", "5", "--stage", "v"]) == 0
-    assert main(["train", "world_models", "--logdir", str(finished)]) == 2
+    assert main(["train", "world_models", "--trust", "--logdir", str(finished), "--agent.v.steps", "5", "--stage", "v"]) == 0
+    assert main(["train", "world_models", "--trust", "--logdir", str(finished)]) == 2
     assert "V has changed since stage m began" in capsys.readouterr().err
 
 

@@ -170,10 +170,11 @@ def read_config(path: Path, config: Any, agent: str) -> Any:
     try:
         if once := values.keys() & set(ONCE):
             raise FastwmError(f"{min(once)!r} can only be given on the command line")
+        merged = merge(config, values)
         if not sealed and (missing := _missing(config, values)):
             setting, default = missing
-            raise FastwmError(f"setting {setting!r} is missing: the file was cut short, or add '{setting}: {default}'")
-        return merge(config, values)
+            raise FastwmError(f"{setting} is missing: the file was cut short, or add '{setting}: {default}'")
+        return merged
     except FastwmError as error:
         raise FastwmError(f"{path}: {error}; correct the line, or use another logdir") from error
 
@@ -198,13 +199,12 @@ def _read_values(path: Path) -> dict[str, Any]:
 def _missing(config: Any, values: Mapping[str, Any], prefix: str = "") -> tuple[str, Any] | None:
     """The first setting that `values` lacks, and its default."""
     for each in dataclasses.fields(config):
-        old, nested = getattr(config, each.name), values.get(each.name)
-        if each.name not in values and each.name not in ONCE:
-            return prefix + each.name, plain(old)
-        if isinstance(nested, Mapping) and dataclasses.is_dataclass(old):
-            missing = _missing(old, nested, f"{prefix}{each.name}.")
-            if missing:
+        old = getattr(config, each.name)
+        if dataclasses.is_dataclass(old):
+            if missing := _missing(old, values.get(each.name, {}), f"{prefix}{each.name}."):
                 return missing
+        elif each.name not in values and each.name not in ONCE:
+            return prefix + each.name, plain(old)
     return None
 
 
