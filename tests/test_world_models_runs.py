@@ -117,7 +117,8 @@ def test_real_fitness_and_a_second_iteration(tmp_path: Path) -> None:
 
 
 def test_another_v_under_a_trained_m_is_refused(finished: Path, tmp_path: Path, capsys: Any) -> None:
-    assert main(["train", "world_models", "--trust", "--logdir", str(finished), "--agent.v.steps", "5", "--stage", "v"]) == 0
+    again = ["train", "world_models", "--trust", "--logdir", str(finished)]
+    assert main([*again, "--agent.v.steps", "5", "--stage", "v"]) == 0
     assert main(["train", "world_models", "--trust", "--logdir", str(finished)]) == 2
     assert "V has changed since stage m began" in capsys.readouterr().err
 
