@@ -177,6 +177,7 @@ class Toolchain:
     cxx: str
     torch: Torch
     work: Path
+    extra: tuple[str, ...] = ()  # flags of every compilation, after the others
 
     @property
     def includes(self) -> list[str]:
@@ -190,8 +191,8 @@ class Toolchain:
 
     def compile(self, source: Path, *flags: str, label: str = "") -> Step:
         output = self.work / f"{source.relative_to(CSRC).with_suffix('')}{label}.o"
-        command = [self.cxx, *CXX_FLAGS, *OPENMP, *DEFINES, *self.includes, *flags, "-MMD", "-c", str(source)]
-        return Step(output, [*command, "-o", str(output)])
+        command = [self.cxx, *CXX_FLAGS, *OPENMP, *DEFINES, *self.includes, *flags, *self.extra]
+        return Step(output, [*command, "-MMD", "-c", str(source), "-o", str(output)])
 
     def compile_kernel(self, source: Path) -> list[Step]:
         return [
@@ -220,8 +221,11 @@ def nvcc_flags() -> list[str]:
     ]
 
 
-def build(destination: Path, work: Path) -> list[Path]:
-    """Builds every library that this machine can build into `destination`; returns what was built."""
+def build(destination: Path, work: Path, extra: Iterable[str] = (), cuda: bool | None = None) -> list[Path]:
+    """Builds every library that this machine can build into `destination`; returns what was built.
+
+    extra: compiler and linker flags of the CPU library. cuda: overrides FASTWM_CUDA.
+    """
     torch = find_torch()
     if torch is None:
         raise BuildError("torch >= 2.11 is not installed: install it, or build without --no-build-isolation")
@@ -231,9 +235,9 @@ def build(destination: Path, work: Path) -> list[Path]:
         say(f"the native library needs {lacking}: installing fastwm as pure Python, without it")
         return []
     nvcc = find_nvcc()
-    cuda = use_cuda(torch, nvcc)
+    cuda = use_cuda(torch, nvcc) if cuda is None else cuda
     archs = cuda_archs() if cuda else ""
-    tools = Toolchain(cxx, torch, work / f"torch-{torch.version}")
+    tools = Toolchain(cxx, torch, work / f"torch-{torch.version}", tuple(extra))
 
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
     facts = {"COMPILER": version, "TORCH": torch.version, "TORCH_TARGET": TORCH_TARGET, "CUDA_ARCHS": archs}
@@ -255,10 +259,10 @@ def build(destination: Path, work: Path) -> list[Path]:
     # Linkers drop libraries whose symbols come by way of others, and torch hides its own from those it does not link.
     to_cuda = ["-Xlinker=--no-as-needed", *libtorch]
     to_cuda += ["-ltorch_cuda"] if (torch.path / "lib/libtorch_cuda.so").exists() else []
-    built = [link([cxx, *OPENMP], destination / "_C.so", cpu, *libtorch)]
+    built = [link([cxx, *OPENMP, *extra], destination / "_C.so", cpu, *libtorch)]
     host_name = f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
     to_native = [f"-L{destination}", "-l:_C.so", "-Wl,-rpath,$ORIGIN"]
-    built.append(link([cxx, *OPENMP], destination / host_name, [host], *to_native))
+    built.append(link([cxx, *OPENMP, *extra], destination / host_name, [host], *to_native))
     if cuda and nvcc:
         built.append(link([nvcc, "-cudart=static"], destination / "_C_cuda.so", gpu, *to_cuda))
     say(f"built {', '.join(path.name for path in built)} with {version}, torch {torch.version}")

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch.testing import assert_close
 
 import fastwm
 from fastwm import _lib
-from fastwm.ops import lambda_return
+from fastwm.ops import _backend, lambda_return
 from tests.conftest import INTERPRETED, Target
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -237,11 +239,20 @@ def test_backend_can_change_around_and_inside_a_compiled_function() -> None:
             return lambda_return(r, c, v)
 
     want = lambda_return(*args)
-    assert_close(torch.compile(inside, fullgraph=True, backend="eager")(*args), want)
-    compiled = torch.compile(lambda_return, fullgraph=True, backend="eager")
-    assert_close(compiled(*args), want)
-    with fastwm.backend("ref"):
+    graphs: list[bool] = []  # whether each that was compiled calls an operator of ours
+
+    def watch(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append("fastwm" in graph.code)
+        return graph.forward
+
+    ours = _backend.select(args[0]) is not None
+    assert_close(torch.compile(inside, fullgraph=True, backend=watch)(*args), want)
+    compiled = torch.compile(lambda_return, fullgraph=True, backend=watch)
+    for _ in range(2):
         assert_close(compiled(*args), want)
+        with fastwm.backend("ref"):
+            assert_close(compiled(*args), want)
+    assert graphs == [False, ours, False] if ours else not any(graphs)
 
 
 def test_vmap_and_functional_gradients(native: Target) -> None:

@@ -1,10 +1,13 @@
 """The native library: what it links to, what it knows, how it is controlled, and life without it."""
 
+import asyncio
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import torch
 
 import fastwm
 from fastwm import _lib
+from fastwm.ops._backend import forced_backend
 
 ROOT = Path(fastwm.__file__).parent.parent
 needs_native = pytest.mark.skipif(_lib.host is None, reason="native library not built")
@@ -124,13 +128,58 @@ def test_backend_names() -> None:
 
 
 def test_backend_nests_and_restores() -> None:
-    forced = fastwm.ops._backend
-    before = forced._forced
-    with fastwm.backend("ref"):
+    before = forced_backend()
+    ref = fastwm.backend("ref")
+    with ref:
         with fastwm.backend("triton"):
-            assert forced._forced == "triton"
-        assert forced._forced == "ref"
-    assert forced._forced == before
+            assert forced_backend() == "triton"
+            with ref:
+                assert forced_backend() == "ref"
+            assert forced_backend() == "triton"
+        assert forced_backend() == "ref"
+    assert forced_backend() == before
+
+
+def test_backend_is_a_threads_own() -> None:
+    """Two blocks that overlap and end in the order in which they began."""
+    before = forced_backend()
+    entered, left = threading.Event(), threading.Event()
+
+    def other() -> tuple[str | None, str | None]:
+        with fastwm.backend("ref"):
+            entered.set()
+            assert left.wait(10)
+            inside = forced_backend()
+        return inside, forced_backend()
+
+    with ThreadPoolExecutor(1) as pool:
+        with fastwm.backend("triton"):
+            future = pool.submit(other)
+            assert entered.wait(10)
+            assert forced_backend() == "triton"
+        assert forced_backend() == before
+        left.set()
+        assert future.result() == ("ref", before)
+    assert forced_backend() == before
+
+
+def test_backend_is_a_tasks_own() -> None:
+    async def child() -> str | None:
+        return forced_backend()
+
+    async def task(name: str, first: asyncio.Event, then: asyncio.Event) -> list[str | None]:
+        with fastwm.backend(name):
+            first.set()
+            await then.wait()
+            inside = [forced_backend(), await asyncio.create_task(child())]
+        return [*inside, forced_backend()]
+
+    async def both() -> list[list[str | None]]:
+        one, two = asyncio.Event(), asyncio.Event()
+        return await asyncio.gather(task("ref", one, two), task("triton", two, one))
+
+    before = forced_backend()
+    assert asyncio.run(both()) == [["ref", "ref", before], ["triton", "triton", before]]
 
 
 def test_works_without_the_library(tmp_path: Path) -> None:

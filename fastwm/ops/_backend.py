@@ -3,8 +3,9 @@
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from functools import partial
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import torch
@@ -41,14 +42,32 @@ def _known(name: str | None) -> str | None:
     return name
 
 
-_forced = _known(os.environ.get("FASTWM_BACKEND") or None)
+class _Forced(ModuleType):
+    """The backends that the `with` blocks around a call force, the innermost last; each thread and task has its own.
+
+    torch.compile cannot trace a ContextVar. It reads, guards and writes an attribute of a module.
+    """
+
+    _names = ContextVar("fastwm.backend", default=(_known(os.environ.get("FASTWM_BACKEND") or None),))
+
+    @property
+    def names(self) -> tuple[str | None, ...]:
+        return self._names.get()
+
+    @names.setter
+    def names(self, names: tuple[str | None, ...]) -> None:
+        self._names.set(names)
+
+
+_forced = _Forced("fastwm.backend")
 
 
 class backend:
     """Forces one backend inside a `with` block: `cpu`, `cuda`, `triton` or `ref`.
 
     Without it (and without the environment variable `FASTWM_BACKEND`) each call takes the fastest backend for
-    its device and dtype. `ref`, plain PyTorch, serves every device and dtype. One setting for the process.
+    its device and dtype. `ref`, plain PyTorch, serves every device and dtype. The block counts for its own thread
+    or asyncio task, and for tasks started inside it; threads start without it.
 
     Raises:
         ValueError: for an unknown name; in an operator, where the forced backend cannot serve the tensors.
@@ -58,30 +77,33 @@ class backend:
         self.name = _known(name)
 
     def __enter__(self) -> None:
-        global _forced
-        self.outer, _forced = _forced, self.name
+        _forced.names = (*_forced.names, self.name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        global _forced
-        _forced = self.outer
+        _forced.names = _forced.names[:-1]
+
+
+def forced_backend() -> str | None:
+    """The backend that is forced here; None lets each call take the fastest."""
+    return _forced.names[-1]
 
 
 def select(x: Tensor, dtype: torch.dtype | None = None) -> str | None:
     """The operator library for tensors like `x` (or of `dtype`); None means the plain PyTorch of `fastwm.ref`."""
     dtype = dtype or x.dtype
-    where = (x.device.type, dtype)
-    if _forced is None:
+    where, forced = (x.device.type, dtype), forced_backend()
+    if forced is None:
         return _FASTEST.get(where)
-    if _forced == "ref":
+    if forced == "ref":
         return None
-    if where not in _SERVES[_forced]:
-        missing = _lib.problems.get({"cpu": "_C", "cuda": "_C_cuda"}.get(_forced, _forced))
+    if where not in _SERVES[forced]:
+        missing = _lib.problems.get({"cpu": "_C", "cuda": "_C_cuda"}.get(forced, forced))
         raise ValueError(
-            f"backend '{_forced}' does not serve {dtype} on {x.device}" + (f": {missing}" if missing else "")
+            f"backend '{forced}' does not serve {dtype} on {x.device}" + (f": {missing}" if missing else "")
         )
-    return _SERVES[_forced][where]
+    return _SERVES[forced][where]
 
 
 def autocast_float32(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -51,7 +51,7 @@ def laprop_step_(
         raise ValueError(f"expected gradient, nu and mu {list(one.shape)}, got {[list(x.shape) for x in others]}")
     if not params:
         return
-    if _backend._forced == "ref":
+    if _backend.forced_backend() == "ref":
         ref.laprop_step_(params, grads, nu, mu, step, lr, betas, eps, agc, pmin, warmup, apply)
     elif _fits(params, grads, nu, mu):
         step, step_at = (0, step) if isinstance(step, Tensor) else (step, None)

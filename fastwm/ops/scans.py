@@ -243,7 +243,7 @@ def _describe(x: Tensor) -> str:
 
 def _is_cudnns(x: Tensor, h: Tensor, weight: Tensor, is_first: Tensor | None) -> bool:
     """Whether cuDNN takes the sequence: a plain cell without resets, whose weights it keeps in registers."""
-    if is_first is not None or not h.is_cuda or _backend._forced is not None or torch.compiler.is_compiling():
+    if is_first is not None or not h.is_cuda or _backend.forced_backend() is not None or torch.compiler.is_compiling():
         return False
     alike = x.dtype == h.dtype == weight.dtype and x.numel() > 0
     return alike and bool(torch.backends.cudnn.is_acceptable(h))
