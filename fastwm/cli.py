@@ -94,21 +94,27 @@ def option(config: Any, error: SettingError) -> str:
 
 def evaluate(args: Sequence[str]) -> None:
     """`fastwm eval LOGDIR [--episodes N] [--seed S] [--device D]`."""
+    from fastwm.runner.evaluate import MAX_STEPS
     from fastwm.runner.evaluate import evaluate as run
 
     parser = argparse.ArgumentParser(prog="fastwm eval", description="Score a trained agent on whole episodes.")
     parser.add_argument("logdir", type=Path)
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the environments and the policy's draws")
+    parser.add_argument("--max-steps", type=int, default=MAX_STEPS, help="steps after which an episode is cut off")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True,
                         help="also score the simple policies that belong to the agent, where it has any")  # fmt: skip
     options = parser.parse_args(args)
-    result = run(options.logdir, options.episodes, options.seed, options.device, options.baselines, trust=options.trust)
+    result = run(
+        options.logdir, options.episodes, options.seed, options.device, options.baselines, trust=options.trust,
+        max_steps=options.max_steps,
+    )  # fmt: skip
+    cut = f"; {result['cut']} of them cut after {options.max_steps:,} steps (--max-steps)" if result["cut"] else ""
     print(
         f"{result['env']}: mean return {result['mean']:.1f} +- {result['std']:.1f} over {result['episodes']} episodes "
-        f"(standard error {result['stderr']:.1f}, min {result['min']:.1f}, max {result['max']:.1f})"
+        f"(standard error {result['stderr']:.1f}, min {result['min']:.1f}, max {result['max']:.1f}){cut}"
     )
     for name, score in result.get("baselines", {}).items():
         print(f"  {name}: {score['mean']:.1f} +- {score['std']:.1f} (standard error {score['stderr']:.1f})")

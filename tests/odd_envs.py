@@ -152,7 +152,7 @@ def uses_torch() -> Odd:
     return Odd(vector(), see=lambda env: net(torch.ones(256, 256)).detach()[0, :3].numpy())
 
 
-def cover_with_torch() -> gymnasium.Env:
+def cover_with_torch(**_: Any) -> gymnasium.Env:
     """World Models' task, with a network in the environment."""
     import torch
 

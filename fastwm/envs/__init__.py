@@ -1,5 +1,6 @@
 """Environments behind one small interface: actions in, dicts of arrays out, one row an observation."""
 
+from .gym import WrongNumber
 from .registry import imports_code, make_env, register
 from .spaces import ArrayTree
 from .vec import Action, Backend, Record, UnknownEnv, VecEnv, describe
@@ -11,6 +12,7 @@ __all__ = [
     "Record",
     "UnknownEnv",
     "VecEnv",
+    "WrongNumber",
     "describe",
     "imports_code",
     "make_env",

@@ -282,10 +282,10 @@ def _vectorize(
         env = Checked(env, name)
         return ActionRepeat(env, repeat) if repeat > 1 else env
 
+    if async_:
+        first.close()
+        return _separate(build, name, num_envs)
     with quiet_boxes():
-        if async_:
-            first.close()
-            return _separate(build, name, num_envs)
         makers: list[Callable[[], gymnasium.Env]] = [functools.partial(build, first)]
         makers += [build] * (num_envs - 1)
         return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
@@ -306,6 +306,7 @@ def _separate(build: Callable[[], gymnasium.Env], name: str, num_envs: int) -> V
     if method == "forkserver":
         multiprocessing.set_forkserver_preload(["fastwm.envs"])  # imported once for all
     try:
-        return AsyncVectorEnv([build_apart] * num_envs, context=method, autoreset_mode=AutoresetMode.NEXT_STEP)
+        with quiet_boxes():
+            return AsyncVectorEnv([build_apart] * num_envs, context=method, autoreset_mode=AutoresetMode.NEXT_STEP)
     except Exception as error:
         raise blame(name, "starting it", error) from error

@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -238,6 +238,30 @@ def space_to_json(space: Any) -> Any:
     if isinstance(space, spaces.MultiDiscrete):
         return {"multidiscrete": space.nvec.tolist()}
     return {"box": list(space.shape), "dtype": str(space.dtype)}
+
+
+def in_words(space: dict[str, Any] | None) -> str:
+    """A leaf space in JSON, for messages."""
+    match space:
+        case {"box": shape, "dtype": dtype}:
+            return f"{dtype} {'x'.join(map(str, shape)) or 'number'}"
+        case {"discrete": n}:
+            return f"Discrete({n})"
+        case {"multidiscrete": nvec}:
+            return f"MultiDiscrete({nvec})"
+    return "missing"
+
+
+def check_spaces(meta: Mapping[str, Any], obs_space: Any, act_space: Any, env: str) -> None:
+    """Raise FastwmError where an environment shows or takes something else than what the agent was trained on."""
+    for name, what, space in (("obs_space", "observation", obs_space), ("act_space", "action", act_space)):
+        wanted, given = (side.get("dict", {"action": side}) for side in (meta[name], space_to_json(space)))
+        for key in sorted(wanted.keys() | given.keys()):
+            if wanted.get(key) != given.get(key):
+                raise FastwmError(
+                    f"{what} {key!r} of {env} is {in_words(given.get(key))}, but this run was trained with "
+                    f"{in_words(wanted.get(key))}: give the environment it was trained on, or another logdir"
+                )
 
 
 def space_from_json(value: Any) -> Any:

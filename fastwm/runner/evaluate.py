@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,17 +13,21 @@ import numpy as np
 import torch
 
 from fastwm.agents import agent_spec
-from fastwm.envs import Record, VecEnv, make_env
+from fastwm.envs import Record, VecEnv, WrongNumber, make_env
 from fastwm.errors import FastwmError
 from fastwm.files import check, check_folder
 from fastwm.replay import Replay
 from fastwm.runner import checkpoint, plots, staged_plots
 from fastwm.runner.config import StagedConfig, TrainConfig, env_options, read_config, resolve_device
+from fastwm.runner.log import Progress
 from fastwm.runner.train import Episodes
 from fastwm.runner.trust import check_env
 from fastwm.writing import write_text
 
 log = logging.getLogger("fastwm")
+
+MAX_STEPS = 100_000
+"""Steps after which the evaluation cuts an episode off."""
 
 
 class Saved(NamedTuple):
@@ -77,21 +82,23 @@ def evaluate(
     baselines: bool = True,
     file: str = "eval.json",
     trust: bool = False,
+    max_steps: int = MAX_STEPS,
 ) -> dict[str, Any]:
     """Returns of whole episodes, the same number from each environment so that short ones are not favoured.
 
-    The agent's baselines, where it has any, play as many. Writes `file` into the run's folder, if that can be written
-    to, and returns what is in it. With `trust` the folder may name code to import for the environment.
+    An episode that does not end is cut after `max_steps`, counts as it is, and is counted in `cut`. The agent's
+    baselines, where it has any, play as many. Writes `file` into the run's folder, if that can be written to, and
+    returns what is in it. With `trust` the folder may name code to import for the environment.
     """
-    if episodes < 1:
-        raise FastwmError(f"episodes must be at least 1, got {episodes}")
+    if episodes < 1 or max_steps < 1:
+        raise FastwmError(f"episodes and max_steps must be at least 1, got {episodes} and {max_steps}")
     saved = open_run(logdir, trust)
     config = saved.config
     check_env(logdir / "config.yaml", config)
     agent = saved.agent(resolve_device(device))
-    num_envs = next(n for n in range(min(episodes, 20), 0, -1) if episodes % n == 0)
     torch.manual_seed(seed)
-    env = make_env(config.env, num_envs, seed, **env_options(config))
+    env = make_envs(config, episodes, seed)
+    each = math.ceil(episodes / env.num_envs)
     state: Any = None
 
     def act(record: Record) -> Any:
@@ -99,32 +106,63 @@ def evaluate(
         action, state = agent.act(record, state, mode="eval")
         return action
 
-    result = {"env": config.env, "episodes": episodes, "seed": seed} | play(env, act, episodes)
-    if baselines:
-        policies = agent.baselines(num_envs, seed)
-        result["baselines"] = {name: play(env, policy, episodes) for name, policy in policies.items()}
-    env.close()
     try:
-        write_text(logdir / file, json.dumps(result, indent=1))
+        checkpoint.check_spaces(saved.meta, env.obs_space, env.act_space, config.env)
+        with Progress(config.log_every) as progress:
+            result: dict[str, Any] = {"env": config.env, "episodes": each * env.num_envs, "seed": seed}
+            result |= play(env, act, each, max_steps, partial(tell, progress, saved.name))
+            if baselines:
+                policies = agent.baselines(env.num_envs, seed)
+                result["baselines"] = {
+                    name: play(env, policy, each, max_steps, partial(tell, progress, name))
+                    for name, policy in policies.items()
+                }
+    finally:
+        env.close()
+    try:
+        write_text(logdir / file, json.dumps(result, indent=1, allow_nan=False))
         print(f"wrote {logdir / file}")
     except FastwmError as error:  # the score is worth having all the same
         log.warning("%s", error)
     return result
 
 
-def play(env: VecEnv, act: Callable[[Record], Any], episodes: int) -> dict[str, Any]:
-    """Mean, standard deviation, standard error and all returns of `episodes` episodes, as many in each environment."""
-    running, returns = Episodes(env.num_envs), [[] for _ in range(env.num_envs)]  # type: tuple[Episodes, list[list[float]]]
-    record, each = env.reset(), episodes // env.num_envs
+def make_envs(config: Any, episodes: int, seed: int) -> VecEnv:
+    """Up to 20 environments that share the episodes evenly, or as many as the run's vector environment always has."""
+    num_envs = next(n for n in range(min(episodes, 20), 0, -1) if episodes % n == 0)
+    try:
+        return make_env(config.env, num_envs, seed, **env_options(config))
+    except WrongNumber as error:
+        return make_env(config.env, error.made, seed, **env_options(config))
+
+
+def play(
+    env: VecEnv, act: Callable[[Record], Any], each: int, max_steps: int, show: Callable[[int, int, int], None]
+) -> dict[str, Any]:
+    """Mean, standard deviation, standard error and all returns of `each` episodes of every environment.
+
+    `show` is told the steps taken, the episodes that have ended and their number in all.
+    """
+    running, steps, cut = Episodes(env.num_envs), 0, 0
+    returns: list[list[float]] = [[] for _ in range(env.num_envs)]
+    record = env.reset()
     while any(len(own) < each for own in returns):
-        record = env.step(act(record))
+        record, steps = env.step(act(record)), steps + 1
         running.add(record)
-        for i in np.flatnonzero(record["is_last"]):
+        too_long = (running.length >= max_steps) & ~record["is_last"]
+        for i in np.flatnonzero(record["is_last"] | too_long):
+            cut += bool(too_long[i]) and len(returns[i]) < each
             returns[i].append(float(running.total[i]))
+        running.total[too_long] = running.length[too_long] = 0
+        show(steps, sum(min(len(own), each) for own in returns), each * env.num_envs)
     scores = [score for own in returns for score in own[:each]]
     std = float(np.std(scores))
     return {"mean": float(np.mean(scores)), "std": std, "stderr": std / len(scores) ** 0.5, "min": min(scores),
-            "max": max(scores), "returns": scores}  # fmt: skip
+            "max": max(scores), "cut": cut, "returns": scores}  # fmt: skip
+
+
+def tell(progress: Progress, who: str, steps: int, ended: int, episodes: int) -> None:
+    progress.show(f"{who}: {ended} of {episodes} episodes, {steps:,} steps")
 
 
 def dream(logdir: Path, seed: int, trust: bool = False) -> list[Path]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastwm.envs import make_env
+from fastwm.runner import checkpoint
 from fastwm.runner.config import RunConfig, env_options
 from fastwm.runner.log import read_lines
 from fastwm.runner.plots import plt, save
@@ -26,7 +27,7 @@ CURVES = {
 
 def write_all(logdir: Path, agent: Any, config: RunConfig[Any], seed: int) -> list[Path]:
     """Everything there is something to show for; returns the paths."""
-    batch = episode(agent, config, seed)
+    batch = episode(logdir, agent, config, seed)
     video = agent.imagine_video(batch, CONTEXT)["image"][:, 0]
     paths = [
         write_gif(logdir / "videos" / "dream.gif", video.cpu().numpy()),
@@ -39,9 +40,10 @@ def write_all(logdir: Path, agent: Any, config: RunConfig[Any], seed: int) -> li
 
 
 @torch.no_grad()
-def episode(agent: Any, config: RunConfig[Any], seed: int) -> dict[str, Tensor]:
+def episode(logdir: Path, agent: Any, config: RunConfig[Any], seed: int) -> dict[str, Tensor]:
     """The first `LENGTH` rows of an episode that the agent plays: V's frames, M's actions, `is_first`; [T, 1, ...]."""
     env = make_env(config.env, 1, seed, **env_options(config))
+    checkpoint.check_spaces(checkpoint.newest(logdir, checkpoint.describe), env.obs_space, env.act_space, config.env)
     record, state = env.reset(), None
     rows: list[tuple[Tensor, ...]] = []
     while len(rows) < LENGTH and not record["is_last"][0]:
