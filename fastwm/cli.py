@@ -48,7 +48,8 @@ def train(args: Sequence[str]) -> None:
     early.add_argument("--logdir", default="")
     early.add_argument("--preset", nargs="*", default=[])
     early.add_argument("--env", default="")
-    early.add_argument("--env-args", nargs="*")
+    early.add_argument("--env-args", nargs="*", action="extend", default=[])
+    early.add_argument("--keys", nargs="*", action="extend", default=[])
     known, _ = early.parse_known_args(args)
     default: Any = kind(spec.config())
     saved = Path(known.logdir, "config.yaml") if known.logdir else None
@@ -62,10 +63,12 @@ def train(args: Sequence[str]) -> None:
         default = cfg.with_presets(
             default, name, known.preset or cfg.default_preset(name, bool(spec.stages)), known.env
         )
+    for named in ("env_args", "keys"):
+        setattr(default, named, getattr(default, named) | pairs(named, getattr(known, named)))
     try:
         config: Any = tyro.cli(
             kind[spec.config],
-            args=args,
+            args=without_pairs(args),
             default=default,
             prog=f"fastwm train {name}",
             config=(tyro.conf.AvoidSubcommands,),
@@ -76,11 +79,26 @@ def train(args: Sequence[str]) -> None:
         example = "--env takecover" if spec.stages else "--env cartpole or --env dmc:walker_walk"
         raise FastwmError(f"no environment given: add --env, for example {example}")
     if saved and saved.is_file():
-        check_env(saved, config, known.env, known.env_args is not None)
+        check_env(saved, config, known.env, known.env_args[::2])
     if not config.logdir:
         config.logdir = f"runs/{name}-{config.env.replace(':', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
         print(f"logdir: {config.logdir}")
     (train_stages if spec.stages else run)(name, config, Path(config.logdir))
+
+
+def pairs(setting: str, values: Sequence[str]) -> dict[str, str]:
+    """`NAME VALUE NAME VALUE` as a dictionary, to be added to what is set: tyro would refuse names that are not yet."""
+    if len(values) % 2:
+        raise FastwmError(f"--{setting.replace('_', '-')} takes pairs of a name and a value, got {' '.join(values)}")
+    return dict(zip(values[::2], values[1::2]))
+
+
+def without_pairs(args: Sequence[str]) -> list[str]:
+    """The arguments without `--env-args` and `--keys`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for setting in ("--env-args", "--keys"):
+        parser.add_argument(setting, nargs="*", action="extend")
+    return parser.parse_known_args(args)[1]
 
 
 def option(config: Any, error: SettingError) -> str:

@@ -91,7 +91,7 @@ def observation_index() -> Odd:
     return Odd(gs.Dict({"index": gs.Box(0, 1, (), np.float32), "x": vector()}))
 
 
-def observation_deter() -> Odd:
+def observation_deter(max_time: int = 11) -> Odd:
     return Odd(gs.Dict({"deter": vector(32), "x": vector()}))
 
 

@@ -81,9 +81,12 @@ def test_evaluation_names_the_space_that_changed(
 def test_keys_are_settings_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("observation_deter", tmp_path, "--keys", "deter", "out") == 0
     assert "{x: vector 3, left out: deter}" in capsys.readouterr().out
-    assert main(["train", "dreamerv3", "--logdir", str(tmp_path), "--steps", "30"]) == 0
+    again = ["train", "dreamerv3", "--logdir", str(tmp_path), "--steps"]
+    assert main([*again, "30", "--env-args", "max_time", "9", "--keys", "x", "vector"]) == 0
     assert main(["eval", str(tmp_path), "--episodes", "2"]) == 0
-    assert "deter: out" in (tmp_path / "config.yaml").read_text()
+    config = (tmp_path / "config.yaml").read_text()
+    assert "deter: out" in config and "x: vector" in config
+    assert "max_time: '9'" in config, "a name that was not given before"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +94,7 @@ def test_keys_are_settings_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         (["--env-args", "seed", "3"], "env_args cannot set seed"),
         (["--env-args", "colour", "3"], "plain has no argument 'colour'"),
+        (["--env-args", "size"], "--env-args takes pairs"),
         (["--env-args", "size", "["], "env_args size is given as '['"),
         (["--keys", "camera", "image"], "keys names camera"),
     ],
@@ -99,22 +103,15 @@ def test_options_that_do_not_fit(more: list[str], message: str, tmp_path: Path, 
     assert message in error_of(train("plain", tmp_path, *more), capsys)
 
 
-def fastwm(*args: str) -> str:
-    """A command in a process of its own with two threads, which must end within two minutes."""
-    run = [sys.executable, "-m", "fastwm.cli", *args]
-    threads = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # passive: fast on a busy machine too
-    done = subprocess.run(run, capture_output=True, text=True, timeout=120, env=threads, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_environments_in_processes_may_use_torch(tmp_path: Path) -> None:
     """PyTorch's threads do not survive a fork: where an agent had acted before it, such environments hung."""
-    apart = ("--env-args", "async_", "true", "--threads", "2")
+    apart = ["--env-args", "async_", "true", "--threads", "2"]
     assert train("uses_torch", tmp_path / "v3", *apart) == 0
-    assert "mean return 11.0" in fastwm("eval", str(tmp_path / "v3"), "--episodes", "2")
-    fastwm(
-        "train", "world_models", "--env", "tests.odd_envs:cover_with_torch", "--preset", "takecover_quick", "--logdir",
-        str(tmp_path / "wm"), *SMALL, "--stage", "collect", *apart,
-    )  # fmt: skip
-    assert (tmp_path / "wm/collect/done.json").exists()
+    collect = ["train", "world_models", "--env", "tests.odd_envs:cover_with_torch", "--preset", "takecover_quick",
+               "--logdir", str(tmp_path / "wm"), *SMALL, "--stage", "collect", *apart]  # fmt: skip
+    commands = [["eval", str(tmp_path / "v3"), "--episodes", "2"], collect]
+    code = f"from fastwm.cli import main; [main(args) for args in {commands}]"
+    threads = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # passive: fast on a busy machine too
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, env=threads)
+    assert "mean return 11.0" in done.stdout, done.stderr
+    assert (tmp_path / "wm/collect/done.json").exists(), done.stderr

@@ -106,7 +106,7 @@ def make_gym(
     except Exception as error:
         raise blame(f"gym:{name}", "importing it", error) from error
     make = functools.partial(gymnasium.make, spec, disable_env_checker=True)
-    return _wrap(make, f"gym:{name}", _parameters(creator), options, num_envs, seed, size, repeat, keys, async_)
+    return _wrap(make, f"gym:{name}", _parameters(creator) or (), options, num_envs, seed, size, repeat, keys, async_)
 
 
 def find_spec(name: str) -> Any:
@@ -139,7 +139,7 @@ def make_from(
     nothing is resized or repeated here then.
     """
     name = getattr(source, "__qualname__", type(source).__qualname__)
-    own = _parameters(source) if _is_factory(source) else ()
+    own = _parameters(source) or () if _is_factory(source) else ()
     return _wrap(source, name, own, options, num_envs, seed, size, repeat, keys, async_)
 
 
@@ -243,24 +243,24 @@ def _find_spec(name: str) -> Any:
     return gymnasium.spec(env_id)
 
 
-def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
     try:
         return inspect.signature(factory).parameters
     except ValueError:  # some built-in callables have no signature
-        return {}
+        return None
 
 
 def _call(factory: Callable[..., Any], name: str, num_envs: int, options: dict[str, Any]) -> Any:
     """The factory's environment; an option that it lacks or refuses, and an error in it, are a FastwmError."""
     parameters = _parameters(factory)
-    if "num_envs" in parameters:
-        options = options | {"num_envs": num_envs}
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if parameters and not takes_all and (refused := sorted(options.keys() - parameters.keys())):
-        raise FastwmError(f"{name} has no argument {refused[0]!r}; it takes {', '.join(parameters)}")
-    named = [p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if missing := [p.name for p in named if p.default is p.empty and p.name not in options]:
-        raise FastwmError(f"{name} needs an argument {missing[0]!r}: give it by --env-args {missing[0]} VALUE")
+    if parameters is not None:
+        options = options | ({"num_envs": num_envs} if "num_envs" in parameters else {})
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if not takes_all and (refused := sorted(options.keys() - parameters.keys())):
+            raise FastwmError(f"{name} has no argument {refused[0]!r}; it takes {', '.join(parameters) or 'none'}")
+        named = [p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if missing := [p.name for p in named if p.default is p.empty and p.name not in options]:
+            raise FastwmError(f"{name} needs an argument {missing[0]!r}: give it by --env-args {missing[0]} VALUE")
     try:
         with quiet_boxes():
             return factory(**options)

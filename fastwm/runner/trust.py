@@ -1,6 +1,7 @@
 """What the folder of a run may ask for: environments that are installed, and options that name no file."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from fastwm.runner.config import RunConfig, env_options
 LARGEST_SIDE, LARGEST = 4096, 1_000_000  # pixels of an image; any other number
 
 
-def check_env(path: Path, config: RunConfig[Any], env: str = "", args_given: bool = False) -> None:
+def check_env(path: Path, config: RunConfig[Any], env: str = "", given: Collection[str] = ()) -> None:
     """Refuse the environment that the settings in `path` name if making it imports code that the user did not name.
 
-    `env` is the environment given on this command line, `args_given` whether its options were.
+    `env` is the environment given on this command line, `given` are the names of its options given there.
     """
     if config.trust:
         return
@@ -22,8 +23,8 @@ def check_env(path: Path, config: RunConfig[Any], env: str = "", args_given: boo
         raise FastwmError(
             f"{path} names the environment {config.env!r}, which runs code of that module: if you trust it, add --trust"
         )
-    for key, value in ({} if args_given else env_options(config)).items():
-        if key != "keys" and not _is_harmless(value, LARGEST_SIDE if re.search("size|height|width", key) else LARGEST):
+    for key, value in env_options(config).items():
+        if key != "keys" and key not in given and not _is_harmless(value, LARGEST_SIDE if re.search("size|height|width", key) else LARGEST):
             raise FastwmError(
                 f"{path} gives the environment {key}={str(value)[:60]!r}, which may name a file or "
                 "ask for too much: if you trust it, add --trust"
