@@ -24,7 +24,8 @@ def check_env(path: Path, config: RunConfig[Any], env: str = "", given: Collecti
             f"{path} names the environment {config.env!r}, which runs code of that module: if you trust it, add --trust"
         )
     for key, value in env_options(config).items():
-        if key != "keys" and key not in given and not _is_harmless(value, LARGEST_SIDE if re.search("size|height|width", key) else LARGEST):
+        largest = LARGEST_SIDE if re.search("size|height|width", key) else LARGEST
+        if key != "keys" and key not in given and not _is_harmless(value, largest):
             raise FastwmError(
                 f"{path} gives the environment {key}={str(value)[:60]!r}, which may name a file or "
                 "ask for too much: if you trust it, add --trust"
