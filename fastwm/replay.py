@@ -15,9 +15,11 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import FastwmError
+from .files import Kinds, check, is_plain, regular
 from .writing import remove_temporaries, replacing
 
 Row: TypeAlias = Mapping[str, np.ndarray | Tensor]
@@ -30,6 +32,10 @@ class Field(Protocol):
     def shape(self) -> Any: ...
     @property
     def dtype(self) -> Any: ...
+
+
+SAVED: Mapping[str, Kinds] = dict.fromkeys(("num_envs", "length", "rows", "chunk_rows", "added", "oldest"), int) | {
+    "queue": list, "generator": Tensor, "chunks": dict, "files": dict}  # fmt: skip
 
 
 class Replay:
@@ -199,13 +205,22 @@ class Replay:
         The capacity may differ from the saved one (the newest rows stay). Raises FastwmError, naming the file
         or the option, if a file is missing or damaged, or `num_envs` or `length` differ.
         """
+        check(state, SAVED, "the saved replay")
+        if not all(map(is_plain, state["files"])):
+            raise FastwmError("the saved replay names a file outside of its folder")
+        try:
+            self._load(folder, chunks, state)
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
+            raise FastwmError(f"the saved replay in {folder} is damaged: {error}") from error
+
+    def _load(self, folder: Path, chunks: Path, state: Mapping[str, Any]) -> None:
         for name in ("num_envs", "length"):
             if state[name] != getattr(self, name):
                 raise FastwmError(f"the saved replay has {name} {state[name]}, this run {getattr(self, name)}")
         self._data = {}
         self._chunk_rows, self.added, self._first = state["chunk_rows"], state["added"], state["oldest"]
         self._queue = deque(state["queue"])
-        self._generator.set_state(state["generator"])
+        self._generator.set_state(state["generator"].cpu())
         self._saved = dict(state["chunks"])
         parts = {name: _read(folder / name, crc) for name, crc in state["files"].items()}
         tail = parts.pop("tail.safetensors", None)
@@ -214,6 +229,8 @@ class Replay:
         fields = {key: value for part in (tail, *parts.values()) for key, value in part.items()}
         self._allocate({key: value.new_empty(value.shape[1:]) for key, value in fields.items()})
         self._restore(tail, self.added)
+        if sorted(self._saved) != list(range(self._first // self._chunk_rows, self.added // self._chunk_rows)):
+            raise ValueError("it lacks rows")
         for k, crc in self._saved.items():
             self._restore(_read(chunks / _chunk_name(k), crc), (k + 1) * self._chunk_rows)
         slot = 0
@@ -229,7 +246,7 @@ class Replay:
 
         That row is the least `oldest` in the states of the checkpoints that are kept.
         """
-        for path in chunks.glob("chunk-*.safetensors"):
+        for path in chunks.glob(f"chunk-{'[0-9]' * 8}.safetensors"):
             number = int(path.stem.removeprefix("chunk-"))
             if (number + 1) * self._chunk_rows <= oldest_needed_row:
                 path.unlink()
@@ -342,9 +359,12 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> int:
 
 def _read(path: Path, checksum: int) -> dict[str, Tensor]:
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise FastwmError(f"the saved replay lacks {path}: {error.strerror}") from error
+        data = regular(path).read_bytes()
+    except (OSError, FastwmError) as error:
+        raise FastwmError(f"the saved replay lacks {path}: {error}") from error
     if zlib.crc32(data) != checksum:
         raise FastwmError(f"{path} is damaged, or was written by another run: its checksum is wrong")
-    return safetensors.torch.load(data)
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise FastwmError(f"{path} is damaged: {error}") from error

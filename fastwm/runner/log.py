@@ -1,6 +1,7 @@
 """What a run tells: `metrics.jsonl` always, TensorBoard when asked, and a line of progress."""
 
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,10 @@ from rich.live import Live
 from rich.text import Text
 
 from fastwm.errors import FastwmError
+from fastwm.files import regular
 from fastwm.writing import disk_errors, write_text
+
+log = logging.getLogger("fastwm")
 
 
 class MetricsLog:
@@ -44,14 +48,25 @@ def summary_writer(logdir: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file; a torn last line is passed over."""
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    """All lines of a metrics file that are an object of numbers with a step; others are passed over, and counted."""
+    lines, broken = [], 0
+    with regular(path).open(encoding="utf-8", errors="replace") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                line = None
+            if isinstance(line, dict) and "step" in line and all(_is_number(value) for value in line.values()):
+                lines.append(line)
+            else:
+                broken += 1
+    if broken:
+        log.warning("%s: %d of %d lines cannot be read", path, broken, broken + len(lines))
     return lines
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class Progress:

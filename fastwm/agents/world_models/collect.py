@@ -1,8 +1,9 @@
 """Stage 1: episodes of a random policy, or of the controller, streamed to disk in chunks."""
 
-import json
+import logging
 import shutil
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastwm.agents.world_models.arrays import names_in, open_npy, read_npz
 from fastwm.agents.world_models.stage import Stage, Stopped
 from fastwm.agents.world_models.task import Policy, Record, random_policy
 from fastwm.envs import VecEnv, make_env
 from fastwm.errors import FastwmError
+from fastwm.files import seal, unseal
 from fastwm.nn.conv_vae import SIDE
 from fastwm.writing import remove_temporaries, replacing, write_text
 
+log = logging.getLogger("fastwm")
+
+MAX_CHUNKS = 1_000_000
 FRAME_BYTES = SIDE * SIDE * 3
 
 
@@ -87,7 +93,7 @@ class Collect(Stage):
                 env.close()
         counts = [n for i, n in enumerate(self.episodes) if chunk_path(self.run.folder, i).is_dir()]
         summary = {"episodes": sum(counts), "chunks": len(counts), "frames": self.frames}
-        write_text(self.run.folder / "done.json", json.dumps(summary))
+        write_text(self.run.folder / "done.json", seal(summary))
         self.run.say(f"collected {summary['frames']:,} frames of {summary['episodes']:,} episodes")
 
     def check_space(self, episodes: int) -> None:
@@ -188,20 +194,25 @@ def write_chunk(folder: Path, index: int, chunk: Chunk) -> None:
     with replacing(chunk_path(folder, index)) as temporary:
         temporary.mkdir()
         np.save(temporary / "image.npy", chunk.image)
-        np.savez(temporary / "rows.npz", **chunk.rows)  # type: ignore[arg-type]
+        np.savez(temporary / "rows.npz", **chunk.rows, image_crc=np.int64(zlib.crc32(chunk.image)))  # type: ignore[arg-type]
 
 
 def read_done(folder: Path) -> dict[str, int] | None:
-    try:
-        summary: dict[str, int] = json.loads((folder / "done.json").read_text())
-    except (OSError, ValueError):
+    """What a finished collection says of itself; None where it is not finished, or its note cannot be read."""
+    path = folder / "done.json"
+    if not path.exists():
         return None
-    return summary
+    try:
+        summary: dict[str, int] = unseal(path, dict.fromkeys(("episodes", "chunks", "frames"), int))
+    except FastwmError as error:
+        log.warning("%s; looking at the chunks themselves", error)
+        return None
+    return summary if 0 <= summary["chunks"] <= MAX_CHUNKS else None
 
 
 def chunk_paths(folders: list[Path]) -> list[Path]:
     """All finished chunks, in order."""
-    return [path for folder in folders for path in sorted(folder.glob("chunk-*"))]
+    return [path for folder in folders for path in sorted(folder.glob("chunk-[0-9]*"))]
 
 
 def open_chunks(folders: list[Path]) -> list[Path]:
@@ -219,14 +230,30 @@ def open_chunks(folders: list[Path]) -> list[Path]:
     return chunk_paths(folders)
 
 
+def open_frames(chunk: Path) -> np.ndarray:
+    """uint8 [N, 64, 64, 3], on disk."""
+    return open_npy(chunk / "image.npy", "uint8", (-1, SIDE, SIDE, 3))
+
+
+def read_rows(chunk: Path, actions: int, frames: int) -> tuple[dict[str, np.ndarray], int | None]:
+    """All of a chunk but its frames, and their checksum, which earlier versions did not write."""
+    path = chunk / "rows.npz"
+    spec: dict[str, tuple[str, tuple[int, ...]]] = {
+        "action": ("float32", (frames, actions)), "reward": ("float32", (frames,)), "is_first": ("bool", (frames,)),
+        "done": ("bool", (frames,)),
+    }  # fmt: skip
+    if "image_crc" in names_in(path):
+        spec["image_crc"] = ("int64", ())
+    rows = read_npz(path, spec)
+    crc = rows.pop("image_crc", None)
+    return rows, None if crc is None else int(crc)
+
+
 class Frames:
     """The frames of many chunks as one, read from disk where they are asked for."""
 
     def __init__(self, paths: list[Path]):
-        try:
-            self.arrays = [np.load(path / "image.npy", mmap_mode="r") for path in paths]
-        except (OSError, ValueError) as error:
-            raise FastwmError(f"a chunk of frames cannot be read: {error}") from error
+        self.arrays = [open_frames(path) for path in paths]
         self.starts = np.cumsum([0] + [len(a) for a in self.arrays])
 
     def __len__(self) -> int:

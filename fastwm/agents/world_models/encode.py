@@ -1,17 +1,23 @@
 """Stage 3: every frame as V's mean and log-variance, in float16; the frames themselves are not needed after."""
 
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fastwm.agents.world_models.collect import open_chunks, read_done
+from fastwm.agents.world_models.arrays import AGAIN, read_npz
+from fastwm.agents.world_models.collect import open_chunks, open_frames, read_done, read_rows
 from fastwm.agents.world_models.stage import Stage, Stopped, fingerprint
 from fastwm.errors import FastwmError
 from fastwm.writing import remove_temporaries, replacing
 
 BATCH = 500
+LATENTS = {
+    "mu": ("float16", (-1, -1)), "logvar": ("float16", (-1, -1)), "action": ("float16", (-1, -1)),
+    "reward": ("float32", (-1,)), "is_first": ("bool", (-1,)), "done": ("bool", (-1,)),
+}  # fmt: skip
 
 
 class Encode(Stage):
@@ -38,9 +44,8 @@ class Encode(Stage):
     def fresh(self, path: Path) -> bool:
         """Whether this file was made by V as it is now."""
         try:
-            with np.load(path) as file:
-                return int(file["v"]) == self.mark
-        except (OSError, ValueError, KeyError, EOFError):
+            return int(read_npz(path, {"v": ("int64", ())})["v"]) == self.mark
+        except FastwmError:
             return False
 
     def work(self) -> None:
@@ -58,22 +63,19 @@ class Encode(Stage):
         self.run.log(len(jobs), {"frames": frames, "frames_per_second": rate})
 
     def encode(self, target: Path, chunk: Path) -> int:
-        try:
-            image = np.load(chunk / "image.npy", mmap_mode="r")
-            with np.load(chunk / "rows.npz") as file:
-                rows = {key: file[key] for key in file.files}
-        except (OSError, ValueError) as error:
-            raise FastwmError(
-                f"{chunk} cannot be read ({error}): remove it; the same command gathers it again"
-            ) from error
-        parts = [
-            self.agent.encode(torch.from_numpy(image[at : at + BATCH].copy()).to(self.device))
-            for at in range(0, len(image), BATCH)
-        ]
+        image = open_frames(chunk)
+        rows, expected = read_rows(chunk, self.task.actions, len(image))
+        parts, crc = [], 0
+        for at in range(0, len(image), BATCH):
+            frames = image[at : at + BATCH].copy()
+            crc = zlib.crc32(frames.data, crc)
+            parts.append(self.agent.encode(torch.from_numpy(frames).to(self.device)))
+        if expected is not None and crc != expected:
+            raise FastwmError(f"{chunk}: the frames are damaged: remove it; the same command gathers it again")
         rows["mu"], rows["logvar"] = (torch.cat(x).cpu().numpy().astype(np.float16) for x in zip(*parts))
         rows["action"] = rows["action"].astype(np.float16)
         with replacing(target) as temporary:
-            np.savez(temporary, v=np.int64(self.mark), **rows)
+            np.savez(temporary, v=np.int64(self.mark), **rows)  # type: ignore[arg-type]
         return len(image)
 
 
@@ -84,10 +86,11 @@ def read_latents(folders: list[Path]) -> dict[str, np.ndarray]:
         raise FastwmError(f"{folders[-1]}: nothing is encoded yet; run --stage encode first")
     parts: dict[str, list[np.ndarray]] = {}
     for path in paths:
-        with np.load(path) as file:
-            for key in file.files:
-                if key != "v":
-                    parts.setdefault(key, []).append(file[key])
+        for key, value in read_npz(path, LATENTS).items():
+            parts.setdefault(key, []).append(value)
+        one_length = len({len(values[-1]) for values in parts.values()}) == 1
+        if not one_length or any(values[0].shape[1:] != values[-1].shape[1:] for values in parts.values()):
+            raise FastwmError(f"{path} is damaged, its arrays do not fit each other: {AGAIN}")
     return {key: np.concatenate(values) for key, values in parts.items()}
 
 
