@@ -50,17 +50,9 @@ WORLD = [
     "2", "--agent.c.evaluate-rollouts", "2", "--agent.c.max-steps", "5", "--agent.c.num-envs", "2",
 ]  # fmt: skip
 COMMON = [
-    "--num-envs",
-    "2",
-    "--batch-size",
-    "2",
-    "--batch-length",
-    "6",
-    "--replay-capacity",
-    "400",
-    "--train-ratio",
-    "1",
-]
+    "--num-envs", "2", "--batch-size", "2", "--batch-length", "6", "--replay-capacity", "400", "--train-ratio", "1",
+    "--prefill", "0", "--pretrain", "2",
+]  # fmt: skip
 SIZES = ["--agent.deter", "8", "--agent.hidden", "8", "--agent.stoch", "4", "--agent.units", "8"]
 MORE = {
     "planet": ["--agent.candidates", "4", "--agent.elites", "2", "--agent.iterations", "1", "--agent.horizon", "2"],
@@ -111,7 +103,8 @@ def digest(logdir: Path) -> dict[str, Any]:
         except FastwmError as error:
             result[name] = "several lines" if "\n" in str(error) else "refused"
             return None
-        result[name] = "warned" if warned else summed(value)
+        fallen_back = result.get("run") == "warned"  # to the checkpoint before
+        result[name] = "warned" if warned or fallen_back else summed(value)
         return value
 
     saved: Any = part("run", lambda: open_run(logdir))
@@ -156,7 +149,7 @@ def summed(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"{zlib.crc32(value.detach().numpy().tobytes())}"
     if isinstance(value, dict):
-        return str([(key, summed(v)) for key, v in value.items() if key not in ("trust", "logdir")])
+        return str([(key, summed(v)) for key, v in sorted(value.items(), key=str) if key not in ("trust", "logdir")])
     if isinstance(value, (list, tuple)):
         return str([summed(v) for v in value])
     return str(value.tobytes()) if hasattr(value, "tobytes") else repr(value)
