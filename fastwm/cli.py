@@ -225,21 +225,24 @@ COMMANDS = {"train": train, "eval": evaluate, "dream": dream, "compare": compare
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, or 2 for anything the user can mend."""
+    """Entry point; returns the exit code: 0, 2 for anything the user can mend, 130 after Ctrl-C."""
     logging.basicConfig(format="fastwm: %(levelname)s: %(message)s")
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help"):
-        from fastwm.agents import AGENTS
-
-        print(USAGE.format(agents=", ".join(AGENTS)))
-        return 0 if args else 2
     try:
+        if not args or args[0] in ("-h", "--help"):
+            from fastwm.agents import AGENTS
+
+            print(USAGE.format(agents=", ".join(AGENTS)))
+            return 0 if args else 2
         if args[0] not in COMMANDS:
             raise FastwmError(f"unknown command {args[0]!r}; there is: {', '.join(COMMANDS)}")
         COMMANDS[args[0]](args[1:])
     except (FastwmError, argparse.ArgumentError) as error:
         print(f"fastwm: error: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "code", 2)
+    except KeyboardInterrupt:
+        print("fastwm: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -92,7 +92,10 @@ def check_folder(folder: Path, trust: bool = False) -> None:
     home = folder.resolve()
     for where, folders, names in os.walk(home):
         for path in (Path(where, name) for name in (*folders, *names)):
-            mode = path.lstat().st_mode
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # the run at work has just finished that file
+                continue
             if stat.S_ISLNK(mode):
                 if not trust and not _inside(path, home):
                     raise FastwmError(

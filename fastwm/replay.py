@@ -199,10 +199,13 @@ class Replay:
             "files": files,
         }
 
-    def load(self, folder: Path, chunks: Path, state: Mapping[str, Any]) -> None:
+    def load(
+        self, folder: Path, chunks: Path, state: Mapping[str, Any], dtypes: Mapping[str, torch.dtype] | None = None
+    ) -> None:
         """Restores what `save(folder, chunks)` returned as `state`; all that follows is bitwise the same.
 
-        The capacity may differ from the saved one (the newest rows stay). Raises FastwmError, naming the file
+        The capacity may differ from the saved one (the newest rows stay), and so may the dtype of latents, which
+        become those of `dtypes`. Raises FastwmError, naming the file
         or the option, if a file is missing or damaged, or `num_envs` or `length` differ.
         """
         check(state, SAVED, "the saved replay")
@@ -223,6 +226,8 @@ class Replay:
         self._generator.set_state(state["generator"].cpu())
         self._saved = dict(state["chunks"])
         parts = {name: _read(folder / name, crc) for name, crc in state["files"].items()}
+        for part in parts.values():
+            part.update({key: part[key].to(dtype) for key, dtype in (dtypes or {}).items() if key in part})
         tail = parts.pop("tail.safetensors", None)
         if tail is None:
             return

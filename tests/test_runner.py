@@ -112,9 +112,12 @@ def wait_for(done: Callable[[], bool], process: "subprocess.Popen[str]", seconds
         time.sleep(0.05)
 
 
-def test_killed_in_mid_training_it_continues(tmp_path: Path) -> None:
+def test_killed_in_mid_training_it_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     process = spawn(tmp_path, "--save-every", "0.5")
     wait_for(lambda: len(checkpoint.checkpoints(tmp_path)) >= 2, process)
+    assert main(["train", "dreamerv3", "--logdir", str(tmp_path)]) == 2
+    assert f"{tmp_path} is in use by process {process.pid} on " in capsys.readouterr().err
+    fastwm.load(tmp_path)
     process.kill()
     process.communicate()
     step = int(checkpoint.checkpoints(tmp_path)[0].name)
@@ -125,13 +128,15 @@ def test_killed_in_mid_training_it_continues(tmp_path: Path) -> None:
     assert int(checkpoint.checkpoints(tmp_path)[0].name) == step + 104
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name)
 def test_signals_save_and_leave(tmp_path: Path, number: signal.Signals) -> None:
     process = spawn(tmp_path)
     metrics = tmp_path / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
+    if number == signal.SIGHUP:  # a closed terminal sends it twice
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and f"stopped by {number.name}: saved at step" in output
     assert len(checkpoint.checkpoints(tmp_path)) == 1
 
@@ -195,6 +200,9 @@ def test_a_corrupted_checkpoint_gives_way_to_the_one_before(
     weights.write_bytes(weights.read_bytes()[:-100])
     assert run(*logdir, "--steps", "420") == 0
     assert "continuing at step 200" in capsys.readouterr().out and "agent.safetensors is corrupted" in caplog.text
+    # Nothing good gave way to what cannot be read, and that does not come back.
+    assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [424, 200]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
     for path in checkpoint.checkpoints(tmp_path):
         (path / "meta.json").write_text("{")
     assert "can be read" in error_of(run(*logdir, "--steps", "500"), capsys)
@@ -202,7 +210,18 @@ def test_a_corrupted_checkpoint_gives_way_to_the_one_before(
 
 def test_other_sizes_do_not_fit_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--logdir", str(tmp_path), "--steps", "40") == 0
-    assert "does not fit the settings" in error_of(run("--logdir", str(tmp_path), "--agent.units", "16"), capsys)
+    config = (tmp_path / "config.yaml").read_text()
+    for change, message in (
+        (["--agent.units", "16"], "begun with agent.units 8 (now 16): its weights fit no other"),
+        (["--num-envs", "4"], "begun with num_envs 8 and its replay fits no other: leave out --num-envs 4"),
+        (["--batch-length", "5"], "begun with batch_length 8 and its replay fits no other: leave out --batch-length 5"),
+        (
+            ["--env", "acrobot"],
+            "observations of acrobot are {obs: float32 [6]}, but this run was trained on {obs: float32 [4]",
+        ),
+    ):
+        assert message in error_of(run("--logdir", str(tmp_path), "--steps", "60", *change), capsys)
+        assert (tmp_path / "config.yaml").read_text() == config
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,10 @@ class Agent(nn.Module, ABC):
         self.finite = FiniteCheck()
 
     @abstractmethod
+    def initial(self, batch: int) -> dict[str, Tensor]:
+        """The acting state before the first observation."""
+
+    @abstractmethod
     def act(
         self, obs: Mapping[str, Any], state: dict[str, Tensor] | None = None, mode: str = "train"
     ) -> tuple[Any, dict[str, Tensor]]:

@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fastwm.errors import FastwmError
+from fastwm.errors import FastwmError, Misfit
 from fastwm.files import check, is_plain, read_json, regular, seal, unseal
 from fastwm.runner.state import pack, unpack
-from fastwm.writing import TEMPORARY, disk_errors, remove_temporaries, sync
+from fastwm.writing import TEMPORARY, disk_errors, remove, remove_temporaries, sync
 
 log = logging.getLogger("fastwm")
 
@@ -30,7 +30,7 @@ REPLACED, UNREADABLE = "old-", "unreadable-"
 EXTRA = "_extra_state"
 WEIGHTS, STATE, STATE_TENSORS = "agent.safetensors", "state.json", "state.safetensors"
 META = {"step": int, "files": dict}
-RUN_META = {"agent": str, "obs_space": dict, "act_space": dict, "oldest_row": int}
+RUN_META = {"agent": str, "obs_space": dict, "act_space": dict, "oldest_row": int, "starts": int}
 MAX_ENTRIES = 1 << 24  # of one observation or action: a Box takes ten bytes for each
 
 
@@ -102,7 +102,10 @@ def set_aside_newer(logdir: Path, used: Path | None) -> None:
     """
     for path in checkpoints(logdir):
         if used is None or path.name > used.name:
-            path.rename(path.with_name(UNREADABLE + path.name))
+            aside = path.with_name(UNREADABLE + path.name)
+            with disk_errors(path):
+                remove(aside)
+                path.rename(aside)
 
 
 def checksum(path: Path) -> int:
@@ -145,7 +148,7 @@ def load_agent(path: Path, agent: nn.Module) -> dict[str, Any]:
         agent.load_state_dict(weights | {EXTRA: state.pop("extra")})
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         detail = (str(error).splitlines()[1:] or [str(error)])[0].strip()
-        raise FastwmError(f"checkpoint {path} does not fit the settings given: {detail}") from error
+        raise Misfit(f"checkpoint {path} does not fit the settings given: {detail}") from error
     return state
 
 
@@ -182,10 +185,10 @@ def check_fits(path: Path, build: Callable[[], nn.Module]) -> None:
             given = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError, AssertionError, SafetensorError) as error:
         detail = str(error).splitlines() or [type(error).__name__]
-        raise FastwmError(f"checkpoint {path} does not fit the settings given: {detail[0]}") from error
+        raise Misfit(f"checkpoint {path} does not fit the settings given: {detail[0]}") from error
     for name, shape in wanted.items():
         if given.get(name) != shape:
-            raise FastwmError(
+            raise Misfit(
                 f"checkpoint {path} does not fit the settings given: {name} is {given.get(name, 'missing')}, "
                 f"the settings make it {shape}"
             )

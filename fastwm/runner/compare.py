@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from fastwm.agents import agent_spec
-from fastwm.errors import FastwmError
+from fastwm.errors import FastwmError, Interrupted
 from fastwm.runner import plots
 from fastwm.runner.config import TrainConfig, default_preset, env_options, preset_blocks, read_config, with_presets
 from fastwm.runner.evaluate import evaluate
 from fastwm.runner.log import read_lines
 from fastwm.runner.plots import plt
-from fastwm.runner.train import train
+from fastwm.runner.train import Trainer, train
 from fastwm.writing import write_text
 
 ALIASES = {"dreamer_v3": "dreamerv3"}  # so that the four can be written alike
@@ -47,11 +47,13 @@ def compare(
         if agent_spec(agent).stages:
             raise FastwmError(f"{agent} learns in stages, not step by step; train and evaluate it by itself")
     configs = {agent: agent_config(agent, env, steps, logdir / agent, preset, seed) for agent in agents}
+    for agent, config in configs.items():  # what one of them refuses is said before another has trained for hours
+        Trainer(agent, config, logdir / agent).env.close()
     rows, curves = [], []
     for agent, config in configs.items():
         trainer = train(agent, config, logdir / agent)
         if trainer.stop:
-            raise FastwmError(f"{trainer.stop} while training {agent}; the same command continues")
+            raise Interrupted(f"{trainer.stop} while training {agent}; the same command continues")
         curves.append(read_curve(agent, logdir / agent, config))
         score = evaluate(logdir / agent, episodes, seed=1_000_000, device=config.device)
         rows.append({

@@ -3,8 +3,8 @@
 import dataclasses
 import re
 import zlib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import torch
 import yaml
 
-from fastwm.errors import FastwmError
+from fastwm.errors import FastwmError, Misfit
 from fastwm.files import read_text
 from fastwm.settings import Count, Parallel, Range, SettingError, Settings, Weight, Whole
 from fastwm.writing import write_text
@@ -146,6 +146,29 @@ def write_config(path: Path, agent: str, config: RunConfig[Any]) -> None:
 
 def _checksum(text: str) -> str:
     return f"'{zlib.crc32(text.encode()):08x}'"
+
+
+@contextmanager
+def misfit_explained(logdir: Path, config: RunConfig[Any], what: str, remedy: str) -> Iterator[None]:
+    """Where a checkpoint does not fit, name the settings that have changed since the run in `logdir` wrote them."""
+    try:
+        yield
+    except Misfit as error:
+        path = logdir / "config.yaml"
+        before = _read_values(path) if path.is_file() else {}
+        changes = _changes("agent", before.get("agent", {}), plain(dataclasses.asdict(config.agent)))
+        if changes:
+            raise FastwmError(
+                f"{what} was begun with {', '.join(changes)}: its weights fit no other; "
+                f"leave that setting as it was, or {remedy}"
+            ) from error
+        raise
+
+
+def _changes(name: str, before: Any, now: Any) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [change for key in before if key in now for change in _changes(f"{name}.{key}", before[key], now[key])]
+    return [] if before == now else [f"{name} {before} (now {now})"]
 
 
 def plain(value: Any) -> Any:

@@ -1,9 +1,12 @@
 """What a run tells: `metrics.jsonl` always, TensorBoard when asked, and a line of progress."""
 
+import errno
 import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +88,28 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self.live:
-            self.live.stop()
+            with surviving_its_terminal():
+                self.live.stop()
 
     def show(self, text: str) -> None:
         if self.live:
-            self.live.update(Text(text))
+            with surviving_its_terminal():
+                self.live.update(Text(text))
         elif time.monotonic() - self.last >= self.every:
             self.last = time.monotonic()
             self.say(text)
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        with surviving_its_terminal():
+            self.console.print(text, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def surviving_its_terminal() -> Iterator[None]:
+    """A run whose terminal was closed ends by SIGHUP, saved, not by failing to write a line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise

@@ -9,23 +9,27 @@ from typing import Any
 
 @contextmanager
 def signals(run: Any) -> Iterator[None]:
-    """SIGINT and SIGTERM set `run.stop`; a second one of them acts as usual."""
+    """SIGINT, SIGTERM and SIGHUP set `run.stop`; a second SIGINT or SIGTERM acts as usual.
+
+    A closed terminal sends SIGHUP more than once, so a second one does not end the save. Under nohup it is ignored.
+    """
     previous: dict[int, Any] = {}
 
     def handle(number: int, _: FrameType | None) -> None:
         run.stop = f"stopped by {signal.Signals(number).name}"
-        restore()
+        restore(signal.SIGINT, signal.SIGTERM)
 
-    def restore() -> None:
-        for known, handler in previous.items():
-            signal.signal(known, handler)
+    def restore(*numbers: int) -> None:
+        for number in numbers:
+            signal.signal(number, previous[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                previous[number] = signal.signal(number, handle)
     except ValueError:  # not in the main thread: the caller's handlers stay
         pass
     try:
         yield
     finally:
-        restore()
+        restore(*previous)

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ from fastwm.envs import describe, make_env
 from fastwm.errors import FastwmError
 from fastwm.files import check_folder
 from fastwm.runner import checkpoint
-from fastwm.runner.config import StagedConfig, env_options, resolve_device, write_config
+from fastwm.runner.config import StagedConfig, env_options, misfit_explained, resolve_device, write_config
+from fastwm.runner.folder import run_folder
 from fastwm.runner.log import MetricsLog, Progress
 from fastwm.runner.signals import signals
+from fastwm.writing import disk_errors
 
 
 class StageRun:
@@ -25,7 +26,6 @@ class StageRun:
 
     def __init__(self, trainer: "StagedTrainer", folder: Path, publish_base: int):
         self.trainer, self.folder = trainer, folder
-        folder.mkdir(parents=True, exist_ok=True)
         self.publish_base = publish_base
         self.seed, self.env = trainer.config.seed, trainer.config.env
         self.env_args = env_options(trainer.config)
@@ -60,9 +60,14 @@ class StageRun:
     def restore(self, module: nn.Module) -> dict[str, Any] | None:
         def load(path: Path) -> dict[str, Any]:
             self.saved_at = int(path.name)
-            return checkpoint.load_agent(path, module)
+            what, remedy = f"stage {self.folder.name}", f"remove {self.folder} to run the stage again"
+            with misfit_explained(self.trainer.logdir, self.trainer.config, what, remedy):
+                state = checkpoint.load_agent(path, module)
+            checkpoint.set_aside_newer(self.folder, path)
+            return state
 
         self.saved_at = 0
+        checkpoint.clean(self.folder)
         state: dict[str, Any] | None = checkpoint.newest(self.folder, load)
         return state
 
@@ -87,6 +92,27 @@ class StagedTrainer:
         env.close()
         self.agent: Any = self.spec.agent(*self.spaces, config.agent).to(resolve_device(config.device))
         self.stop: str | None = None
+        self.begun = False
+        self.continue_published()
+
+    def continue_published(self) -> None:
+        """Check that the environment is still the one of what was published, and drop what cannot be read of that."""
+        checkpoint.clean(self.logdir)
+        try:
+            found = checkpoint.newest(self.logdir, lambda path: path)
+        except FastwmError:  # the stages have all that it takes to publish again
+            found = None
+        if found is not None:
+            checkpoint.check_spaces(checkpoint.describe(found), *self.spaces, self.config.env)
+        checkpoint.set_aside_newer(self.logdir, found)
+
+    def begin(self, folder: Path) -> None:
+        """A stage is about to work, with settings that fit what is there: they become the run's."""
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not self.begun:
+            write_config(self.logdir / "config.yaml", self.name, self.config)
+        self.begun = True
 
     def folder(self, iteration: int) -> Path:
         return self.logdir if iteration == 0 else self.logdir / f"iteration-{iteration}"
@@ -129,6 +155,7 @@ class StagedTrainer:
                 return False
             if self.stop:
                 raise Stopped
+            self.begin(folders[-1] / kind.name)
             start = time.monotonic()
             stage.work()
             self.progress.say(f"stage {kind.name}: {time.monotonic() - start:.0f} s")
@@ -139,16 +166,8 @@ class StagedTrainer:
 
 def train_stages(name: str, config: StagedConfig[Any], logdir: Path) -> StagedTrainer:
     """Start or continue the run in `logdir`."""
-    try:
-        logdir.mkdir(parents=True, exist_ok=True)
+    with run_folder(logdir):
         check_folder(logdir, config.trust)
         trainer = StagedTrainer(name, config, logdir)
-        write_config(logdir / "config.yaml", name, config)
-    except FastwmError:
-        with suppress(OSError):  # a folder that holds something stays
-            logdir.rmdir()
-        raise
-    except OSError as error:
-        raise FastwmError(f"cannot use the folder {logdir}: {error.strerror or error}") from error
-    trainer.run()
+        trainer.run()
     return trainer

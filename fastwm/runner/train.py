@@ -3,7 +3,7 @@
 import math
 import time
 from collections import defaultdict, deque
-from contextlib import suppress
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ from fastwm.errors import FastwmError
 from fastwm.files import Kinds, check, check_folder
 from fastwm.replay import Replay
 from fastwm.runner import checkpoint, plots
-from fastwm.runner.config import TrainConfig, env_options, resolve_device, write_config
+from fastwm.runner.config import TrainConfig, env_options, misfit_explained, resolve_device, write_config
+from fastwm.runner.folder import run_folder
 from fastwm.runner.graph import fastest_update
 from fastwm.runner.log import MetricsLog, Progress
+from fastwm.runner.pace import Pace, check_learns, first_update, waiting
 from fastwm.runner.signals import signals
+from fastwm.writing import remove_temporaries
 
 STATE: dict[str, Kinds] = {"step": int, "decisions": int, "updates": int, "owed": int, "seconds": float,
          "credit": (float, type(None)), "rng": dict}  # fmt: skip
@@ -63,17 +66,22 @@ class Trainer:
     """One run in one folder. `step` counts rows of replay, `decisions` those of them that were acted on."""
 
     def __init__(self, name: str, config: TrainConfig[Any], logdir: Path):
+        check_learns(config)
         self.name, self.config, self.logdir = name, config, logdir
         self.device = resolve_device(config.device)
         torch.manual_seed(config.seed)
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.env = make_env(config.env, config.num_envs, config.seed, **env_options(config))
+        self.saved: Path | None = checkpoint.newest(logdir, Path)
+        meta = checkpoint.describe(self.saved) if self.saved else {}
+        self.starts = meta.get("starts", 1) + 1 if self.saved else 1
+        self.env = make_env(config.env, config.num_envs, env_seed(config.seed, self.starts), **env_options(config))
         spec = agent_spec(name)
         build = partial(spec.agent, self.env.obs_space, self.env.act_space, config.agent)
-        self.saved = checkpoint.newest(logdir, Path)
         if self.saved:
-            checkpoint.check_fits(self.saved, build)
+            checkpoint.check_spaces(meta, self.env.obs_space, self.env.act_space, config.env)
+            with misfit_explained(logdir, config, f"the run in {logdir}", "give another --logdir"):
+                checkpoint.check_fits(self.saved, build)
         self.agent = build().to(self.device)
         rows = min(config.replay_capacity, config.steps + config.num_envs * (config.batch_length + 1))
         self.replay = Replay(
@@ -87,7 +95,9 @@ class Trainer:
         self.seconds = 0.0
         self.sums: dict[str, Any] = defaultdict(float)
         self.summed = 0
+        self.pace = Pace()
         self.stop: str | None = None
+        self.begun = False
         self.resume()
         self.update = fastest_update(self.agent)
 
@@ -95,23 +105,40 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the newest readable checkpoint, if there is one."""
-        if self.saved:
-            state = self._load(self.saved)
-            for key in ("step", "decisions", "updates", "owed", "seconds"):
-                setattr(self, key, state[key])
-            self.ratio.credit = state["credit"]
-            checkpoint.set_rng_state(state["rng"])
-        self.log = MetricsLog(self.logdir, self.step, self.config.tensorboard)
+        if not self.saved:
+            return
+        state = self._load(self.saved)
+        for key in ("step", "decisions", "updates", "owed", "seconds"):
+            setattr(self, key, state[key])
+        self.ratio.credit = state["credit"]
+        checkpoint.set_rng_state(state["rng"])
 
     def _load(self, path: Path) -> dict[str, Any]:
         state = checkpoint.load_agent(path, self.agent)
         check(state, STATE, str(path))
-        if not self.config.fresh_replay:
-            try:
-                self.replay.load(path, self.logdir / "replay", state["more"])
-            except FastwmError as error:
-                raise FastwmError(f"{error}; add --fresh-replay to continue with an empty replay") from error
+        if self.config.fresh_replay:
+            return state
+        latents = self.agent.latents(self.agent.initial(1))
+        try:
+            self.check_windows(state["more"])
+            dtypes = {key: value.dtype for key, value in latents.items()}
+            self.replay.load(path, self.logdir / "replay", state["more"], dtypes)
+        except FastwmError as error:
+            raise FastwmError(f"{error}; add --fresh-replay to continue with an empty replay") from error
         return state
+
+    def check_windows(self, saved: Mapping[str, Any]) -> None:
+        """A replay goes on with as many environments, and as long windows, as it was begun with."""
+        c = self.config
+        for name, was, now in (
+            ("num_envs", saved["num_envs"], c.num_envs),
+            ("batch_length", saved["length"] - 1, c.batch_length),
+        ):
+            if was != now:
+                raise FastwmError(
+                    f"the run in {self.logdir} was begun with {name} {was} and its replay fits no other: "
+                    f"leave out --{name.replace('_', '-')} {now}, give another --logdir"
+                )
 
     def save(self) -> None:
         """Write a checkpoint; weights that are not finite are refused, so that the one before stands."""
@@ -125,6 +152,7 @@ class Trainer:
             "obs_space": checkpoint.space_to_json(self.env.obs_space),
             "act_space": checkpoint.space_to_json(self.env.act_space),
             "oldest_row": self.replay.oldest,
+            "starts": self.starts,
         }
         checkpoint.save(self.logdir, self.step, self.agent, state, meta, self._save_replay)
         self.replay.prune(self.logdir / "replay", checkpoint.oldest_row(self.logdir))
@@ -137,19 +165,28 @@ class Trainer:
     def run(self) -> None:
         """Train until `steps`; a signal, an error and the end all leave a checkpoint behind."""
         c = self.config
+        checkpoint.clean(self.logdir)
+        checkpoint.set_aside_newer(self.logdir, self.saved)
+        remove_temporaries(self.logdir / "replay")
         with Progress(c.log_every) as progress, signals(self):
             progress.say(f"environment: {c.env}: {describe(self.env)}")
             progress.say(self._summary())
             if self.step:
                 progress.say(f"continuing at step {self.step:,}, update {self.updates:,}")
+            if reason := self._waiting():
+                progress.say(reason)
             try:
                 self._loop(progress)
             finally:
-                self.save()
+                if self.begun:
+                    self.save()
             progress.say(self._status())
         if self.stop:
-            print(f"{self.stop}: saved at step {self.step:,}; the same command continues", flush=True)
+            saved = f"saved at step {self.step:,}" if self.begun else "nothing new to save"
+            print(f"{self.stop}: {saved}; the same command continues", flush=True)
         else:
+            if not self.updates and (reason := self._waiting()):
+                print(f"nothing was learnt in {self.step:,} steps: {reason}", flush=True)
             for path in plots.write_all(self.logdir, self.agent, self.replay):
                 print(f"wrote {path}", flush=True)
 
@@ -158,10 +195,15 @@ class Trainer:
         logged = saved = clock = time.monotonic()
         while self.step < self.config.steps and not self.stop:
             action, state = self._remember(record, state)
+            if not self.begun:
+                self._begin()
+            updates = self.updates
             self._learn()
             record = self.env.step(action)
             now = time.monotonic()
             self.seconds, clock = self.seconds + now - clock, now
+            if self.updates > updates or not self.config.train_ratio:
+                self.pace.mark(self.step, self.seconds)
             if now - logged >= self.config.log_every:
                 logged = now
                 self._log_training()
@@ -169,6 +211,12 @@ class Trainer:
                 self.save()
                 saved = time.monotonic()
             progress.show(self._status())
+
+    def _begin(self) -> None:
+        """The first row was acted on and stored: the settings work, so they become the folder's."""
+        self.log = MetricsLog(self.logdir, self.step - self.config.num_envs, self.config.tensorboard)
+        write_config(self.logdir / "config.yaml", self.name, self.config)
+        self.begun = True
 
     def _remember(self, record: Record, state: Any) -> tuple[Any, Any]:
         """Choose actions for a record and put the row into replay."""
@@ -224,29 +272,32 @@ class Trainer:
     def _status(self) -> str:
         c, recent = self.config, self.episodes.recent
         score = f"return {np.mean(recent):.1f} (last {len(recent)})" if recent else "no episode yet"
-        rate = self.step / max(self.seconds, 1e-9)
-        left = (c.steps - self.step) / max(rate, 1e-9)
+        later = "" if self.updates or not self._waiting() else f", the first at step {first_update(c):,}"
+        left = self.pace.seconds_for(c.steps - self.step)
+        time_left = "" if left is None else f", about {left:.0f} s left"
         return (
-            f"step {self.step:,}/{c.steps:,}  {score}  updates {self.updates:,}  "
-            f"{self.seconds:.0f} s, about {max(left, 0):.0f} s left"
+            f"step {self.step:,}/{c.steps:,}  {score}  updates {self.updates:,}{later}  {self.seconds:.0f} s{time_left}"
         )
+
+    def _waiting(self) -> str:
+        """Why there are no updates yet, where that is so."""
+        before = self.step - self.replay.added * self.config.num_envs
+        return waiting(self.config, self.step, before) if self.config.train_ratio else ""
+
+
+def env_seed(seed: int, starts: int) -> int:
+    """The environments' seed: the run's own at its first start and a new one at every other, so that a run that goes
+    on meets new episodes, not once more those it has seen."""
+    return seed if starts == 1 else int(np.random.SeedSequence(seed, spawn_key=(starts,)).generate_state(1)[0] >> 1)
 
 
 def train(name: str, config: TrainConfig[Any], logdir: Path) -> Trainer:
     """Start or continue the run in `logdir`."""
-    try:
-        logdir.mkdir(parents=True, exist_ok=True)
+    with run_folder(logdir):
         check_folder(logdir, config.trust)
         trainer = Trainer(name, config, logdir)
-        write_config(logdir / "config.yaml", name, config)
-    except FastwmError:
-        with suppress(OSError):  # a folder that holds something stays
-            logdir.rmdir()
-        raise
-    except OSError as error:
-        raise FastwmError(f"cannot use the folder {logdir}: {error.strerror or error}") from error
-    try:
-        trainer.run()
-    finally:
-        trainer.env.close()
+        try:
+            trainer.run()
+        finally:
+            trainer.env.close()
     return trainer

@@ -59,6 +59,10 @@ class WorldModels(Agent):
         """What M and C are shown: a sample, or the mean where so configured."""
         return latent.sample(epsilon) if self.config.sample else latent.mu.float()
 
+    def initial(self, batch: int) -> dict[str, Tensor]:
+        """M's state before the first observation."""
+        return dict(zip("hc", self.rnn.initial(batch)))
+
     @torch.no_grad()
     def act(
         self, obs: Mapping[str, Any], state: dict[str, Tensor] | None = None, mode: str = "train"
@@ -84,8 +88,8 @@ class WorldModels(Agent):
         """
         frames = self.task.frames(torch.as_tensor(obs["image"], device=self.device))
         is_first = torch.as_tensor(obs["is_first"], device=self.device).bool()
-        h, c = self.rnn.initial(len(is_first)) if state is None else (state["h"], state["c"])
-        h, c = (x.masked_fill(is_first[:, None], 0) for x in (h, c))
+        state = self.initial(len(is_first)) if state is None else state
+        h, c = (state[key].masked_fill(is_first[:, None], 0) for key in "hc")
         z = self.latent(self.encode(frames), epsilon)
         action = self.controller(z, h, c) if vectors is None else self.controller.act_many(vectors, z, h, c)
         h, c = self.rnn.advance(z, action, (h, c), is_first)
