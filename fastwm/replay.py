@@ -212,11 +212,11 @@ class Replay:
         if not all(map(is_plain, state["files"])):
             raise FastwmError("the saved replay names a file outside of its folder")
         try:
-            self._load(folder, chunks, state)
+            self._load(folder, chunks, state, dtypes or {})
         except (KeyError, TypeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
             raise FastwmError(f"the saved replay in {folder} is damaged: {error}") from error
 
-    def _load(self, folder: Path, chunks: Path, state: Mapping[str, Any]) -> None:
+    def _load(self, folder: Path, chunks: Path, state: Mapping[str, Any], dtypes: Mapping[str, torch.dtype]) -> None:
         for name in ("num_envs", "length"):
             if state[name] != getattr(self, name):
                 raise FastwmError(f"the saved replay has {name} {state[name]}, this run {getattr(self, name)}")
@@ -227,7 +227,7 @@ class Replay:
         self._saved = dict(state["chunks"])
         parts = {name: _read(folder / name, crc) for name, crc in state["files"].items()}
         for part in parts.values():
-            part.update({key: part[key].to(dtype) for key, dtype in (dtypes or {}).items() if key in part})
+            part.update({key: part[key].to(dtype) for key, dtype in dtypes.items() if key in part})
         tail = parts.pop("tail.safetensors", None)
         if tail is None:
             return
