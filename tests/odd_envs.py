@@ -239,6 +239,11 @@ class DiskError(Odd):
         raise OSError(5, "Input/output error")
 
 
+class Dies(Odd):
+    def step(self, action: Any) -> Any:
+        os._exit(3)
+
+
 class Licence(Odd):
     def __init__(self) -> None:
         super().__init__(vector())
@@ -259,6 +264,10 @@ def old_step() -> Odd:
 
 def no_options() -> Odd:
     return NoOptions(vector())
+
+
+def dies() -> Odd:
+    return Dies(vector())
 
 
 def disk_error() -> Odd:

@@ -259,6 +259,11 @@ def test_errors_are_one_line_that_says_where(name: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_process_that_dies_is_named_and_does_not_hang() -> None:
+    with pytest.raises(FastwmError, match="dies: step found an environment's process dead"):
+        play("dies", async_=True)
+
+
 def test_a_module_that_cannot_be_imported(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "odd_syntax.py").write_text("def make(:\n")

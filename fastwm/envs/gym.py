@@ -83,7 +83,14 @@ class GymBackend:
         return np.stack(frames)
 
     def close(self) -> None:
-        self._env.close()
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "(?s).*Calling `close` while waiting", UserWarning)
+                self._env.close()
+        except (EOFError, ConnectionError):  # a process is dead, so that it cannot be told to end
+            for process in self._env.unwrapped.processes:  # type: ignore[attr-defined]
+                process.terminate()
+            self._env.unwrapped.closed = True
 
 
 def make_gym(

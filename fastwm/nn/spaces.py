@@ -33,7 +33,8 @@ def row_spaces(
     for what, keys in (("observation", obs_space), ("action", act_space)):
         for key in keys:
             if key in owners:
-                raise SpaceError(f"{what} {key!r} has a name {owners[key]}: rename it in the environment, or wrap it")
+                leave = f", or leave it out by --keys {key} out" if what == "observation" else ""
+                raise SpaceError(f"{what} {key!r} has a name {owners[key]}: rename it in the environment{leave}")
             owners[key] = f"of an {what}"
     return obs_space, act_space
 
