@@ -121,7 +121,8 @@ def test_environments_in_processes_may_use_torch(tmp_path: Path) -> None:
     collect = ["train", "world_models", "--env", "tests.odd_envs:cover_with_torch", "--preset", "takecover_quick",
                "--logdir", str(tmp_path / "wm"), *SMALL, "--stage", "collect", *apart]  # fmt: skip
     commands = [["eval", str(tmp_path / "v3"), "--episodes", "2", "--trust"], collect]
-    code = f"from fastwm.cli import main; [main(args) for args in {commands}]"
+    start_threads = "import torch; torch.nn.Linear(256, 256)(torch.ones(256, 256))"
+    code = f"{start_threads}; from fastwm.cli import main; [main(args) for args in {commands}]"
     threads = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # passive: fast on a busy machine too
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, env=threads)
     assert "mean return 11.0" in done.stdout, done.stderr
