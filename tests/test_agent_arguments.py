@@ -151,3 +151,31 @@ def test_a_frozen_network_stays_as_it_is(learner: str) -> None:
     before = [p.detach().clone() for p in (*encoder.parameters(), *own.out.parameters())]
     agent.update(make_batch(agent))
     assert all(torch.equal(p, q) for p, q in zip(before, (*encoder.parameters(), *own.out.parameters())))
+
+
+# Precision
+
+
+@pytest.mark.parametrize("convert", ["half", "bfloat16", "double"])
+def test_converted_agents_are_told_the_dtype_wanted(name: str, convert: str) -> None:
+    agent = getattr(acting(name), convert)()
+    message = r"parameters are torch.\w+, but must be torch.float32: call agent.float\(\); .* under torch.autocast"
+    with pytest.raises(TypeError, match=message):
+        agent.act(observations(agent))
+    if name != "world_models":
+        with pytest.raises(TypeError, match=message):
+            agent.update(make_batch(agent))
+    agent.float().act(observations(agent))
+
+
+def test_another_default_dtype_is_told(name: str) -> None:
+    agent = acting(name)
+    obs = observations(agent)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(TypeError, match=r"torch's default dtype must be torch.float32, but is torch.float64"):
+            agent.act(obs)
+        with pytest.raises(TypeError, match="the parameters are torch.float64, but must be torch.float32"):
+            acting(name).act(obs)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -80,6 +80,7 @@ class Agent(nn.Module, ABC):
 
     def receive(self, obs: Mapping[str, Any], state: Mapping[str, Tensor] | None, mode: str) -> dict[str, Tensor]:
         """What `act` is given, checked, and the observations and `is_first` on the agent's device."""
+        self.check_dtype()
         check_mode(mode)
         values = check_observations(self.obs_space, obs)
         if state is not None:
@@ -88,6 +89,7 @@ class Agent(nn.Module, ABC):
 
     def check_update(self, batch: Mapping[str, Tensor]) -> None:
         """Refuse a batch of wrong keys, shapes or dtypes, and networks that no optimiser would train."""
+        self.check_dtype()
         check_batch(self.obs_space | self.act_space, self.batch_keys, batch)
         held = {id(p) for o in self.optimizers().values() for group in o.param_groups for p in group["params"]}
         modules: list[nn.Module | None] = [self]
@@ -103,6 +105,17 @@ class Agent(nn.Module, ABC):
             f"update: no optimiser holds {lost[0]}" + (f" and {len(lost) - 1} others" if lost[1:] else "")
             + ": call reset_optimizers() after replacing a network, or freeze it with requires_grad_(False)"
         )  # fmt: skip
+
+    def check_dtype(self) -> None:
+        """Refuse parameters that `.half()`, `.bfloat16()`, `.double()` or a default dtype has made something else."""
+        dtype, default = next(self.parameters()).dtype, torch.get_default_dtype()
+        if dtype != torch.float32:
+            raise TypeError(
+                f"{type(self).__name__}: the parameters are {dtype}, but must be torch.float32: call agent.float(); "
+                'precision="bf16" computes products in bfloat16, under torch.autocast'
+            )
+        if default != torch.float32:
+            raise TypeError(f"{type(self).__name__}: torch's default dtype must be torch.float32, but is {default}")
 
     def check_finite(self) -> None:
         """Raise for an earlier update on a GPU whose loss or gradient was not finite. This waits for the GPU.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastwm import ops
+from fastwm.nn.fused import plain
 from fastwm.nn.layers import BlockLinear, Dense
 from fastwm.ops.cell_steps import InputOrder, in_dtype_of
 
@@ -116,7 +117,9 @@ class LayerNormGRUCell(nn.Module):
     @property
     def params(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """The parameters in the order of `fastwm.ops.layernorm_gru_step`."""
-        return self.linear.weight, self.linear.bias, self.layer_norm.weight, self.layer_norm.bias
+        linear = plain(self.linear, nn.Linear, "linear of LayerNormGRUCell")
+        norm = plain(self.layer_norm, nn.LayerNorm, "layer_norm of LayerNormGRUCell")
+        return linear.weight, linear.bias, norm.weight, norm.bias
 
 
 class BlockGRUCell(nn.Module):
@@ -157,10 +160,13 @@ class BlockGRUCell(nn.Module):
     def params(self) -> ops.BlockGRUWeights:
         """The parameters as `fastwm.ops.block_gru_scan` takes them."""
         embeds, hidden = (
-            tuple(layer.params for layer in part if isinstance(layer, Dense))
-            for part in (self.embed_inputs, self.hidden)
+            tuple(plain(layer, Dense, f"{name}[{i}] of BlockGRUCell").params for i, layer in enumerate(part))
+            for name, part in (("embed_inputs", self.embed_inputs), ("hidden", self.hidden))
         )
-        return ops.BlockGRUWeights(self.embed_carry.params, embeds, hidden, self.gates.params)
+        carry = plain(self.embed_carry, Dense, "embed_carry of BlockGRUCell").params
+        return ops.BlockGRUWeights(
+            carry, embeds, hidden, plain(self.gates, BlockLinear, "gates of BlockGRUCell").params
+        )
 
     def forward(
         self, input: Tensor | Sequence[Tensor], hx: Tensor | None = None, is_first: Tensor | None = None

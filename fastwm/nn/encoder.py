@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fastwm import ops
 from fastwm.nn.distributions import Categorical, SquaredError, SymlogSquaredError
+from fastwm.nn.fused import plain
 from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU, UpsampleConv2d
 from fastwm.nn.spaces import SpaceDict, SpaceError, classes, encode, is_image, shape, total_width
 from fastwm.ops import symlog
@@ -118,7 +119,7 @@ class Decoder(nn.Module):
         """`deter` [..., D], `stoch` [..., S*C] -> a distribution with `.loss(target)` for every observation key."""
         outputs: dict[str, SquaredError | Categorical] = {}
         if self.vectors:
-            heads = [head for head in self.heads if isinstance(head, Linear)]
+            heads = [plain(head, Linear, f"heads[{i}] of the decoder") for i, head in enumerate(self.heads)]
             out = ops.LinearWeights(*(torch.cat(part) for part in zip(*(head.params for head in heads))))
             first, *rest = self.mlp.params  # of [stoch, deter]
             of_stoch, of_deter = first.weight.split([stoch.shape[-1], deter.shape[-1]], 1)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fastwm import ops
+from fastwm.nn.arguments import check_precision, check_time_major
 from fastwm.nn.cells import GRUCell, LayerNormGRUCell, PlanetGRUCell
+from fastwm.nn.fused import plain
 
 VARIANTS = {
     "planet": ops.GRURSSMKind("planet_gru", "relu"),
@@ -16,6 +18,10 @@ VARIANTS = {
 }
 """PlaNet (2019), Dreamer V1 (2020), DreamerV2 (2021) and the first DreamerV3 (2023)."""
 
+
+CELLS: dict[str, type[GRUCell | PlanetGRUCell | LayerNormGRUCell]] = {
+    "gru": GRUCell, "planet_gru": PlanetGRUCell, "layernorm_gru": LayerNormGRUCell,
+}  # fmt: skip
 
 EPS = 1e-3
 """Of Keras' LayerNorm."""
@@ -50,8 +56,11 @@ class Layer(nn.Module):
 
     @property
     def params(self) -> ops.LayerWeights:
-        scale = (self.norm.weight, self.norm.bias) if self.norm is not None else ()
-        return ops.LayerWeights(self.linear.weight, self.linear.bias, *scale)
+        linear = plain(self.linear, nn.Linear, "linear of the layer")
+        if self.norm is None:
+            return ops.LayerWeights(linear.weight, linear.bias)
+        norm = plain(self.norm, nn.LayerNorm, "norm of the layer")
+        return ops.LayerWeights(linear.weight, linear.bias, norm.weight, norm.bias)
 
 
 def glorot_(layer: nn.Linear) -> None:
@@ -113,39 +122,46 @@ class GRURSSM(nn.Module):
     @property
     def weights(self) -> ops.GRURSSMWeights:
         """The parameters as the operators take them."""
-        stats = [ops.LinearWeights(layer.weight, layer.bias) for layer in (self.post_stats, self.prior_stats)]
-        return ops.GRURSSMWeights(
-            self.input.params, self.cell.params, self.post.params, stats[0],
-            self.prior.params, stats[1],
-        )  # fmt: skip
+        dense = (plain(getattr(self, name), Layer, f"{name} of the RSSM").params for name in ("input", "post", "prior"))
+        stats = (
+            plain(getattr(self, f"{name}_stats"), nn.Linear, f"{name}_stats of the RSSM") for name in ("post", "prior")
+        )
+        first, post, prior = dense
+        post_out, prior_out = (ops.LinearWeights(layer.weight, layer.bias) for layer in stats)
+        cell = plain(self.cell, CELLS[self.kind.cell], "cell of the RSSM")
+        return ops.GRURSSMWeights(first, cell.params, post, post_out, prior, prior_out)
 
     def initial(self, batch: int) -> GRUState:
         """Zeros [batch, ...]."""
-        new, shape = self.post_stats.weight.new_zeros, (self.stoch, self.kind.classes)
+        new, shape = next(self.parameters()).new_zeros, (self.stoch, self.kind.classes)
         return GRUState(new(batch, self.deter), new(batch, *shape[: 2 if self.kind.classes else 1]))
 
     def noise(self, *shape: int) -> Tensor:
         """What the latent's sample takes, [*shape, S]: uniform for categoricals, normal for Gaussians."""
         draw = torch.rand if self.kind.classes else torch.randn
-        return draw(*shape, self.stoch, device=self.post_stats.weight.device)
+        return draw(*shape, self.stoch, device=next(self.parameters()).device)
 
     def observe(
         self, state: GRUState, action: Tensor, tokens: Tensor, is_first: Tensor, noise: Tensor | None = None
     ) -> tuple[GRUState, Tensor]:
         """Filter a sequence: posterior states [T, B, ...] and statistics; see `fastwm.ops.gru_rssm_observe`."""
+        check_precision(self)
+        check_time_major(state.deter.shape[0], tokens=tokens, action=action, is_first=is_first)
         noise = self.noise(*is_first.shape) if noise is None else noise
         deter, stoch, stats = ops.gru_rssm_observe(tokens, action, is_first, *state, noise, self.weights, self.kind)
         return GRUState(deter, stoch), stats
 
     def imagine(self, state: GRUState, action: Tensor, noise: Tensor | None = None) -> tuple[GRUState, Tensor]:
         """The prior with given actions [H, N, A]; see `fastwm.ops.gru_rssm_imagine`."""
+        check_precision(self)
+        check_time_major(state.deter.shape[0], action=action)
         noise = self.noise(*action.shape[:2]) if noise is None else noise
         deter, stoch, stats = ops.gru_rssm_imagine(*state, noise, action, self.weights, self.kind)
         return GRUState(deter, stoch), stats
 
     def prior_stats_of(self, deter: Tensor) -> Tensor:
         """The prior's statistics at `deter` [..., D], as `observe` returns the posterior's."""
-        out = ops.LinearWeights(self.prior_stats.weight, self.prior_stats.bias)
-        w = ops.MLPWeights((self.prior.params,), out, self.kind.activation)
+        weights = self.weights
+        w = ops.MLPWeights((weights.prior,), weights.prior_stats, self.kind.activation)
         stats = ops.mlp(deter, w, eps=self.kind.eps).to(deter.dtype)
         return stats.unflatten(-1, (self.stoch, self.kind.classes)) if self.kind.classes else stats

@@ -8,10 +8,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastwm import ops
 from fastwm.nn.distributions import Bernoulli, BoundedNormal, Categorical, TwoHot
 from fastwm.nn.functional import symexp_bins
+from fastwm.nn.fused import plain
 from fastwm.nn.layers import MLP, Linear, RMSNorm
 from fastwm.nn.spaces import SpaceDict, classes, shape, total_width
 
@@ -22,18 +24,25 @@ class Head(nn.Module, Generic[Prediction]):
     """MLP -> the parameters of a prediction from [x, onehot]; `onehot` [..., Z] may be left out, or be a part of x."""
 
     mlp: MLP
-    out: Linear
+    out: nn.Module
 
     @property
     def params(self) -> ops.MLPWeights:
         """As `fastwm.ops.mlp` and the readouts of `fastwm.ops.rssm_imagine` take them."""
-        return ops.MLPWeights(self.mlp.params, self.out.params)
+        return ops.MLPWeights(self.mlp.params, self.out_params)
+
+    @property
+    def out_params(self) -> ops.LinearWeights:
+        """Those of the last layer."""
+        return plain(self.out, Linear, f"out of {type(self).__name__}").params
 
     @abstractmethod
     def dist(self, outputs: Tensor) -> Prediction:
         """The prediction with these parameters, [..., O], which are what `params` puts out."""
 
     def forward(self, x: Tensor, onehot: Tensor | None = None) -> Prediction:
+        if not (isinstance(self.mlp, MLP) and self.mlp.is_plain):
+            return self.dist(F.linear(self.mlp(x if onehot is None else torch.cat([x, onehot], -1)), *self.out_params))
         return self.dist(ops.mlp(x, self.params, onehot, RMSNorm.eps))
 
 
@@ -169,13 +178,18 @@ class Actor(Head[Policy]):
 
     @property
     def outputs(self) -> list[CategoricalAction | NormalAction]:
-        return [head for head in self.heads if isinstance(head, (CategoricalAction, NormalAction))]
+        return [
+            plain(head, CategoricalAction, key)
+            if isinstance(head, CategoricalAction)
+            else plain(head, NormalAction, key)
+            for key, head in zip((f"the actor's head of {key!r}" for key in self.keys), self.heads)
+        ]
 
     @property
-    def params(self) -> ops.MLPWeights:
-        """With the output layers of all actions below each other."""
+    def out_params(self) -> ops.LinearWeights:
+        """The output layers of all actions below each other."""
         outputs = zip(*(head.params for head in self.outputs))
-        return ops.MLPWeights(self.mlp.params, ops.LinearWeights(*(torch.cat(part) for part in outputs)))
+        return ops.LinearWeights(*(torch.cat(part) for part in outputs))
 
     def dist(self, outputs: Tensor) -> Policy:
         parts = outputs.split([spec.size * (spec.classes or 2) for spec in self.specs.values()], -1)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fastwm import ops
 from fastwm.nn.distributions import Bernoulli, Categorical, TanhNormal, TruncatedNormal, UnitNormal
+from fastwm.nn.fused import is_plain, plain
 from fastwm.nn.gru_rssm import EPS, Layer, glorot_
 from fastwm.nn.heads import Policy
 from fastwm.nn.spaces import SpaceDict, classes, shape, width
@@ -44,12 +45,22 @@ class DenseMLP(nn.Sequential):
 
     @property
     def params(self) -> tuple[ops.LayerWeights, ...]:
-        return tuple(layer.params for layer in self if isinstance(layer, Layer))
+        return tuple(plain(layer, DenseLayer, f"layer {i} of DenseMLP").params for i, layer in enumerate(self))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `params` say all that the layers compute."""
+        return all(
+            isinstance(layer, DenseLayer) and is_plain(layer, DenseLayer) and layer.activation == self.activation
+            and is_plain(layer.linear, nn.Linear)
+            and (layer.norm is None or (is_plain(layer.norm, nn.LayerNorm) and layer.norm.eps == EPS))
+            for layer in self
+        )  # fmt: skip
 
     def then(self, out: ops.LinearWeights, x: Tensor, onehot: Tensor | None = None) -> Tensor:
         """A linear layer behind these, [onehot, x] [..., inputs] -> [..., O]."""
-        if not self:
-            return F.linear(x if onehot is None else torch.cat([onehot, x], -1), *out)
+        if not self or not self.is_plain:
+            return F.linear(self(x if onehot is None else torch.cat([onehot, x], -1)), *out)
         first, *rest = self.params
         if onehot is not None:  # which `ops.mlp` reads behind x
             columns = first.weight.split([onehot.shape[-1], x.shape[-1]], 1)
@@ -72,7 +83,8 @@ class ScalarHead(nn.Module):
         self.out = glorot_linear(self.mlp.out_dim, 1)
 
     def forward(self, x: Tensor, onehot: Tensor | None = None) -> Tensor:
-        return self.mlp.then(ops.LinearWeights(self.out.weight, self.out.bias), x, onehot)[..., 0]
+        out = plain(self.out, nn.Linear, f"out of {type(self).__name__}")
+        return self.mlp.then(ops.LinearWeights(out.weight, out.bias), x, onehot)[..., 0]
 
 
 class NormalHead(ScalarHead):
@@ -119,10 +131,11 @@ class DenseActor(nn.Module):
     @property
     def out_params(self) -> ops.LinearWeights:
         """The outputs of all heads; a class that an entry does not have gets a large negative bias and nothing else."""
+        out = plain(self.out, nn.Linear, "out of DenseActor")
         if not any(isinstance(leaf, spaces.MultiDiscrete) for leaf in self.space.values()):
-            return ops.LinearWeights(self.out.weight, self.out.bias)
+            return ops.LinearWeights(out.weight, out.bias)
         return ops.LinearWeights(
-            self.out.weight.masked_fill(self.invalid[:, None], 0), self.out.bias.masked_fill(self.invalid, -1e9)
+            out.weight.masked_fill(self.invalid[:, None], 0), out.bias.masked_fill(self.invalid, -1e9)
         )
 
     def noise(self, *batch: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastwm import ops
 from fastwm.nn.distributions import Categorical, UnitNormal
 from fastwm.nn.encoder import split_space
+from fastwm.nn.fused import plain
 from fastwm.nn.gru_rssm import EPS
 from fastwm.nn.keras import DenseMLP, glorot_linear, norm_act
 from fastwm.nn.spaces import SpaceDict, SpaceError, classes, encode, shape, total_width
@@ -36,8 +37,8 @@ def glorot_conv(inputs: int, outputs: int, kernel: int, transposed: bool) -> "nn
     """Of stride 2 without padding, initialised as Keras does."""
     conv = (nn.ConvTranspose2d if transposed else nn.Conv2d)(inputs, outputs, kernel, stride=2)
     nn.init.xavier_uniform_(conv.weight)
-    assert conv.bias is not None
-    nn.init.zeros_(conv.bias)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
     return conv
 
 
@@ -116,9 +117,9 @@ class ConvDecoder(nn.Module):
             for key, part in zip(keys, image.split([shape(self.images[key])[2] for key in keys], -1)):
                 outputs[key] = UnitNormal(part, 3)
         if self.vectors:
-            params = [(head.weight, head.bias) for head in self.heads]
-            out = ops.LinearWeights(*(torch.cat(part) for part in zip(*params)))
-            parts = self.mlp.then(out, x, onehot).split([head.out_features for head in self.heads], -1)
+            heads = [plain(head, nn.Linear, f"heads[{i}] of the decoder") for i, head in enumerate(self.heads)]
+            out = ops.LinearWeights(*(torch.cat(part) for part in zip(*((head.weight, head.bias) for head in heads))))
+            parts = self.mlp.then(out, x, onehot).split([head.out_features for head in heads], -1)
             for (key, leaf), part in zip(self.vectors.items(), parts):
                 y = part.reshape(*batch, *shape(leaf), *[classes(leaf)] * bool(classes(leaf)))
                 outputs[key] = Categorical(y) if classes(leaf) else UnitNormal(y, len(shape(leaf)))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastwm import ops
+from fastwm.nn.fused import is_plain, plain
 
 # A standard normal cut at two standard deviations has a standard deviation of 0.8796; this brings it back to one.
 TRUNCATED_STD = 1.1368
@@ -132,7 +133,15 @@ class Dense(nn.Module):
 
     @property
     def params(self) -> ops.DenseWeights:
-        return ops.DenseWeights(*self.linear.params, self.norm.weight)
+        kind: type[BlockLinear | Linear] = BlockLinear if isinstance(self.linear, BlockLinear) else Linear
+        norm = plain(self.norm, RMSNormSiLU, "norm of Dense")
+        return ops.DenseWeights(*plain(self.linear, kind, "linear of Dense").params, norm.weight)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `params` say all that the layer computes."""
+        linear = is_plain(self.linear, Linear) or is_plain(self.linear, BlockLinear)
+        return linear and is_plain(self.norm, RMSNormSiLU)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.norm(self.linear(x))
@@ -140,19 +149,24 @@ class Dense(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """`layers` Dense layers of `units`."""
+    """`layers` Dense layers of `units`. A layer put in their place is called as it is."""
 
     def __init__(self, inputs: int, units: int, layers: int):
         super().__init__(*(Dense(inputs if i == 0 else units, units) for i in range(layers)))
 
     @property
     def params(self) -> tuple[ops.DenseWeights, ...]:
-        return tuple(layer.params for layer in self if isinstance(layer, Dense))
+        return tuple(plain(layer, Dense, f"layer {i} of MLP").params for i, layer in enumerate(self))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `params` say all that the layers compute."""
+        return all(isinstance(layer, Dense) and is_plain(layer, Dense) and layer.is_plain for layer in self)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., inputs] -> [..., units]`: all but the last layer's norm in one call."""
-        *layers, last = self.params
-        if not layers:
+        if len(self) < 2 or not self.is_plain:
             return super().forward(x)
+        *layers, last = self.params
         w = ops.MLPWeights(tuple(layers), ops.LinearWeights(last.weight, last.bias))
         return ops.rms_norm_silu(ops.mlp(x, w, eps=RMSNorm.eps), last.norm, RMSNorm.eps)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastwm.nn.arguments import check_time_major
+from fastwm.nn.fused import plain
 from fastwm.nn.mdn import MDNHead, Mixture
 from fastwm.nn.recurrent import LSTM
 from fastwm.ops import MDNRNNWeights
@@ -85,8 +87,10 @@ class MDNRNN(nn.Module):
 
         Where `is_first` is set the state is zeroed before the step, and no gradient passes.
         """
+        rows = z.shape[1] if state is None else state[0].shape[0]
+        check_time_major(rows, z=z, action=action, **({} if is_first is None else {"is_first": is_first}))
         x = self._inputs(z, action, is_first)
-        hidden, state = self._scan(x, state or self.initial(x.shape[1]), is_first)
+        hidden, state = self._scan(x, state or self.initial(rows), is_first)
         mixture, extra = self.head(hidden)
         return Prediction(mixture, dict(zip(self.heads, extra.unbind(-1))), hidden), state
 
@@ -156,8 +160,10 @@ class MDNRNN(nn.Module):
 
     def rollout_weights(self) -> MDNRNNWeights:
         """What `fastwm.ops.mdn_rnn_rollout` dreams with; `forget_bias` goes beside it."""
+        plain(self.lstm, LSTM, "lstm of MDNRNN")
         weight_ih, weight_hh, bias_ih, bias_hh = self.lstm_parameters()
-        weights = (weight_ih, weight_hh, bias_ih + bias_hh, self.head.linear.weight, self.head.linear.bias)
+        linear = plain(plain(self.head, MDNHead, "head of MDNRNN").linear, nn.Linear, "head.linear of MDNRNN")
+        weights = (weight_ih, weight_hh, bias_ih + bias_hh, linear.weight, linear.bias)
         return MDNRNNWeights(*(x.detach() for x in weights))
 
 

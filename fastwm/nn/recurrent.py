@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastwm import ops
+from fastwm.nn.arguments import check_time_major
 from fastwm.nn.cells import LayerNormGRUCell
 
 
@@ -106,9 +107,9 @@ class LayerNormGRU(LayerNormGRUCell):
         """`input` [T, B, X], `hx` [B, D], `is_first` [T, B] -> every step's carry [T, B, D], the last [B, D]."""
         if hx is None:
             hx = self.linear.weight.new_zeros(input.shape[1], self.hidden_size)
-        norm = self.layer_norm
-        weights = self.linear.weight, self.linear.bias, norm.weight, norm.bias
-        return ops.layernorm_gru_scan(input, hx, *weights, is_first, self.order, norm.eps, self.update_bias)
+        check_time_major(hx.shape[0], input=input)
+        eps = self.layer_norm.eps
+        return ops.layernorm_gru_scan(input, hx, *self.params, is_first, self.order, eps, self.update_bias)
 
 
 def _one_direction(layers: nn.RNNBase) -> None:
@@ -117,9 +118,8 @@ def _one_direction(layers: nn.RNNBase) -> None:
 
 
 def _weights(layers: nn.RNNBase, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    weight_ih, weight_hh, bias_ih, bias_hh = (getattr(layers, f"{name}_l{layer}", None) for name in names)
-    assert weight_ih is not None and weight_hh is not None
+    weight_ih, weight_hh = (layers.get_parameter(f"{name}_l{layer}") for name in ("weight_ih", "weight_hh"))
+    bias_ih, bias_hh = (getattr(layers, f"{name}_l{layer}", None) for name in ("bias_ih", "bias_hh"))
     return weight_ih, weight_hh, bias_ih, bias_hh
 
 
@@ -139,7 +139,10 @@ def _time_major(
     full = []
     for carry in carries:
         if carry is not None and carry.shape != shape:
-            raise ValueError(f"expected carries {list(shape)}, got {list(carry.shape)}")
+            other = (*shape[:1], *x.shape[:1], *shape[2:])
+            swapped = carry.dim() == 3 and tuple(carry.shape) == other
+            hint = f"; input {list(input.shape)} is time-major [T, B, X] unless batch_first" if swapped else ""
+            raise ValueError(f"expected carries {list(shape)}, got {list(carry.shape)}{hint}")
         carry = _weights(layers, 0)[1].new_zeros(shape) if carry is None else carry
         full.append(carry.unsqueeze(1) if input.dim() == 2 else carry)
     return x, full, is_first

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastwm import ops
+from fastwm.nn.arguments import check_precision, check_time_major
 from fastwm.nn.cells import BlockGRUCell
 from fastwm.nn.distributions import Categorical
+from fastwm.nn.fused import plain
 from fastwm.nn.gru_rssm import GRURSSM
 from fastwm.nn.layers import MLP, Linear, RMSNorm
 
@@ -60,7 +62,7 @@ class BlockRSSM(nn.Module):
 
     def initial(self, batch: int) -> State:
         """Zeros [batch, ...]."""
-        weight = self.core.gates.weight
+        weight = next(self.parameters())
         return State(weight.new_zeros(batch, self.deter), weight.new_zeros(batch, self.stoch, self.classes))
 
     def dist(self, logits: Tensor) -> Categorical:
@@ -73,6 +75,7 @@ class BlockRSSM(nn.Module):
 
     def next_deter(self, state: State, action: Tensor) -> Tensor:
         """`h' = core(h, z, a / max(1, |a|))` [B, D]; `action` [B, A]."""
+        check_precision(self)
         action = action / action.detach().abs().clamp(min=1)
         return self.core((state.stoch.flatten(1), action), state.deter)
 
@@ -94,6 +97,8 @@ class BlockRSSM(nn.Module):
         `uniform` [T, B, S] the noise. Returns the posterior states [T, B, ...] and their logits [T, B, S, C].
         The start state is data and gets no gradient.
         """
+        check_precision(self)
+        check_time_major(state.deter.shape[0], tokens=tokens, action=action, is_first=is_first)
         if uniform is None:
             uniform = torch.rand(*is_first.shape, self.stoch, device=tokens.device)
         if self.post_layers == 1:
@@ -112,17 +117,14 @@ class BlockRSSM(nn.Module):
 
     def observe_weights(self) -> ops.RSSMWeights:
         """The parameters as `fastwm.ops.rssm_observe` takes them; the posterior must have one layer."""
-        core = self.core.params
+        core = plain(self.core, BlockGRUCell, "core of the RSSM").params
         (stoch, action), (hidden,) = core.embed_inputs, core.hidden
-        layers, logits = self.post
-        assert isinstance(layers, MLP) and isinstance(logits, Linear)
-        return ops.RSSMWeights(core.embed_carry, stoch, action, hidden, core.gates, layers.params[0], logits.params)
+        (post,), logits = _layers("post", self.post)
+        return ops.RSSMWeights(core.embed_carry, stoch, action, hidden, core.gates, post, logits)
 
     def prior_weights(self) -> ops.MLPWeights:
         """The prior's parameters as `fastwm.ops.rssm_imagine` takes them."""
-        layers, out = self.prior
-        assert isinstance(layers, MLP) and isinstance(out, Linear)
-        return ops.MLPWeights(layers.params, out.params)
+        return ops.MLPWeights(*_layers("prior", self.prior))
 
     def imagine_step(self, state: State, action: Tensor, uniform: Tensor | None = None) -> tuple[State, Tensor]:
         """One step of the prior from `state` [B, ...] with `action` [B, A]."""
@@ -132,6 +134,8 @@ class BlockRSSM(nn.Module):
 
     def imagine(self, state: State, action: Tensor, uniform: Tensor | None = None) -> tuple[State, Tensor]:
         """The prior's states [H, N, ...] and logits after given actions [H, N, A]; see `fastwm.ops.rssm_open_loop`."""
+        check_precision(self)
+        check_time_major(state.deter.shape[0], action=action)
         uniform = torch.rand(*action.shape[:2], self.stoch, device=action.device) if uniform is None else uniform
         weights = self.observe_weights(), self.prior_weights()
         deter, stoch, logits = ops.rssm_open_loop(*state, uniform, action, *weights, self.unimix, RMSNorm.eps)
@@ -140,6 +144,14 @@ class BlockRSSM(nn.Module):
     def kl(self, post_logits: Tensor, prior_logits: Tensor, free_nats: float) -> tuple[Tensor, Tensor]:
         """(dyn, rep): `max(free, KL(sg(post) || prior))` and `max(free, KL(post || sg(prior)))`, summed over S."""
         return ops.categorical_kl(post_logits.float(), prior_logits.float(), self.unimix, free_nats)
+
+
+def _layers(name: str, network: nn.Sequential) -> tuple[tuple[ops.DenseWeights, ...], ops.LinearWeights]:
+    """The parameters of an MLP and of the linear layer after it."""
+    if not isinstance(network, nn.Sequential) or len(network) != 2:
+        raise TypeError(f"{name} of the RSSM must be nn.Sequential(MLP, Linear), got {type(network).__name__}")
+    layers = plain(network[0], MLP, f"{name}[0] of the RSSM")
+    return layers.params, plain(network[1], Linear, f"{name}[1] of the RSSM").params
 
 
 def stoch_onehot(stoch: Tensor, classes: int) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fastwm.nn.fused import plain
+
 Squash = Literal["tanh", "car"]
 Features = Literal["z", "zh", "zch"]
 
@@ -49,7 +51,7 @@ class Controller(nn.Module):
         return torch.cat({"z": (z,), "zh": (z, h), "zch": (z, c, h)}[self.features], -1)
 
     def linears(self) -> list[nn.Linear]:
-        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        return [plain(layer, nn.Linear, f"layers[{i}] of the controller") for i, layer in enumerate(self.layers)]
 
     @property
     def size(self) -> int:
