@@ -114,7 +114,7 @@ class KerasAdam(torch.optim.Optimizer):
         """Set the gradients of the own parameters alone, the graph kept; returns their norm."""
         grads = torch.autograd.grad(loss, self.params, retain_graph=True, materialize_grads=True)
         for p, grad in zip(self.params, grads):
-            p.grad = grad
+            p.grad = grad.clone() if 0 in grad.stride() else grad  # an expanded number cannot be clipped in place
         self.norms = gradient_norms(self.params)
         return torch.linalg.vector_norm(self.norms)
 

@@ -179,3 +179,9 @@ def test_another_default_dtype_is_told(name: str) -> None:
             acting(name).act(obs)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_stored_latents_cannot_wrap() -> None:
+    """Replay keeps class indices as uint8."""
+    with pytest.raises(FastwmError, match="classes must be at least 1 and at most 256, got 257"):
+        tiny("dreamerv3", classes=257)

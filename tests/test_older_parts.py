@@ -215,6 +215,20 @@ def test_a_step_counted_by_a_tensor_is_the_same_step() -> None:
     assert optimizer.param_groups[0]["steps"] is counter and counter.item() == 4
 
 
+def test_every_group_is_stepped_and_all_are_clipped_together() -> None:
+    """A group of its own learning rate is what parameters of another rate need."""
+    p, q, alone = (torch.nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(3))
+    optimizer = KerasAdam([{"params": [p]}, {"params": [q], "lr": 0.2}], lr=0.1, eps=1e-2, clip=1.0)
+    single = KerasAdam([alone], lr=0.2, eps=1e-2, clip=1.0)
+    for _ in range(3):
+        norm = optimizer.minimize(3 * p.sum() + 4 * q.sum())
+        assert norm.item() == pytest.approx(2**0.5 * 5)
+        single.minimize(4 / 5 / 2**0.5 * alone.sum())  # what the clipping leaves of q's
+    torch.testing.assert_close(q, alone)
+    assert (p < 1).any() and not torch.equal(p, q)
+    assert [group["steps"] for group in optimizer.param_groups] == [3, 3]
+
+
 def test_t40_decay_is_a_share_whatever_the_learning_rate() -> None:
     """T40: a zero gradient shrinks every weight by the share, bias or not."""
     for lr in (0.0, 1e-4):

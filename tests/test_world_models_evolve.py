@@ -128,6 +128,33 @@ def test_equal_scores_teach_nothing(tmp_path: Path) -> None:
     assert stage.evolution.es.sigma != 0.1
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_return_that_is_no_number_is_named(tmp_path: Path, value: float) -> None:
+    """It has no rank: CMA-ES would take all candidates for equal, or move to it."""
+
+    class Broken(Parabola):
+        def __call__(self, vectors: torch.Tensor, keys: torch.Tensor, seed: int) -> Any:
+            scores = super().__call__(vectors, keys, seed)
+            scores.returns = scores.returns.clone()
+            scores.returns[len(vectors) // 2, 0] = value
+            return scores
+
+    stage = EvolveC(Run(tmp_path / "c"), tiny(features="z", bias=False, population=6), [tmp_path])
+    stage.restore()
+    before = stage.evolution.es.mean.copy()
+    with pytest.raises(FastwmError, match=rf"candidate 3 of generation 1 has a return of {value} in the environment"):
+        stage.evolve(Broken())
+    stage.config.c.fitness = "dream"
+    with pytest.raises(FastwmError, match=rf"the mean controller of generation 0 has a return of {value} in M's dream"):
+        stage.evaluate(Broken())
+    assert np.array_equal(stage.evolution.es.mean, before) and stage.generation == 0 and stage.evolution.es.sigma == 0.1
+
+
+def test_a_population_of_one_is_refused() -> None:
+    with pytest.raises(FastwmError, match="population"):
+        tiny(population=1)
+
+
 def test_seeds_of_candidates(tmp_path: Path) -> None:
     def keys(seeds: str) -> list[list[int]]:
         agent = tiny(population=4, rollouts=2, seeds=seeds)

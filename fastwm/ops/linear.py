@@ -29,7 +29,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, bf16: bool = F
     """
     library = _forward.library(x) if x.dtype == weight.dtype and x.dtype in KERNEL_DTYPES else None
     rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    if library is None or rows < _ROWS or torch._C._are_functorch_transforms_active():
+    few = not torch.compiler.is_exporting() and rows < _ROWS  # an exported program takes any number of rows
+    if library is None or few or torch._C._are_functorch_transforms_active():
         weight = weight if weight.dim() == 2 else weight.movedim(0, 1).flatten(1).t()
         if x.device.type != "cpu":
             return F.linear(x, weight, bias).to(x.dtype)
@@ -44,7 +45,7 @@ def _outputs(weight: Tensor) -> int:
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, bf16: bool) -> Tensor:
-    return x.new_empty(len(x), _outputs(weight))
+    return x.new_empty(x.shape[0], _outputs(weight))
 
 
 def _fake_backward(
@@ -52,7 +53,7 @@ def _fake_backward(
 ) -> tuple[Tensor, ...]:
     new = x.new_empty
     d_weight = new(weight.shape) if weights else new(0)
-    return new(len(x) if inputs else 0, x.shape[1]), d_weight, new(_outputs(weight) if weights else 0)
+    return new(x.shape[0] if inputs else 0, x.shape[1]), d_weight, new(_outputs(weight) if weights else 0)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -14,6 +14,7 @@ from fastwm.agents.world_models.controller import Controller
 from fastwm.agents.world_models.encode import encoded_folders
 from fastwm.agents.world_models.fitness import Dream, Fitness, Real, first_latents
 from fastwm.agents.world_models.stage import Stage, Stopped, check_same, fingerprint
+from fastwm.errors import FastwmError
 
 SECONDS = ("ask", "rollouts", "tell", "evaluate")
 
@@ -153,6 +154,8 @@ class EvolveC(Stage):
         scores = fitness(vectors, self.keys(), self.seed_of(self.generation))
         clock.lap("rollouts")
         mean = scores.returns.double().mean(1)
+        for candidate in (~mean.isfinite()).nonzero()[:1, 0].tolist():
+            self.refuse(f"candidate {candidate} of generation {self.generation + 1:,}", float(mean[candidate]))
         if mean.max() > mean.min():
             es.tell(candidates, cost(mean, vectors, c.weight_decay).tolist())
         else:  # nothing to learn from, and CMA-ES would only shrink
@@ -178,6 +181,8 @@ class EvolveC(Stage):
         keys = torch.arange(self.config.c.evaluate_rollouts)[None]
         returns = fitness(vector[None], keys, self.seed_of(-1)).returns.double()[0]
         mean = float(returns.mean())
+        if not math.isfinite(mean):
+            self.refuse(f"the mean controller of generation {self.generation:,}", mean)
         if mean > self.best:
             self.best = mean
             self.agent.controller.load_vector(vector.float().to(self.device))
@@ -185,6 +190,12 @@ class EvolveC(Stage):
         clock.lap("evaluate")
         error = float(returns.std() / len(returns) ** 0.5) if len(returns) > 1 else 0.0
         return {"evaluation/mean": mean, "evaluation/stderr": error, "evaluation/best": self.best}
+
+    def refuse(self, controller: str, value: float) -> None:
+        """CMA-ES ranks returns: one that is not a number has no rank."""
+        dream = "M's dream, so M has diverged: train M again with a smaller --agent.m.lr"
+        origin = dream if self.config.c.fitness == "dream" else f"the environment {self.run.env}: see its rewards"
+        raise FastwmError(f"C: {controller} has a return of {value} in {origin}; nothing was learnt from it")
 
     def keys(self) -> Tensor:
         """Numbers of the episodes [P, R]: candidates of equal rows meet the same luck."""
