@@ -1,9 +1,11 @@
 """The recurrent state-space model: G7, G8, G10 and traps T1-T3, T5-T8, T10-T13."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from fastwm.nn import BlockGRUCell, BlockLinear, BlockRSSM, Decoder, RMSNorm, State
+from fastwm.nn import RSSM, BlockGRUCell, BlockLinear, BlockRSSM, Decoder, RMSNorm, State
 from fastwm.nn.spaces import as_dict
 
 
@@ -198,3 +200,34 @@ def test_imagine_follows_given_actions() -> None:
         state, logit = rssm.imagine_step(state, actions[t], uniform[t])
         torch.testing.assert_close(states.deter[t], state.deter)
         torch.testing.assert_close(logits[t], logit)
+
+
+class Filter(torch.nn.Module):
+    """Filters a sequence and predicts the next states, as someone would deploy it."""
+
+    def __init__(self, rssm: Any):
+        super().__init__()
+        self.rssm = rssm
+
+    def forward(self, tokens: torch.Tensor, action: torch.Tensor, is_first: torch.Tensor, noise: torch.Tensor) -> Any:
+        start = self.rssm.initial(tokens.shape[1])
+        states, stats = self.rssm.observe(start, action, tokens, is_first, noise)
+        dreamt, _ = self.rssm.imagine(type(start)(*(x[-1] for x in states)), action, noise)
+        return states[0], stats, dreamt[0]
+
+
+@pytest.mark.parametrize("variant", ["dreamer_v3", "dreamer_v2"])
+def test_an_exported_rssm_takes_any_batch_and_length(variant: str) -> None:
+    torch.manual_seed(0)
+    options = {"blocks": 2} if variant == "dreamer_v3" else {}
+    model = Filter(RSSM(variant, 7, 2, 16, 8, 4, classes=4, **options))
+
+    def given(T: int, B: int) -> tuple[torch.Tensor, ...]:
+        return torch.randn(T, B, 7), torch.randn(T, B, 2), torch.rand(T, B) < 0.2, torch.rand(T, B, 4)
+
+    sizes = {0: torch.export.Dim("T", min=2, max=1024), 1: torch.export.Dim("B", min=2, max=4096)}
+    with torch.no_grad():
+        exported = torch.export.export(model, given(4, 6), dynamic_shapes=(sizes,) * 4).module()
+        for T, B in ((4, 6), (3, 2), (5, 80)):  # 80 x 5 rows take another kernel than 24 where nothing is exported
+            arguments = given(T, B)
+            torch.testing.assert_close(exported(*arguments), model(*arguments), rtol=1e-4, atol=1e-5)

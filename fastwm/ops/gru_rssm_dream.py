@@ -166,10 +166,10 @@ def _check(
 
 def start_shapes(deter: Tensor, stoch: Tensor, noise: Tensor, A: int, w: GRURSSMWeights, kind: GRURSSMKind) -> Shapes:
     """The shapes of all that imagining reads but the actions."""
-    if deter.dim() != 2 or stoch.dim() != 2 + bool(kind.classes) or noise.dim() != 3 or len(noise) == 0:
+    if deter.dim() != 2 or stoch.dim() != 2 + bool(kind.classes) or noise.dim() != 3 or noise.shape[0] == 0:
         latent, shapes = "[N, S, C]" if kind.classes else "[N, S]", [list(x.shape) for x in (deter, stoch, noise)]
         raise ValueError(f"expected deter [N, D], stoch {latent} and noise [H, N, S] with H >= 1, got {shapes}")
-    H, (N, D), S = len(noise), deter.shape, stoch.shape[1]
+    H, (N, D), S = noise.shape[0], deter.shape, stoch.shape[1]
     return {
         "stoch": (stoch, (N, S, kind.classes) if kind.classes else (N, S)), "noise": (noise, (H, N, S)),
         **weight_shapes(D, S, A, w, kind), **layer_shapes("prior", w.prior, w.prior_stats, D, S, w, kind),
@@ -183,7 +183,7 @@ _ACTOR = 22
 
 
 def _fake(deter: Tensor, stoch: Tensor, noise: Tensor, action_noise: Tensor, w_action: Tensor, *rest: Any) -> Any:
-    (N, D), H, (U, A), new = deter.shape, len(noise), w_action.shape, deter.new_empty
+    (N, D), H, (U, A), new = deter.shape, noise.shape[0], w_action.shape, deter.new_empty
     stats = stoch.shape if stoch.dim() == 3 else (N, 2 * stoch.shape[1])
     kept, numbers = H if rest[-2] else 0, 4 if rest[-6] == _CELLS["gru"] else 3
     chosen = H if rest[-11] is None else 0

@@ -38,7 +38,8 @@ def gru_rssm_imagine(
         raise ValueError(f"expected action [H, N, A], got {list(action.shape)}")
     A = action.shape[2]
     check_shapes(
-        {"action": (action, (len(noise), len(deter), A)), **start_shapes(deter, stoch, noise, A, w, kind)}, deter
+        {"action": (action, (noise.shape[0], deter.shape[0], A)), **start_shapes(deter, stoch, noise, A, w, kind)},
+        deter,
     )
     library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES else None
     if library is None:

@@ -120,7 +120,7 @@ def _check(
     tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, noise: Tensor, w: GRURSSMWeights,
     kind: GRURSSMKind,
 ) -> None:  # fmt: skip
-    if tokens.dim() != 3 or len(tokens) == 0:
+    if tokens.dim() != 3 or tokens.shape[0] == 0:
         raise ValueError(f"expected tokens [T, B, E] with T >= 1, got {list(tokens.shape)}")
     if action.dim() != 3:
         raise ValueError(f"expected action [T, B, A], got {list(action.shape)}")

@@ -45,7 +45,7 @@ def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-
     if library is None:
         return ref.mlp(x, w, onehot, eps) if select(x) is None else by_layers(x, w, onehot, eps)
     rows = x.reshape(-1, x.shape[-1])
-    latents = x.new_empty(len(rows), 0) if onehot is None else onehot.reshape(len(rows), onehot.shape[-1])
+    latents = x.new_empty(rows.shape[0], 0) if onehot is None else onehot.reshape(rows.shape[0], onehot.shape[-1])
     inputs = (rows, latents, *weight_tensors(w))
     save = wants_gradient(*inputs)
     y: Tensor = _forward(library, *inputs, ACTIVATIONS[w.activation], eps, save, bf16_products(x))[0]
@@ -140,12 +140,12 @@ def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor
 
 def _fake(x: Tensor, z: Tensor, *rest: Any) -> Any:
     _, b, _, ws, _, _, _, b_out, _, _, save, _ = rest
-    return x.new_empty(len(x), len(b_out)), x.new_empty(1 + len(ws) if save else 0, len(x), len(b))
+    return x.new_empty(x.shape[0], len(b_out)), x.new_empty(1 + len(ws) if save else 0, x.shape[0], len(b))
 
 
 def _fake_backward(grad: Tensor, pre: Tensor, x: Tensor, z: Tensor, *rest: Any) -> Any:
     *weights, _, _, inputs, own, _ = rest
-    rows, new = len(x) if inputs else 0, x.new_empty
+    rows, new = x.shape[0] if inputs else 0, x.new_empty
     return new(rows, x.shape[1]), new(rows, z.shape[1]), new(sum(w.numel() for w in weights) if own else 0)
 
 

@@ -109,7 +109,7 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, activation
 def _fake_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, stats: Tensor, activation: int
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=torch.contiguous_format), weight.new_empty((len(stats), len(weight)))
+    return torch.empty_like(x, memory_format=torch.contiguous_format), weight.new_empty((stats.shape[0], len(weight)))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

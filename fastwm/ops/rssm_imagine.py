@@ -90,7 +90,7 @@ def rssm_open_loop(
     tensors = (deter, stoch, action, *itertools.chain(*w), *itertools.chain(*prior.layers), *prior.out)
     if library is None or wants_gradient(*tensors):
         return ref.rssm_open_loop(deter, stoch, uniform, action, w, prior, unimix, eps)
-    draws = uniform, uniform.new_empty(0, len(deter), 0)
+    draws = uniform, uniform.new_empty(0, deter.shape[0], 0)
     deters, stochs, logits, *_ = _imagine(library, deter, stoch, draws, action, w, prior, (), (), unimix, 0.0, eps)
     return deters[1:], stochs[1:], logits
 
@@ -178,10 +178,10 @@ def _check(
     deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor | None, w: RSSMWeights, prior: MLPWeights,
     nets: tuple[MLPWeights, ...], heads: tuple[ActionHead, ...], action: Tensor | None = None,
 ) -> None:  # fmt: skip
-    if deter.dim() != 2 or stoch.dim() != 3 or uniform.dim() != 3 or len(uniform) == 0:
+    if deter.dim() != 2 or stoch.dim() != 3 or uniform.dim() != 3 or uniform.shape[0] == 0:
         shapes = [list(x.shape) for x in (deter, stoch, uniform)]
         raise ValueError(f"expected deter [N, D], stoch [N, S, C] and uniform [H, N, S] with H >= 1, got {shapes}")
-    H, (N, D), (S, C) = len(uniform), deter.shape, stoch.shape[1:]
+    H, (N, D), (S, C) = uniform.shape[0], deter.shape, stoch.shape[1:]
     draws = sum(head.size for head in heads)
     width = sum(head.size * (head.classes or 1) for head in heads) if action is None else action.shape[2]
     outputs = sum(head.size * (head.classes or 2) for head in heads)
@@ -221,13 +221,13 @@ def _check(
 
 
 def _fake(deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor, heads: Tensor, *rest: Any) -> Any:
-    H, N, new = len(uniform), len(deter), deter.new_empty
+    H, N, new = uniform.shape[0], deter.shape[0], deter.new_empty
     width, mlps, save = rest[6].shape[1], rest[15], rest[16]  # of w_action
     read = []
     for i, kept in enumerate(save, start=1):
         _, b, _, ws, *_, b_out = mlps[8 * i : 8 * (i + 1)]
         read += [new(H + 1, N, len(b_out)), new(1 + len(ws) if kept else 0, (H + 1) * N, len(b))]
-    return new(H + 1, *deter.shape), new(H + 1, *stoch.shape), new(H, *stoch.shape), new(len(noise), N, width), read
+    return new(H + 1, *deter.shape), new(H + 1, *stoch.shape), new(H, *stoch.shape), new(noise.shape[0], N, width), read
 
 
 _forward = Operator("rssm_imagine", fake=_fake, vmap=no_vmap("rssm_imagine"))

@@ -83,7 +83,7 @@ def _observe(
 def _check(
     tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, uniform: Tensor, w: RSSMWeights
 ) -> None:
-    if tokens.dim() != 3 or len(tokens) == 0:
+    if tokens.dim() != 3 or tokens.shape[0] == 0:
         raise ValueError(f"expected tokens [T, B, E] with T >= 1, got {list(tokens.shape)}")
     if stoch.dim() != 3 or deter.dim() != 2:
         raise ValueError(f"expected deter [B, D] and stoch [B, S, C], got {list(deter.shape)} and {list(stoch.shape)}")
