@@ -205,8 +205,8 @@ class Replay:
         """Restores what `save(folder, chunks)` returned as `state`; all that follows is bitwise the same.
 
         The capacity may differ from the saved one (the newest rows stay), and so may the dtype of latents, which
-        become those of `dtypes`. Raises FastwmError, naming the file
-        or the option, if a file is missing or damaged, or `num_envs` or `length` differ.
+        become those of `dtypes`. Raises FastwmError, naming the file or the option, if a file is missing or damaged,
+        or `num_envs` or `length` differ.
         """
         check(state, SAVED, "the saved replay")
         if not all(map(is_plain, state["files"])):

@@ -15,7 +15,7 @@ from fastwm.agents import agent_spec
 from fastwm.envs import Record, describe, make_env
 from fastwm.errors import FastwmError
 from fastwm.files import Kinds, check, check_folder
-from fastwm.replay import Replay
+from fastwm.replay import SAVED, Replay
 from fastwm.runner import checkpoint, plots
 from fastwm.runner.config import TrainConfig, env_options, misfit_explained, resolve_device, write_config
 from fastwm.runner.folder import run_folder
@@ -120,6 +120,7 @@ class Trainer:
             return state
         latents = self.agent.latents(self.agent.initial(1))
         try:
+            check(state["more"], SAVED, "the saved replay")
             self.check_windows(state["more"])
             dtypes = {key: value.dtype for key, value in latents.items()}
             self.replay.load(path, self.logdir / "replay", state["more"], dtypes)
