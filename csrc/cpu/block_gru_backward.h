@@ -141,9 +141,9 @@ class GruBackSteps {
       for (int64_t r = 0; r < rows_; ++r) {
         T* d_carry = s_.d_carry + r * D + d;
         const T* from = at(p_.g_h, t, D) + r * D + d;
-        const T carried = t + 1 < n_.T && first(t + 1, r) ? 0 : 1;
+        const bool cut = t + 1 < n_.T && first(t + 1, r);
 #pragma omp simd
-        for (int64_t i = 0; i < width; ++i) d_carry[i] = from[i] + carried * d_carry[i];
+        for (int64_t i = 0; i < width; ++i) d_carry[i] = cut ? from[i] : from[i] + d_carry[i];
       }
       for (int i = 0; i < 3; ++i) fetch_rows(rows_, width, at(p_.gates, t, 3 * D) + (3 * g + i) * J + j, 3 * D);
       more(task, s_.d_carry + d);

@@ -1,5 +1,7 @@
 #include "fastwm/categorical.h"
 
+#include <cstring>
+
 #include "fastwm/parallel.h"
 #include "row_tile.h"
 
@@ -81,12 +83,16 @@ void inverse_cdf(Tile<A> q, const A* u, Unimix<A> mix, int64_t classes, int32_t*
     }
 }
 
-// noise: uniform numbers in, ln p plus their Gumbel noise out.
+// noise: uniform numbers in, ln p plus their Gumbel noise out; u: the sums of the uniform numbers.
 template <typename A>
-void perturb(Tile<A> noise, Tile<A> log_prob, int64_t classes) {
+void perturb(Tile<A> noise, Tile<A> log_prob, int64_t classes, A* u) {
+  for (int64_t r = 0; r < W; ++r) u[r] = 0;
   for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
-    for (int64_t r = 0; r < W; ++r) noise[k][r] = log_prob[k][r] + gumbel(noise[k][r]);
+    for (int64_t r = 0; r < W; ++r) {
+      u[r] += noise[k][r];
+      noise[k][r] = log_prob[k][r] + gumbel(noise[k][r]);
+    }
 }
 
 // index[r]: the largest class, the first of equals.
@@ -112,6 +118,7 @@ void sample(const StraightThroughCategorical& p) {
     const int64_t at = first * classes;
     const Tile<A> x = memory[0], q = memory[1];
     RowStats<A> row;
+    A u[W];
     int32_t index[W];
     load(static_cast<const T*>(p.logits) + at, rows, classes, x);
     softmax(x, q, classes, row);
@@ -120,18 +127,21 @@ void sample(const StraightThroughCategorical& p) {
     if (p.gumbel) {
       const Tile<A> noise = memory[2];
       load(static_cast<const A*>(p.uniform) + at, rows, classes, noise);
-      perturb(noise, x, classes);
+      perturb(noise, x, classes, u);
       argmax(noise, classes, index);
     } else {
-      A u[W];
       for (int64_t r = 0; r < W; ++r) u[r] = static_cast<const A*>(p.uniform)[first + (r < rows ? r : rows - 1)];
       inverse_cdf(q, u, mix, classes, index);
+      for (int64_t r = 0; r < rows; ++r)
+        index[r] = last_drawable(index[r], classes, [=](int64_t k) { return mixed(mix, q[k][r]); });
     }
-    A* onehot = static_cast<A*>(p.sample) + at;
-    for (int64_t i = 0; i < rows * classes; ++i) onehot[i] = 0;
     for (int64_t r = 0; r < rows; ++r) {
-      onehot[r * classes + index[r]] = 1;
-      p.index[first + r] = index[r];
+      const A nothing = nothing_of(row.log_z[r] + u[r]);
+      const int64_t drawn = nothing == 0 ? index[r] : 0;
+      A* onehot = static_cast<A*>(p.sample) + at + r * classes;
+      for (int64_t k = 0; k < classes; ++k) onehot[k] = nothing;
+      onehot[drawn] += 1;
+      p.index[first + r] = drawn;
     }
   });
 }
@@ -164,13 +174,14 @@ void sample_backward(const StraightThroughCategoricalBackward& p) {
     if (p.d_sample)
       load(static_cast<const A*>(p.d_sample) + at, rows, classes, w);
     else
-      for (int64_t i = 0; i < classes * W; ++i) w[0][i] = 0;
+      std::memset(w, 0, classes * sizeof *w);
     const bool perturbed = p.uniform && p.d_sample;
     if (perturbed) {
       const Tile<A> noise = d_log_prob, soft = memory[4];
       log_probs(x, q, row, mix, classes);
       load(static_cast<const A*>(p.uniform) + at, rows, classes, noise);
-      perturb(noise, x, classes);
+      A u[W];
+      perturb(noise, x, classes, u);
       softmax_gradient(w, noise, soft, classes);
     }
     for (int64_t k = 0; k < classes; ++k)
@@ -224,7 +235,7 @@ struct KlTile {
     for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
       for (int64_t r = 0; r < W; ++r) {
-        ratio[k][r] -= log_r[k][r];
+        ratio[k][r] = q[k][r] == 0 ? 0 : ratio[k][r] - log_r[k][r];  // 0 ln 0 = 0, whatever the prior has
         prior_share[k][r] = q[k][r];
       }
   }
@@ -333,7 +344,7 @@ void entropy(const CategoricalEntropy& p) {
     log_probs(x, q, row, mix, classes);
     for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
-      for (int64_t r = 0; r < W; ++r) sum[r] -= mixed(mix, q[k][r]) * x[k][r];
+      for (int64_t r = 0; r < W; ++r) sum[r] -= weighted_log(mixed(mix, q[k][r]), x[k][r]);
     for (int64_t r = 0; r < rows; ++r) static_cast<A*>(p.entropy)[first + r] = sum[r];
   });
 }
@@ -354,7 +365,7 @@ void entropy_backward(const CategoricalEntropyBackward& p) {
     for (int64_t r = 0; r < rows; ++r) g[r] = static_cast<const A*>(p.grad)[first + r];
     for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
-      for (int64_t r = 0; r < W; ++r) x[k][r] *= -g[r] * mix.keep * q[k][r];
+      for (int64_t r = 0; r < W; ++r) x[k][r] = -g[r] * mix.keep * weighted_log(q[k][r], x[k][r]);
     finish_gradient(x, q, classes);
     store(x, rows, classes, static_cast<T*>(p.d_logits) + at);
   });

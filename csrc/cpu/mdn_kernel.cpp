@@ -106,10 +106,14 @@ void sample(const MdnSample& p) {
   for_each_tile<A>(m, m.classes * kTile, [&](const Tile& tile, A* weight) {
     A largest[kTile], total[kTile], threshold[kTile], cumulated[kTile] = {};
     int32_t index[kTile] = {};
+    A nothing[kTile];  // NaN where no component can be drawn
     load(m.logits, m, tile, 0, weight);
     gather(static_cast<const A*>(p.uniform) + tile.at, 1, 0, 1, tile.width, threshold);
     exp_of_classes(weight, scale, m.classes, largest, total);
-    for (int64_t i = 0; i < kTile; ++i) threshold[i] = cdf_threshold(threshold[i], total[i]);
+    for (int64_t i = 0; i < kTile; ++i) {
+      threshold[i] = cdf_threshold(threshold[i], total[i]);
+      nothing[i] = nothing_of(threshold[i] / total[i]);
+    }
     for (int64_t k = 0; k < m.classes - 1; ++k) {
 #pragma omp simd
       for (int64_t i = 0; i < kTile; ++i) {
@@ -128,7 +132,7 @@ void sample(const MdnSample& p) {
       }
 #pragma omp simd
       for (int64_t i = 0; i < kTile; ++i) sigma[i] = vexp(sigma[i]) * noise;
-      for (int64_t i = 0; i < tile.width; ++i) out[i * m.dims + z] = mu[i] + sigma[i] * normal[i * m.dims + z];
+      for (int64_t i = 0; i < tile.width; ++i) out[i * m.dims + z] = mu[i] + nothing[i] + sigma[i] * normal[i * m.dims + z];
     }
   });
 }

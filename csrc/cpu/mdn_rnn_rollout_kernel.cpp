@@ -129,13 +129,14 @@ struct Scratch {
   O *x, *h, *next_h;         // operands [R, I] [R, padded H] [R, padded H]
   T *gates, *out, *mixture;  // [R, 4, panel] [R, 3K, Z] [3, Z]
   T *mean, *log_std;         // [R, Z], of the components drawn
+  T* nothing;                // [R, Z]: 0, or NaN where none can be drawn
   int32_t* index;            // [R, Z]
   T* action;                 // [A]
   float *uniform, *normal;
   int64_t rows[kDreams];
 
   explicit Scratch(const MdnRnnRollout& p)
-      : arena(8 * (kDreams * (p.I + 2 * padded(p.H) + kGateWidth + 3 * p.K * p.Z + 3 * p.Z) + 5 * p.Z + p.A) + 8192) {
+      : arena(8 * (kDreams * (p.I + 2 * padded(p.H) + kGateWidth + 3 * p.K * p.Z + 4 * p.Z) + 5 * p.Z + p.A) + 8192) {
     x = arena.take<O>(kDreams * p.I);
     h = arena.take<O>(2 * kDreams * padded(p.H));
     next_h = h + kDreams * padded(p.H);
@@ -145,6 +146,7 @@ struct Scratch {
     mixture = arena.take<T>(3 * p.Z);
     mean = arena.take<T>(kDreams * p.Z);
     log_std = arena.take<T>(kDreams * p.Z);
+    nothing = arena.take<T>(kDreams * p.Z);
     index = arena.take<int32_t>(kDreams * p.Z);
     action = arena.take<T>(p.A);
     uniform = arena.take<float>(p.Z + 3);
@@ -254,7 +256,7 @@ class Dreamer {
   void choose(int64_t r) const {
     draw<PhiloxKind::uniform>(r, 0, s_.uniform);
     choose_row(p_.Z, p_.K, s_.out + r * w_.out.blocks * p_.Z, static_cast<T>(1 / p_.temperature), s_.uniform,
-               s_.mixture, s_.index + r * p_.Z);
+               s_.mixture, s_.index + r * p_.Z, s_.nothing + r * p_.Z);
   }
 
   // The mean and log-std of the components drawn.
@@ -296,17 +298,20 @@ class Dreamer {
   void sample(int64_t r) const {
     const int64_t Z = p_.Z;
     draw<PhiloxKind::normal>(r, (Z + 3) / 4, s_.normal);
-    noise_row(Z, s_.mean + r * Z, s_.log_std + r * Z, static_cast<T>(__builtin_sqrt(p_.temperature)), s_.normal,
-              state(r));
+    noise_row(Z, s_.mean + r * Z, s_.log_std + r * Z, s_.nothing + r * Z,
+              static_cast<T>(__builtin_sqrt(p_.temperature)), s_.normal, state(r));
     if (p_.z) std::memcpy(ptr<T>(p_.z) + (t(r) * p_.N + n(r)) * Z, state(r), Z * sizeof(T));
   }
 
-  // Counts the step; a dream that ends leaves its place to the last.
+  // Counts the step; a dream that ends leaves its place to the last. An end that is NaN ends nothing, and makes the return
+  // NaN: a controller must not win by never ending.
   void finish(int64_t r) {
     const int64_t row = n(r), t = p_.lengths[row]++;
+    const T end = p_.done >= 0 ? head(r, p_.done) : T(-1);
+    const bool done = end > 0;
     T& sum = ptr<T>(p_.returns)[row];
     sum += p_.reward >= 0 ? head(r, p_.reward) : T(1);
-    const bool done = p_.done >= 0 && head(r, p_.done) > 0;
+    if (end != end) sum = end;
     if (p_.ended) p_.ended[t * p_.N + row] = done;
     if (!done && t + 1 < p_.steps) return;
     --rows_;

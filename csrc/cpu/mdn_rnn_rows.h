@@ -34,10 +34,11 @@ void draw_row(int64_t blocks, uint64_t seed, uint64_t offset, int64_t first, flo
   }
 }
 
-// The components drawn for the logits [K, Z], which become weights on the way. scratch [3, Z].
+// The components drawn for the logits [K, Z], which become weights on the way; nothing [Z] is 0, or NaN where none can be
+// drawn. scratch [3, Z].
 template <typename T>
 void choose_row(int64_t Z, int64_t K, T* logits, T inverse_temperature, const float* uniform, T* scratch,
-                int32_t* index) {
+                int32_t* index, T* nothing) {
   T *largest = scratch, *total = scratch + Z, *cumulated = scratch + 2 * Z;
 #pragma omp simd
   for (int64_t i = 0; i < Z; ++i) largest[i] = logits[i], total[i] = cumulated[i] = 0, index[i] = 0;
@@ -55,7 +56,10 @@ void choose_row(int64_t Z, int64_t K, T* logits, T inverse_temperature, const fl
   }
   T* threshold = total;
 #pragma omp simd
-  for (int64_t i = 0; i < Z; ++i) threshold[i] = cdf_threshold(static_cast<T>(uniform[i]), total[i]);
+  for (int64_t i = 0; i < Z; ++i) {
+    threshold[i] = cdf_threshold(static_cast<T>(uniform[i]), total[i]);
+    nothing[i] = nothing_of(threshold[i]);
+  }
   for (int64_t k = 0; k + 1 < K; ++k) {
 #pragma omp simd
     for (int64_t i = 0; i < Z; ++i) {
@@ -66,9 +70,9 @@ void choose_row(int64_t Z, int64_t K, T* logits, T inverse_temperature, const fl
 }
 
 template <typename T>
-void noise_row(int64_t Z, const T* mean, const T* log_std, T spread, const float* normal, T* z) {
+void noise_row(int64_t Z, const T* mean, const T* log_std, const T* nothing, T spread, const float* normal, T* z) {
 #pragma omp simd
-  for (int64_t i = 0; i < Z; ++i) z[i] = mean[i] + vexp(log_std[i]) * spread * static_cast<T>(normal[i]);
+  for (int64_t i = 0; i < Z; ++i) z[i] = mean[i] + nothing[i] + vexp(log_std[i]) * spread * static_cast<T>(normal[i]);
 }
 
 // Products of a few rows with two columns w [2, width]; the width is a multiple of a vector's.

@@ -95,10 +95,14 @@ class Observe {
       if (start[z] != 0) add_scaled(n_.U, start[z], w_.stoch + z * n_.U, sum);
   }
 
-  // One-hot times weight: a gather of S rows.
+  // One-hot times weight: a gather of S rows. The one is read: it may be NaN.
   void embed_sample(int64_t t, int64_t r, T* sum) const {
     const int64_t* index = p_.index + (gru_.base(t - 1) + r) * n_.S;
-    for (int64_t s = 0; s < n_.S; ++s) add_scaled(n_.U, T(1), w_.stoch + (s * n_.C + index[s]) * n_.U, sum);
+    const T* stoch = ptr<T>(p_.stoch) + (gru_.base(t - 1) + r) * n_.Z();
+    for (int64_t s = 0; s < n_.S; ++s) {
+      const int64_t z = s * n_.C + index[s];
+      add_scaled(n_.U, stoch[z], w_.stoch + z * n_.U, sum);
+    }
   }
 
   // The posterior's and the next step's layer of the same deter.

@@ -6,6 +6,7 @@
 #include "bf16_gemm.h"
 #include "team.h"
 #include "fastwm/cells.h"
+#include "fastwm/inverse_cdf.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -175,21 +176,25 @@ void softmax_row(int64_t S, int64_t C, const T* logits, T* z) {
   }
 }
 
-// Indices by the inverse CDF of (1 - unimix) softmax + unimix / C, summed in class order; z is scratch, then one-hot.
+// Indices by the inverse CDF of (1 - unimix) softmax + unimix / C, summed in class order; z is scratch, then one-hot. Where
+// the logits or the uniform number are NaN, all classes are, and the index is 0.
 template <typename T>
 void sample_row(int64_t S, int64_t C, const T* logits, T unimix, const T* uniform, T* z, int64_t* index) {
   softmax_row(S, C, logits, z);
   for (int64_t s = 0; s < S; ++s) {
     T cdf = 0;
     int64_t below = 0;
+    T* onehot = z + s * C;
+    const auto weight = [=](int64_t c) { return (1 - unimix) * onehot[c] + unimix / C; };
     for (int64_t c = 0; c + 1 < C; ++c) {
-      cdf += (1 - unimix) * z[s * C + c] + unimix / C;
+      cdf += weight(c);
       below += cdf <= uniform[s];
     }
-    index[s] = below;
+    index[s] = last_drawable(below, C, weight);
+    const T nothing = nothing_of(onehot[0] + uniform[s]);
+    for (int64_t c = 0; c < C; ++c) onehot[c] = nothing;
+    onehot[index[s]] += 1;
   }
-  std::memset(z, 0, S * C * sizeof(T));
-  for (int64_t s = 0; s < S; ++s) z[s * C + index[s]] = 1;
 }
 
 // Straight through: d_logits = g_logits + J^T d_z, J the Jacobian of the mixed probabilities. probs is scratch.

@@ -59,15 +59,16 @@ void loss(const TwoHotLoss& p) {
   for_each_row<A>(p.rows, p.bins, [&](int64_t row, Row<A>& at) {
     const A most = at.load(static_cast<const T*>(p.logits) + row * p.bins);
     const A logsumexp = most + vlog(at.exponentials(most));
-    A loss = 0;
+    A loss = 0, undefined = 0;  // NaN where a target is
     for (int m = 0; m < kMaxTargets && p.target[m]; ++m) {
       const A target = static_cast<const A*>(p.target[m])[row];
       const TwoHot<A> hot = two_hot(target, static_cast<const A*>(p.edges), p.bins);
       const A below = logsumexp - at.x[hot.below], above = logsumexp - at.x[hot.above];
       loss += static_cast<A>(p.share[m]) * (hot.weight == 0 ? below : (1 - hot.weight) * below + hot.weight * above);
+      undefined += 0 * hot.weight;
     }
     static_cast<A*>(p.loss)[row] = loss;
-    static_cast<A*>(p.logsumexp)[row] = logsumexp;
+    static_cast<A*>(p.logsumexp)[row] = logsumexp + undefined;
   });
 }
 

@@ -60,27 +60,32 @@ __global__ void __launch_bounds__(kTileThreads) sample(StraightThroughCategorica
     const A inverse = 1 / z, log_z = vlog_normal(z);
     A cdf = 0, best = 0;
     const int64_t row = first + threadIdx.x;
-    const A u = gumbel_noise ? 0 : load<A>(p.uniform, row);
+    A u = gumbel_noise ? 0 : load<A>(p.uniform, row);  // of Gumbel noise the uniform numbers' sum
     int index = 0;
     for (int k = 0; k < classes; ++k) {
       const A shifted = x[k] - largest, q = vexp_normal(shifted) * inverse;
       x[k] = mixed_log(mix, shifted, log_z, q);
       if (gumbel_noise) {
-        const A y = x[k] + gumbel(load<A>(p.uniform, row * classes + k));
+        const A draw = load<A>(p.uniform, row * classes + k), y = x[k] + gumbel(draw);
+        u += draw;
         if (k == 0 || y > best) best = y, index = k;  // the first of equals
       } else {
         cdf += mixed(mix, q);
         index += k < classes - 1 && cdf <= u;
       }
     }
-    chosen[threadIdx.x] = index;
-    p.index[row] = index;
+    if (!gumbel_noise && !mix.on)
+      index = last_drawable(index, classes, [&](int k) { return vexp(x[k]); });  // x is ln p by now
+    const bool drawable = nothing_of(log_z + u) == 0;
+    chosen[threadIdx.x] = drawable ? index : -1;
+    p.index[row] = drawable ? index : 0;
   }
   __syncthreads();
   for (int i = threadIdx.x; i < elements; i += kTileThreads) {
     const int row = i / classes, k = i % classes;
     store<A>(tile[row * stride + k], p.log_prob, first * classes + i);
-    store<A>(k == chosen[row] ? 1 : 0, p.sample, first * classes + i);
+    const A none = chosen[row] < 0 ? static_cast<A>(NAN) : 0;
+    store<A>(k == chosen[row] ? 1 : none, p.sample, first * classes + i);
   }
 }
 
@@ -123,6 +128,11 @@ struct Softmax {
   __device__ __forceinline__ A q(int k) const { return vexp_normal(x(k) - largest) * inverse; }
   __device__ __forceinline__ A log_prob(Unimix<A> mix, int k, A q) const {
     return mixed_log(mix, x(k) - largest, log_z, q);
+  }
+  // ln(p / r), and 0 where p is: 0 ln 0 = 0, whatever r, the prior, has.
+  template <typename Prior>
+  __device__ __forceinline__ A log_ratio(Unimix<A> mix, int k, A q, const Prior& prior) const {
+    return mixed(mix, q) == 0 ? 0 : log_prob(mix, k, q) - prior.log_prob(mix, k, prior.q(k));
   }
 };
 
@@ -201,7 +211,7 @@ __global__ void __launch_bounds__(kThreads) kl(CategoricalKl p) {
     const auto prior = softmax<G, A>([&](int k) { return load<T>(p.prior, at + k); }, classes);
     for (int k = lane; active && k < classes; k += G) {
       const A q = post.q(k);
-      total += mixed(mix, q) * (post.log_prob(mix, k, q) - prior.log_prob(mix, k, prior.q(k)));
+      total += mixed(mix, q) * post.log_ratio(mix, k, q, prior);
     }
   }
   total = group_sum<G>(total);
@@ -228,9 +238,7 @@ __global__ void __launch_bounds__(kThreads) kl_backward(CategoricalKlBackward p)
   const A g_rep = p.d_rep && !free ? load<A>(p.d_rep, element) : 0;
   const auto post = softmax<G, A>([&](int k) { return load<T>(p.post, at + k); }, classes);
   const auto prior = softmax<G, A>([&](int k) { return load<T>(p.prior, at + k); }, classes);
-  const auto w_post = [&](int k, A q) {
-    return g_rep * mix.keep * q * (post.log_prob(mix, k, q) - prior.log_prob(mix, k, prior.q(k)));
-  };
+  const auto w_post = [&](int k, A q) { return g_rep * mix.keep * q * post.log_ratio(mix, k, q, prior); };
   const auto w_prior = [&](int k, A q) { return -g_dyn * mixed(mix, post.q(k)) * kept_share(mix, q); };
   store_gradient<G, T>(post, w_post, classes, row.active, p.d_post, at);
   store_gradient<G, T>(prior, w_prior, classes, row.active, p.d_prior, at);
@@ -247,7 +255,7 @@ __global__ void __launch_bounds__(kThreads) entropy(CategoricalEntropy p) {
   A sum = 0;
   for (int k = threadIdx.x % G; k < classes; k += G) {
     const A q = soft.q(k);
-    sum -= mixed(mix, q) * soft.log_prob(mix, k, q);
+    sum -= weighted_log(mixed(mix, q), soft.log_prob(mix, k, q));
   }
   sum = group_sum<G>(sum);
   if (row.active && threadIdx.x % G == 0) store<A>(sum, p.entropy, row.index);
@@ -262,7 +270,7 @@ __global__ void __launch_bounds__(kThreads) entropy_backward(CategoricalEntropyB
   const Unimix<A> mix = unimix_of<A>(p.unimix, p.classes);
   const A g = load<A>(p.grad, row.index);
   const auto soft = softmax<G, A>([&](int k) { return load<T>(p.logits, at + k); }, classes);
-  const auto w = [&](int k, A q) { return -g * mix.keep * q * soft.log_prob(mix, k, q); };
+  const auto w = [&](int k, A q) { return -g * mix.keep * weighted_log(q, soft.log_prob(mix, k, q)); };
   store_gradient<G, T>(soft, w, classes, row.active, p.d_logits, at);
 }
 

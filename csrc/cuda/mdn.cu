@@ -136,11 +136,12 @@ __global__ void __launch_bounds__(kThreads) sample(MdnSample p) {
     cumulated += vexp((x.logits[k * m.logits.cls] - largest) * scale);
     index += cumulated <= threshold ? 1 : 0;
   }
+  const A nothing = nothing_of(threshold / total);  // NaN where no component can be drawn
   const A* normal = static_cast<const A*>(p.normal) + x.at * m.dims;
   A* out = static_cast<A*>(p.sample) + x.at * m.dims;
   for (int z = x.first; z < m.dims; z += x.step) {
     const A std = vexp(x.log_std[z * m.log_std.dim + index * m.log_std.cls]);
-    out[z] = x.mean[z * m.mean.dim + index * m.mean.cls] + std * noise * normal[z];
+    out[z] = x.mean[z * m.mean.dim + index * m.mean.cls] + nothing + std * noise * normal[z];
   }
 }
 

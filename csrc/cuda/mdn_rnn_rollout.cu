@@ -144,7 +144,7 @@ struct Block {
         index += cumulated <= threshold;
       }
       const T spread = vexp(mixture[2 * p.K + index].of[r]) * static_cast<T>(sqrt(p.temperature));
-      const T latent = mixture[p.K + index].of[r] + spread * static_cast<T>(normal);
+      const T latent = mixture[p.K + index].of[r] + nothing_of(threshold) + spread * static_cast<T>(normal);
       x[z].of[r] = latent;
       if (p.z != nullptr) static_cast<T*>(p.z)[(t * p.N + n) * p.Z + z] = latent;
     }
@@ -153,8 +153,11 @@ struct Block {
   // Whether dream r goes on. By one thread.
   __device__ bool finish(const MdnRnnRollout& p, int64_t t, int r) const {
     const int64_t n = first + r;
-    const bool done = p.done >= 0 && out[p.done].of[r] > 0;
-    static_cast<T*>(p.returns)[n] += p.reward >= 0 ? out[p.reward].of[r] : T(1);
+    const T end = p.done >= 0 ? out[p.done].of[r] : T(-1);
+    const bool done = end > 0;
+    T& sum = static_cast<T*>(p.returns)[n];
+    sum += p.reward >= 0 ? out[p.reward].of[r] : T(1);
+    if (end != end) sum = end;  // such an end ends nothing
     p.lengths[n] = t + 1;
     if (p.ended != nullptr) p.ended[t * p.N + n] = done;
     return !done;

@@ -35,6 +35,7 @@ class Steps {
     typename Gates::Shared gates;
     struct {
       int index[kCategoricals];
+      T ones[kCategoricals];
       T sums[kGatherGroups][kGatherColumns];
     } sample;
   };
@@ -213,7 +214,8 @@ class Steps {
         for (int i = 0; i < kCategoricals / kGatherGroups; ++i) {
           const int wanted = s + group + i * kGatherGroups, categorical = wanted < S_ ? wanted : S_ - 1;
           const int z = categorical * C_ + shared_.sample.index[group + i * kGatherGroups];
-          sum += w[z * kTileColumns] * (wanted < S_ ? T{1} : T{0});  // a branch would keep the loads apart
+          const T one = shared_.sample.ones[group + i * kGatherGroups];
+          sum += w[z * kTileColumns] * (wanted < S_ ? one : T{0});  // a branch would keep the loads apart
         }
         __syncthreads();
       }
@@ -256,12 +258,14 @@ class Steps {
     const int64_t categorical = (t * a_.p.n.B + row) * S_ + s;
     const T* logits = a_.read(a_.p.logits) + categorical * C_;
     const T draw = a_.read(a_.p.uniform)[categorical];
-    const int index = draw_class<kClassLanes>(logits, C_, static_cast<T>(a_.p.w.unimix), draw);
-    if (lane == 0) shared_.sample.index[threadIdx.x / kClassLanes] = index;
+    const Drawn<T> drawn = draw_class<kClassLanes>(logits, C_, static_cast<T>(a_.p.w.unimix), draw);
+    if (lane == 0) {
+      shared_.sample.index[threadIdx.x / kClassLanes] = drawn.index;
+      shared_.sample.ones[threadIdx.x / kClassLanes] = drawn.one;
+    }
     if (!write || wanted >= S_) return;
-    if (lane == 0) a_.p.index[categorical] = index;
-    for (int c = lane; c < C_; c += kClassLanes)
-      static_cast<T*>(a_.p.stoch)[categorical * C_ + c] = c == index ? 1 : 0;
+    if (lane == 0) a_.p.index[categorical] = drawn.index;
+    for (int c = lane; c < C_; c += kClassLanes) static_cast<T*>(a_.p.stoch)[categorical * C_ + c] = drawn.at(c);
   }
 
   const Observe<T, O>& a_;

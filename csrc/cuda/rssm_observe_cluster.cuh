@@ -197,7 +197,7 @@ class ClusterSteps {
       added = embed ? pair(a_.p.gru.w.b_carry, u) : pair(a_.read(a_.p.post_in) + t * B_ * U, read_row * U + u);
       scale = embed ? pair(a_.p.gru.w.n_carry, u) : pair(a_.p.w.n_post, u);
     }
-    const float keep = works && embed && a_.first(t + 1, read_row) ? 0 : 1;
+    const bool cut = works && embed && a_.first(t + 1, read_row);
     Cluster::wait();  // for the partial sums
     if (works) {
       const auto* from = reinterpret_cast<const float2*>(s_.partial[g_ * kOwnRows + mine] + embed * U + u);
@@ -206,7 +206,7 @@ class ClusterSteps {
       for (int rank = 0; rank < kClusterBlocks; ++rank) parts[rank] = Cluster::read(rank, from);
 #pragma unroll
       for (int rank = 0; rank < kClusterBlocks; ++rank) sum.x += parts[rank].x, sum.y += parts[rank].y;
-      sum.x = keep * sum.x + added.x, sum.y = keep * sum.y + added.y;
+      sum.x = cut ? added.x : sum.x + added.x, sum.y = cut ? added.y : sum.y + added.y;
       if (a_.kept && rows.has(g_ * kOwnRows + mine))
         write_pair(embed ? a_.embeds_at(t + 1) + (read_row * 2 * U + u) : a_.post_at(t) + (read_row * U + u), sum.x, sum.y);
       const uint32_t act = norm_and_activate(sum, scale);
@@ -243,13 +243,12 @@ class ClusterSteps {
     }
     __syncthreads();
     const int own = threadIdx.x / Z, s = threadIdx.x % Z / C, c = threadIdx.x % C;  // a thread for every class
-    const int index = draw_class<C>(s_.logits[own] + s * C, C, static_cast<float>(a_.p.w.unimix), draw);
-    const float one = c == index ? 1 : 0;
-    narrow(one, s_.stoch[own][s * C + c]);
+    const Drawn<float> drawn = draw_class<C>(s_.logits[own] + s * C, C, static_cast<float>(a_.p.w.unimix), draw);
+    narrow(drawn.at(c), s_.stoch[own][s * C + c]);
     if (!rows.has(g_ * kOwnRows + own)) return;
     const int categorical = row_at(rows, own) * S + s;
-    if (c == 0) a_.p.index[t * B_ * S + categorical] = index;
-    static_cast<float*>(a_.p.stoch)[t * B_ * Z + (categorical * C + c)] = one;
+    if (c == 0) a_.p.index[t * B_ * S + categorical] = drawn.index;
+    static_cast<float*>(a_.p.stoch)[t * B_ * Z + (categorical * C + c)] = drawn.at(c);
   }
 
   __device__ void embed_sample(const Rows& rows, int64_t t) {
@@ -260,9 +259,9 @@ class ClusterSteps {
     for (int i = 0; i < 2; ++i) multiply(sums[i], s_.stoch[mine] + i * Z / 2, s_.stoch[mine] + i * Z / 2, stoch_[i]);
     if (row_ < kOwnRows) {
       const float2 bias = pair(a_.p.w.b_stoch, column_);
-      const float keep = a_.first(t + 1, row_at(rows, row_)) ? 0 : 1;
-      write_pair(s_.embed[row_] + column_, keep * (sums[0][0] + sums[1][0]) + bias.x,
-                 keep * (sums[0][1] + sums[1][1]) + bias.y);
+      const bool cut = a_.first(t + 1, row_at(rows, row_));
+      write_pair(s_.embed[row_] + column_, cut ? bias.x : sums[0][0] + sums[1][0] + bias.x,
+                 cut ? bias.y : sums[0][1] + sums[1][1] + bias.y);
     }
     __syncthreads();
     if (warp_ >= kOwnRows) return;

@@ -5,6 +5,7 @@
 #include "tile_product.cuh"
 #include "together.cuh"
 
+#include "fastwm/inverse_cdf.h"
 #include "fastwm/vecmath.h"
 
 namespace fastwm::cuda {
@@ -118,9 +119,18 @@ struct Softmax {
   __device__ A of(A logit) const { return vexp(logit - top) * scale; }
 };
 
+// A class, and what the sample has there: 1, or NaN, as in all classes, where the logits or the uniform number are.
+template <typename A>
+struct Drawn {
+  int index;
+  A one;
+
+  __device__ A at(int c) const { return c == index ? one : one - 1; }
+};
+
 // The class on which `draw` in [0, 1) falls, by the lanes of a group: the probabilities are added up in the classes' order.
 template <int kLanes, typename A>
-__device__ int draw_class(const A* logits, int C, A unimix, A draw) {
+__device__ Drawn<A> draw_class(const A* logits, int C, A unimix, A draw) {
   const int lane = threadIdx.x % kLanes;
   const A floor = vdivide(unimix, static_cast<A>(C));
   const Softmax<A, kLanes> softmax(logits, C);
@@ -135,7 +145,8 @@ __device__ int draw_class(const A* logits, int C, A unimix, A draw) {
       index += first + i + 1 < C && cdf <= draw ? 1 : 0;
     }
   }
-  return index;
+  if (unimix == 0) index = last_drawable(index, C, [&](int c) { return softmax.of(logits[c]); });
+  return {index, 1 + nothing_of(softmax.scale + draw)};
 }
 
 }  // namespace fastwm::cuda

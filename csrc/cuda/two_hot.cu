@@ -30,15 +30,16 @@ __global__ void __launch_bounds__(kThreads) loss(TwoHotLoss p) {
   for (int64_t k = lane; k < p.bins; k += kWarp) sum += vexp_normal(widen(x[k]) - most);
   const A logsumexp = most + vlog(group_sum<kWarp>(sum));
   if (lane != 0) return;
-  A loss = 0;
+  A loss = 0, undefined = 0;  // NaN where a target is
   for (int m = 0; m < kMaxTargets && p.target[m]; ++m) {
     const A target = static_cast<const A*>(p.target[m])[row];
     const TwoHot<A> hot = two_hot(target, static_cast<const A*>(p.edges), p.bins);
     const A below = logsumexp - widen(x[hot.below]), above = logsumexp - widen(x[hot.above]);
     loss += static_cast<A>(p.share[m]) * (hot.weight == 0 ? below : (1 - hot.weight) * below + hot.weight * above);
+    undefined += 0 * hot.weight;
   }
   static_cast<A*>(p.loss)[row] = loss;
-  static_cast<A*>(p.logsumexp)[row] = logsumexp;
+  static_cast<A*>(p.logsumexp)[row] = logsumexp + undefined;
 }
 
 template <typename T>

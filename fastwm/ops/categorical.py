@@ -22,7 +22,7 @@ def straight_through_categorical(
     """One-hot samples of categoricals mixed with the uniform distribution, with a gradient.
 
         p = (1 - unimix) softmax(logits) + unimix / C
-        index = how many k < C - 1 have p_0 + ... + p_k <= uniform
+        index = how many k < C - 1 have p_0 + ... + p_k <= uniform; the last class of weight above 0 catches the rest
         dL/dp = dL/dsample          (the sample passes for p backward)
 
     Args:
@@ -37,7 +37,8 @@ def straight_through_categorical(
     Returns:
         `sample` `[..., C]`, exactly one-hot; `index` `[...]`, int64; `log_prob` = ln p `[..., C]`. float32, or
         float64 for float64 logits. `sample` and `log_prob` are differentiable in `logits`: once, or any number
-        of times with the `ref` backend.
+        of times with the `ref` backend. Where a row's logits or noise are NaN, so are its sample and (of the logits)
+        its `log_prob`, and the index is 0.
 
     Raises:
         ValueError: C = 0; `logits` is not floating-point; `uniform` has another shape or device, is not
@@ -127,14 +128,14 @@ def balanced_categorical_kl(
     dyn, rep = categorical_kl(post_logits, prior_logits, unimix, 0.0 if free_avg else free_nats)
     dyn, rep = dyn.mean(), rep.mean()
     if free_avg:
-        dyn, rep = dyn.clamp(min=free_nats), rep.clamp(min=free_nats)
+        dyn, rep = (torch.where(kl <= free_nats, free_nats, kl) for kl in (dyn, rep))  # NaN keeps its gradient
     return balance * dyn + (1 - balance) * rep
 
 
 def categorical_entropy(logits: Tensor, unimix: float = 0.01) -> Tensor:
     """Entropy of categoricals mixed with the uniform distribution, in nats.
 
-        H = -sum_k p_k ln p_k,   p = (1 - unimix) softmax(logits) + unimix / C
+        H = -sum_k p_k ln p_k,   p = (1 - unimix) softmax(logits) + unimix / C,   0 ln 0 = 0
 
     Args:
         logits: `[..., C]`. Dtypes as in `straight_through_categorical`.

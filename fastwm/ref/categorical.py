@@ -16,8 +16,7 @@ def straight_through_categorical(
     else:
         soft = _probs(logits, unimix)
         index = _inverse_cdf(soft.detach(), uniform)
-    onehot = F.one_hot(index, soft.shape[-1]).to(soft.dtype)
-    return onehot + (soft - soft.detach()), index, log_prob
+    return *_one_hot(index, soft, uniform.sum(-1) if estimator == "gumbel" else uniform), log_prob
 
 
 def _probs(logits: Tensor, unimix: float) -> Tensor:
@@ -33,12 +32,28 @@ def _log_probs(logits: Tensor, unimix: float) -> Tensor:
 
 
 def _inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
-    """How many classes have cdf <= uniform, the cdf summed in class order; the last class catches the rest."""
+    """How many classes have cdf <= uniform, the cdf summed in class order."""
     cdf, index = torch.zeros_like(uniform), torch.zeros_like(uniform, dtype=torch.int64)
     for p in probs.unbind(-1)[:-1]:
         cdf = cdf + p
         index = index + (cdf <= uniform)
-    return index
+    return _last_drawable(index, probs)
+
+
+def _last_drawable(index: Tensor, probs: Tensor) -> Tensor:
+    """The index, or where it is the last class the last one of weight above 0, which catches what rounding leaves."""
+    classes = torch.arange(probs.shape[-1], device=probs.device)
+    last = ((probs >= torch.finfo(probs.dtype).tiny) * classes).amax(-1)
+    return torch.where(index == len(classes) - 1, last, index)
+
+
+def _one_hot(index: Tensor, soft: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """One-hot with the gradient of `soft`, and the index; NaN and 0 where probabilities or noise are NaN."""
+    nothing = soft.detach().sum(-1) + uniform
+    nothing = nothing - nothing  # 0 or NaN
+    index = torch.where(nothing == 0, index, 0)
+    onehot = F.one_hot(index, soft.shape[-1]).to(soft.dtype) + nothing[..., None]
+    return onehot + (soft - soft.detach()), index
 
 
 def categorical_kl(
@@ -55,9 +70,14 @@ def _at_least(x: Tensor, low: float) -> Tensor:
 
 
 def _kl(post: Tensor, prior: Tensor, unimix: float) -> Tensor:
-    return (_probs(post, unimix) * (_log_probs(post, unimix) - _log_probs(prior, unimix))).sum((-2, -1))
+    return _mean(_probs(post, unimix), _log_probs(post, unimix) - _log_probs(prior, unimix)).sum(-1)
 
 
 def categorical_entropy(logits: Tensor, unimix: float = 0.01) -> Tensor:
     """Entropy of each categorical: see `fastwm.ops`."""
-    return -(_probs(logits, unimix) * _log_probs(logits, unimix)).sum(-1)
+    return -_mean(_probs(logits, unimix), _log_probs(logits, unimix))
+
+
+def _mean(probs: Tensor, log: Tensor) -> Tensor:
+    """The mean of a logarithm over the classes, where 0 ln 0 = 0."""
+    return (probs * torch.where(probs == 0, 0, log)).sum(-1)

@@ -70,8 +70,8 @@ def gru_rssm_observe(
     deter, stoch = deter.detach(), stoch.detach()
     outputs = []
     for t in range(len(tokens)):
-        keep = ~is_first[t, :, None]
-        deter = _core(deter * keep, stoch.flatten(1) * keep, action[t] * keep, w, kind)
+        past = (x.masked_fill(is_first[t, :, None], 0) for x in (deter, stoch.flatten(1), action[t]))
+        deter = _core(*past, w, kind)
         stats = _stats(torch.cat([deter, tokens[t]], -1), w.post, w.post_stats, kind)
         stoch = _latent(stats, noise[t], kind)
         outputs.append((deter, stoch, stats))

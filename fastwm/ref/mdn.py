@@ -23,7 +23,8 @@ def mdn_sample(
     below_one = uniform.clamp(max=1 - torch.finfo(uniform.dtype).eps / 2)
     threshold = below_one.unsqueeze(-1) * cumulated[..., -1:]
     index = (cumulated[..., :-1] <= threshold).sum(-1, keepdim=True)  # [..., Z or nothing, 1]
+    nothing = threshold - threshold  # 0, or NaN where no component can be drawn
     if logits.dim() < mean.dim():
-        index = index.unsqueeze(-2).expand(*mean.shape[:-1], 1)
-    mean, log_std = mean.gather(-1, index).squeeze(-1), log_std.gather(-1, index).squeeze(-1)
+        index, nothing = index.unsqueeze(-2).expand(*mean.shape[:-1], 1), nothing.unsqueeze(-2)
+    mean, log_std = (mean.gather(-1, index) + nothing).squeeze(-1), log_std.gather(-1, index).squeeze(-1)
     return mean + log_std.exp() * math.sqrt(temperature) * normal

@@ -60,9 +60,11 @@ def mdn_rnn_rollout(
         uniform = philox_uniform(stream, Z).to(z.dtype)
         normal = philox_normal(stream, Z, first=(Z + 3) // 4).to(z.dtype)  # the stream's blocks after the uniform's
         z = mdn_sample(logits, mean, log_std, uniform, normal, temperature)
-        done = heads["done"] > 0 if "done" in heads else torch.zeros_like(alive, dtype=torch.bool)
+        end = heads.get("done", torch.full_like(returns[alive], -1))
+        done = end > 0
         lengths[alive] += 1
-        returns[alive] += heads.get("reward", torch.ones_like(returns[alive]))
+        reward = heads.get("reward", torch.ones_like(end))
+        returns[alive] += torch.where(end.isnan(), end, reward)  # never to end must not pay
         if trajectories:
             zs[step, alive], actions[step, alive], dones[step, alive] = z, action, done
         z, h, c, alive = z[~done], h[~done], c[~done], alive[~done]

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm.ref.block_gru_scan import BlockGRUWeights, DenseWeights, LinearWeights, _dense, block_gru_step
+from fastwm.ref.categorical import _last_drawable, _one_hot
 
 
 class RSSMWeights(NamedTuple):
@@ -27,8 +28,8 @@ def rssm_observe(
     deter, stoch = deter.detach(), stoch.detach()
     outputs = []
     for t in range(len(tokens)):
-        keep = ~is_first[t, :, None]
-        deter = _gru(deter * keep, stoch.flatten(1) * keep, action[t] * keep, w, eps)
+        past = (x.masked_fill(is_first[t, :, None], 0) for x in (deter, stoch.flatten(1), action[t]))
+        deter = _gru(*past, w, eps)
         post = _dense(torch.cat([deter, tokens[t]], -1), w.post, eps)
         logits = F.linear(post, *w.logits).unflatten(-1, stoch.shape[1:])
         stoch, index = _sample(logits, uniform[t], unimix)
@@ -50,4 +51,4 @@ def _sample(logits: Tensor, uniform: Tensor, unimix: float) -> tuple[Tensor, Ten
     classes = logits.shape[-1]
     probs = (1 - unimix) * F.softmax(logits, -1) + unimix / classes
     index = (probs.detach().cumsum(-1)[..., :-1] <= uniform[..., None]).sum(-1)
-    return F.one_hot(index, classes).to(probs.dtype) + (probs - probs.detach()), index
+    return _one_hot(_last_drawable(index, probs.detach()), probs, uniform)

@@ -22,6 +22,7 @@ def _cross_entropy(log_probs: Tensor, target: Tensor, bins: Tensor) -> Tensor:
     below, above = (count - 1).clamp(0, last), count.clamp(0, last)
     low, high = bins[below], bins[above]
     weight = torch.where(above > below, (target - low) / torch.where(above > below, high - low, 1), 0)
+    weight = torch.where(target.isnan(), target, weight)
     log_below, log_above = (log_probs.gather(-1, k[..., None])[..., 0] for k in (below, above))
     return -((1 - weight) * log_below + weight * log_above)
 

@@ -27,9 +27,9 @@ def _load(x, at, mask, like):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _logits(x, at, mask, acc: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Masked classes are impossible, masked rows ordinary."""
-    return tl.load(x + at, mask, -1e30).to(acc)
+def _logits(x, at, mask, k, C, acc: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Classes beyond C are impossible, masked rows ordinary."""
+    return tl.where(k < C, tl.load(x + at, mask, 0).to(acc), -float("inf"))
 
 
 @triton.jit
@@ -43,6 +43,22 @@ def _mixed(x, valid, KEEP: tl.constexpr, FLOOR: tl.constexpr):  # type: ignore[n
         return q, q, tl.where(valid, x - tl.log(z), 0)
     p = KEEP * q + FLOOR
     return q, tl.where(valid, p, 0), tl.where(valid, tl.log(p), 0)
+
+
+@triton.jit
+def _weighted_log(p, log):  # type: ignore[no-untyped-def]
+    """p ln(p), or p ln(p / r), where 0 ln 0 = 0."""
+    return tl.where(p == 0, 0, p * log)
+
+
+@triton.jit
+def _last_drawable(p, k):  # type: ignore[no-untyped-def]
+    """The last class of weight above 0, by the least normal number."""
+    if p.dtype == tl.float64:
+        least = tl.full(p.shape, 2.2250738585072014e-308, p.dtype)
+    else:
+        least = tl.full(p.shape, 1.17549435e-38, p.dtype)
+    return tl.max(tl.where(p >= least, k, 0), 1)
 
 
 @triton.jit
@@ -67,7 +83,7 @@ def _gumbel(u):  # type: ignore[no-untyped-def]
     else:
         lowest = tl.full(u.shape, 1.17549435e-38, u.dtype)
         highest = tl.full(u.shape, 0.99999994, u.dtype)
-    u = tl.minimum(tl.maximum(u, lowest), highest)
+    u = tl.where(u < lowest, lowest, tl.where(u > highest, highest, u))
     return -tl.log(-tl.log(u))
 
 
@@ -78,11 +94,13 @@ def _sample(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     acc: tl.constexpr = sample.dtype.element_ty
     row, k, at, mask = _tile(rows, C, BLOCK, PADDED)
-    x = _logits(logits, at, mask, acc)
-    _, _, log_p = _mixed(x, k < C, KEEP, FLOOR)
+    x = _logits(logits, at, mask, k, C, acc)
+    _, p, log_p = _mixed(x, k < C, KEEP, FLOOR)
     tl.store(log_prob + at, log_p, mask)
     if GUMBEL:
-        y = tl.where(k < C, log_p + _gumbel(tl.load(uniform + at, mask, 0.5)), -1e30)
+        draws = tl.load(uniform + at, mask, 0.5)
+        u = tl.sum(draws, 1)
+        y = tl.where(k < C, log_p + _gumbel(draws), -1e30)
         chosen = tl.argmax(y, 1)  # the first of equals
     else:
         u = tl.load(uniform + row, row < rows, 0)
@@ -91,11 +109,15 @@ def _sample(  # type: ignore[no-untyped-def]
         cdf = tl.zeros([BLOCK], acc)
         chosen = tl.zeros([BLOCK], tl.int32)
         for j in range(C - 1):  # in class order, as every backend sums it
-            q_j = tl.exp(tl.load(logits + row * C + j, row < rows, -1e30).to(acc) - largest) / z
+            q_j = tl.exp(tl.load(logits + row * C + j, row < rows, 0).to(acc) - largest) / z
             cdf += KEEP * q_j + FLOOR
             chosen += (cdf <= u).to(tl.int32)
+        chosen = tl.where(chosen == C - 1, _last_drawable(p, k), chosen)
+    nothing = tl.sum(p, 1) + u
+    nothing = nothing - nothing  # 0, or NaN where logits or noise are
+    chosen = tl.where(nothing == 0, chosen, 0)
     tl.store(index + row, chosen.to(tl.int64), row < rows)
-    tl.store(sample + at, (k == chosen[:, None]).to(acc), mask)
+    tl.store(sample + at, (k == chosen[:, None]).to(acc) + nothing[:, None], mask)
 
 
 @triton.jit
@@ -106,7 +128,7 @@ def _sample_backward(  # type: ignore[no-untyped-def]
     dtype = d_logits.dtype.element_ty
     acc: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
     _, k, at, mask = _tile(rows, C, BLOCK, PADDED)
-    q, p, log_p = _mixed(_logits(logits, at, mask, acc), k < C, KEEP, FLOOR)
+    q, p, log_p = _mixed(_logits(logits, at, mask, k, C, acc), k < C, KEEP, FLOOR)
     w = tl.zeros(q.shape, acc)
     if d_sample is not None:
         d = _load(d_sample, at, mask, q)
@@ -134,9 +156,9 @@ def _kl(  # type: ignore[no-untyped-def]
     for first in range(0, S, BLOCK):
         s = first + tl.arange(0, BLOCK)[:, None]
         at, mask = (n * S + s) * C + k, (s < S) & (k < C)
-        _, p, log_p = _mixed(_logits(post, at, mask, acc), mask, KEEP, FLOOR)
-        _, _, log_r = _mixed(_logits(prior, at, mask, acc), mask, KEEP, FLOOR)
-        total += tl.sum(p * (log_p - log_r), 1)
+        _, p, log_p = _mixed(_logits(post, at, mask, k, C, acc), mask, KEEP, FLOOR)
+        _, _, log_r = _mixed(_logits(prior, at, mask, k, C, acc), mask, KEEP, FLOOR)
+        total += tl.sum(_weighted_log(p, log_p - log_r), 1)
     kl = tl.sum(total, 0)
     kl = tl.where(kl <= FREE, FREE, kl).to(acc)
     tl.store(dyn + n, kl)
@@ -158,10 +180,10 @@ def _kl_backward(  # type: ignore[no-untyped-def]
         at, mask = (n * S + s) * C + k, (s < S) & (k < C)
         w_post, w_prior = tl.zeros([BLOCK, PADDED], acc), tl.zeros([BLOCK, PADDED], acc)
         if not free:
-            q, p, log_p = _mixed(_logits(post, at, mask, acc), mask, KEEP, FLOOR)
-            q_prior, r, log_r = _mixed(_logits(prior, at, mask, acc), mask, KEEP, FLOOR)
+            q, p, log_p = _mixed(_logits(post, at, mask, k, C, acc), mask, KEEP, FLOOR)
+            q_prior, r, log_r = _mixed(_logits(prior, at, mask, k, C, acc), mask, KEEP, FLOOR)
             if d_rep is not None:
-                w_post = _d_logits(tl.load(d_rep + n) * KEEP * q * (log_p - log_r), q)
+                w_post = _d_logits(tl.load(d_rep + n) * KEEP * _weighted_log(q, log_p - log_r), q)
             if d_dyn is not None:
                 w_prior = _d_logits(-tl.load(d_dyn + n) * p * _kept_share(q_prior, r, KEEP, FLOOR), q_prior)
         tl.store(d_post + at, w_post.to(dtype), mask)
@@ -174,8 +196,8 @@ def _entropy(  # type: ignore[no-untyped-def]
     KEEP: tl.constexpr, FLOOR: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     row, k, at, mask = _tile(rows, C, BLOCK, PADDED)
-    _, p, log_p = _mixed(_logits(logits, at, mask, entropy.dtype.element_ty), k < C, KEEP, FLOOR)
-    tl.store(entropy + row, -tl.sum(p * log_p, 1), row < rows)
+    _, p, log_p = _mixed(_logits(logits, at, mask, k, C, entropy.dtype.element_ty), k < C, KEEP, FLOOR)
+    tl.store(entropy + row, -tl.sum(_weighted_log(p, log_p), 1), row < rows)
 
 
 @triton.jit
@@ -185,9 +207,9 @@ def _entropy_backward(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     row, k, at, mask = _tile(rows, C, BLOCK, PADDED)
     acc: tl.constexpr = grad.dtype.element_ty
-    q, _, log_p = _mixed(_logits(logits, at, mask, acc), k < C, KEEP, FLOOR)
+    q, _, log_p = _mixed(_logits(logits, at, mask, k, C, acc), k < C, KEEP, FLOOR)
     g = tl.load(grad + row, row < rows, 0)[:, None]
-    tl.store(d_logits + at, _d_logits(-g * KEEP * q * log_p, q).to(d_logits.dtype.element_ty), mask)
+    tl.store(d_logits + at, _d_logits(-g * KEEP * _weighted_log(q, log_p), q).to(d_logits.dtype.element_ty), mask)
 
 
 def _computed(logits: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

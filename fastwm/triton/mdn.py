@@ -131,7 +131,10 @@ def _sample(  # type: ignore[no-untyped-def]
     for k in range(K):
         total += tl.exp((tl.load(logits + n * K + k, valid, 0) - largest) * SCALE)
     below_one = tl.full([MIX], BELOW_ONE, noise.dtype)  # bare, it would be rounded to float32, which is 1
-    threshold = tl.minimum(tl.load(uniform + n, valid, 0), below_one) * total
+    u = tl.load(uniform + n, valid, 0)
+    threshold = tl.where(u > below_one, below_one, u) * total
+    share = threshold / total
+    nothing = share - share  # 0, or NaN where no component can be drawn
     cumulated = tl.zeros([MIX], noise.dtype)
     index = tl.zeros([MIX], tl.int64)
     for k in range(K - 1):
@@ -139,7 +142,7 @@ def _sample(  # type: ignore[no-untyped-def]
         index += (cumulated <= threshold).to(tl.int64)
     chosen = at * K + index[:, None]
     std = tl.exp(tl.load(log_std + chosen, mask, 0)) * NOISE
-    tl.store(sample + at, tl.load(mean + chosen, mask, 0) + std * noise, mask)
+    tl.store(sample + at, tl.load(mean + chosen, mask, 0) + nothing[:, None] + std * noise, mask)
 
 
 def _tile(logits: Tensor, mean: Tensor) -> tuple[tuple[int, int, int], dict[str, int], tuple[int]]:

@@ -49,7 +49,7 @@ def _forward(  # type: ignore[no-untyped-def]
     if ACT == 1:
         z = z * _sigmoid(z)
     elif ACT == 2:
-        z = tl.where(z > 0, z, tl.exp(tl.minimum(z, 0)) - 1)
+        z = tl.where(z > 0, z, tl.exp(tl.where(z > 0, 0, z)) - 1)
     tl.store(y + at, z.to(y.dtype.element_ty), mask)
 
 
@@ -93,7 +93,7 @@ def _backward(  # type: ignore[no-untyped-def]
             s = _sigmoid(z)
             d_z *= s + z * s * (1 - s)
         elif ACT == 2:
-            d_z *= tl.where(z > 0, 1, tl.exp(tl.minimum(z, 0)))
+            d_z *= tl.where(z > 0, 1, tl.exp(tl.where(z > 0, 0, z)))
         d_weight += d_z * xhat
         d_bias += d_z
         g = d_z * w

@@ -10,7 +10,7 @@ from fastwm.triton._library import empty, operator
 
 @triton.jit
 def _cross_entropy(x, k, mask, edges, target, logsumexp, bins):  # type: ignore[no-untyped-def]
-    """The loss of one target, and its two-hot encoding over all bins."""
+    """The loss of one target, its two-hot encoding over all bins, and 0, or NaN where the target is."""
     edge = tl.load(edges + k, mask, float("inf"))
     # An edge above the target is not counted; a NaN counts all.
     count = tl.sum(tl.where(mask & ~(edge > target), 1, 0))
@@ -19,8 +19,9 @@ def _cross_entropy(x, k, mask, edges, target, logsumexp, bins):  # type: ignore[
     low = tl.load(edges + below)
     high = tl.load(edges + tl.minimum(count, bins - 1))
     weight = tl.where(inside, (target - low) / tl.where(inside, high - low, 1), 0)
+    weight = tl.where(target != target, target, weight)
     hot = tl.where(k == below, 1 - weight, tl.where(inside & (k == count), weight, 0))
-    return tl.sum(hot * tl.where(hot == 0, 0, logsumexp - x)), hot
+    return tl.sum(hot * tl.where(hot == 0, 0, logsumexp - x)), hot, 0 * weight
 
 
 @triton.jit
@@ -34,12 +35,13 @@ def _loss(  # type: ignore[no-untyped-def]
     x = tl.load(logits + row * bins + k, mask, -float("inf")).to(acc)
     most = tl.max(x)
     logsumexp = most + tl.log(tl.sum(tl.exp(x - most)))
-    total, _ = _cross_entropy(x, k, mask, edges, tl.load(target + row), logsumexp, bins)
+    total, _, undefined = _cross_entropy(x, k, mask, edges, tl.load(target + row), logsumexp, bins)
     if second is not None:
-        more, _ = _cross_entropy(x, k, mask, edges, tl.load(second + row), logsumexp, bins)
+        more, _, also = _cross_entropy(x, k, mask, edges, tl.load(second + row), logsumexp, bins)
         total += SHARE * more
+        undefined += also
     tl.store(loss + row, total)
-    tl.store(logsumexps + row, logsumexp)
+    tl.store(logsumexps + row, logsumexp + undefined)  # and so the whole row's gradient
 
 
 @triton.jit
@@ -52,10 +54,10 @@ def _loss_backward(  # type: ignore[no-untyped-def]
     acc = grad.dtype.element_ty
     x = tl.load(logits + row * bins + k, mask, -float("inf")).to(acc)
     logsumexp = tl.load(logsumexps + row)
-    _, hot = _cross_entropy(x, k, mask, edges, tl.load(target + row), logsumexp, bins)
+    _, hot, _ = _cross_entropy(x, k, mask, edges, tl.load(target + row), logsumexp, bins)
     d = tl.exp(x - logsumexp)
     if second is not None:
-        _, more = _cross_entropy(x, k, mask, edges, tl.load(second + row), logsumexp, bins)
+        _, more, _ = _cross_entropy(x, k, mask, edges, tl.load(second + row), logsumexp, bins)
         d = d * (1 + SHARE) - (hot + SHARE * more)
     else:
         d -= hot

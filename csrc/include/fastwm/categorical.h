@@ -5,6 +5,7 @@
 // the gradient is dL/dlogits = w - q sum(w).
 #pragma once
 
+#include "fastwm/inverse_cdf.h"
 #include "fastwm/vecmath.h"
 
 namespace fastwm {
@@ -66,7 +67,7 @@ struct CategoricalEntropyBackward {
   void* d_logits;
 };
 
-// vlog of a positive normal number: without vlog's edges the compiler vectorises whatever loop it is in.
+// vlog of a positive normal number or of NaN: without vlog's edges the compiler vectorises whatever loop it is in.
 // x = 2^e (1 + f) with 1 + f in [0.7, 1.4], and log(1 + f) = f - f^2 / 2 + f^3 P(f), P a minimax fit.
 FASTWM_FN float vlog_normal(float x) {
 #ifdef __CUDA_ARCH__
@@ -85,7 +86,8 @@ FASTWM_FN float vlog_normal(float x) {
   p = p * f - 2.50008225e-1f;
   p = p * f + 3.33333313e-1f;
   const float ff = f * f;
-  return e * 0.693145752f + (f - (0.5f * ff - (ff * f * p + e * 1.42860677e-6f)));
+  const float y = e * 0.693145752f + (f - (0.5f * ff - (ff * f * p + e * 1.42860677e-6f)));
+  return y < x ? y : x;  // ln x is below x: this keeps NaN alone, by one minimum
 #endif
 }
 FASTWM_FN double vlog_normal(double x) { return log(x); }
@@ -111,6 +113,12 @@ FASTWM_FN A mixed(Unimix<A> m, A q) {
 template <typename A>
 FASTWM_FN A mixed_log(Unimix<A> m, A x, A log_z, A q) {
   return m.on ? vlog_normal(mixed(m, q)) : x - log_z;
+}
+
+// p ln(p), where 0 ln 0 = 0.
+template <typename A>
+FASTWM_FN A weighted_log(A p, A log) {
+  return p == 0 ? 0 : p * log;
 }
 
 // (1 - unimix) q / p = dln(p)/dln(q); exactly 1 without a mixture, even where q has underflowed.

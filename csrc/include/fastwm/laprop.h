@@ -52,9 +52,9 @@ FASTWM_FN LaPropRates laprop_rates(const LaProp& p) {
 
 // What AGC multiplies a tensor's gradient by.
 FASTWM_FN double agc_scale(double param_squares, double grad_squares, double agc, double pmin) {
-  const double limit = agc * (sqrt(param_squares) > pmin ? sqrt(param_squares) : pmin);
+  const double limit = agc * (sqrt(param_squares) < pmin ? pmin : sqrt(param_squares));
   const double norm = sqrt(grad_squares);
-  return norm > limit ? limit / norm : norm <= limit ? 1 : norm;  // a NaN stays one
+  return norm > limit ? limit / norm : norm <= limit ? 1 : norm + limit;  // a NaN stays one
 }
 
 // The settings in the type computed in; 1 - beta is taken before it is rounded, or 1 - 0.999 would be off by 1e-5.

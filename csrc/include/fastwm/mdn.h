@@ -1,6 +1,7 @@
 // Mixture density networks: parameters and maths, shared by C++ and CUDA.
 #pragma once
 
+#include "fastwm/inverse_cdf.h"
 #include "fastwm/vecmath.h"
 
 namespace fastwm {
@@ -48,13 +49,6 @@ constexpr double kHalfLog2Pi = 0.91893853320467274178;
 // The least finite number of a type.
 FASTWM_FN float lowest(float) { return -3.40282347e38f; }
 FASTWM_FN double lowest(double) { return -1.7976931348623157e308; }
-
-// The number that the cumulated weights are compared with: the component drawn is the first whose cumulated
-// weight exceeds it. It stays below their sum, so a component of no weight is never drawn, not even by u = 1.
-FASTWM_FN float cdf_threshold(float u, float total) { return (u < 0x1.fffffep-1f ? u : 0x1.fffffep-1f) * total; }
-FASTWM_FN double cdf_threshold(double u, double total) {
-  return (u < 0x1.fffffffffffffp-1 ? u : 0x1.fffffffffffffp-1) * total;
-}
 
 // log sum_k exp(x_k) = largest + log(total), one x at a time.
 template <typename A>

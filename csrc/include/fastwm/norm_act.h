@@ -46,7 +46,7 @@ template <Activation f, typename A>
 FASTWM_FN A activate(A z) {
   if constexpr (f == Activation::silu) return vsilu(z);
   else if constexpr (f == Activation::elu) return velu(z);
-  else if constexpr (f == Activation::relu) return z > 0 ? z : 0;
+  else if constexpr (f == Activation::relu) return z < 0 ? 0 : z;
   else return z;
 }
 
@@ -58,7 +58,7 @@ FASTWM_FN A activation_slope(A z) {
   } else if constexpr (f == Activation::elu) {
     return z > 0 ? 1 : vexp(z);
   } else if constexpr (f == Activation::relu) {
-    return z > 0 ? 1 : 0;
+    return z <= 0 ? 0 : 1;  // 1 of NaN, as torch has it
   } else {
     return 1;
   }

@@ -17,7 +17,7 @@ struct TwoHotLoss {
   const void* edges;                 // [bins], ascending
   const void* target[kMaxTargets];   // [rows]; nullptr: there is none
   double share[kMaxTargets];
-  void *loss, *logsumexp;            // [rows]
+  void *loss, *logsumexp;            // [rows]; a NaN target makes both NaN, and so the whole row's gradient
 };
 
 struct TwoHotLossBackward {
@@ -47,7 +47,8 @@ struct TwoHotMeanBackward {
   void* d_logits;
 };
 
-// A target between bins below and above = below + 1, or at an end both the same; `weight` is that of `above`.
+// A target between bins below and above = below + 1, or at an end both the same; `weight` is that of `above`, NaN where
+// the target is.
 template <typename A>
 struct TwoHot {
   int64_t below, above;
@@ -63,7 +64,7 @@ FASTWM_FN TwoHot<A> two_hot(A target, const A* edges, int64_t bins) {
     else count = middle + 1;
   }
   if (count == 0) return {0, 0, 0};
-  if (count == bins) return {bins - 1, bins - 1, 0};
+  if (count == bins) return {bins - 1, bins - 1, target != target ? target : 0};
   const A low = edges[count - 1];
   return {count - 1, count, (target - low) / (edges[count] - low)};
 }
