@@ -176,6 +176,27 @@ def test_impossible_classes_are_never_drawn(on: Target) -> None:
     assert log_prob[0].tolist() == pytest.approx([-1e4 - math.log(2), -math.log(2)] * 2 + [-1e4 - math.log(2)])
 
 
+def test_zero_times_its_logarithm_is_zero(on: Target) -> None:
+    """A class that -inf rules out adds nothing to an entropy or a KL, and makes no gradient infinite."""
+    inf = math.inf
+    logits = torch.tensor([[0.0, -inf, 1.0]], device=on.device, requires_grad=True)
+    p = torch.tensor([1, math.e], dtype=torch.float64) / (1 + math.e)
+    entropy = categorical_entropy(logits, 0.0)
+    assert entropy.item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-6)
+    prior = torch.tensor([[[1.0, 2.0, 0.0]], [[1.0, -inf, 0.0]]], device=on.device, requires_grad=True)
+    post = logits[:, None].expand(2, 1, 3)
+    dyn, rep = categorical_kl(post, prior, 0.0, 0.0)
+    for k, classes in enumerate(([0, 1, 2], [0, 2])):  # a prior with all classes, and one without the second
+        r = torch.softmax(prior.detach().cpu().double()[k, 0, classes], 0)[[0, -1]]
+        assert dyn[k].item() == pytest.approx((p * (p / r).log()).sum().item(), abs=1e-6)
+    for loss in (entropy.sum(), dyn.sum(), rep.sum()):
+        found = torch.autograd.grad(loss, (logits, prior), retain_graph=True, allow_unused=True)
+        grads = [x for x in found if x is not None]
+        assert grads and all(x.isfinite().all() for x in grads)
+        assert all(abs(x.sum().item()) < 1e-6 for x in grads)
+    assert categorical_kl(prior[:1], prior[1:], 0.0, 0.0)[0].item() == inf  # what the prior rules out has happened
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_samples_have_the_mixed_distribution(on: Target, estimator: str) -> None:
     """Chi-square at one in a thousand, for 4 degrees of freedom."""

@@ -128,6 +128,15 @@ def test_a_bad_gradient_spoils_its_tensor_alone(value: float) -> None:
     assert params[1].isfinite().all()
 
 
+@pytest.mark.parametrize("part", [0, 1], ids=["parameter", "gradient"])
+def test_nan_reaches_all_that_clipping_by_norm_joins(part: int) -> None:
+    state = lists([(4,), (4,)])
+    state[part][0][1] = float("nan")
+    want = stepped(ref.laprop_step_, state)
+    assert want[0][0].isnan().all()
+    assert_close(stepped(laprop_step_, state), want, equal_nan=True)
+
+
 def test_step_and_rate_may_be_tensors() -> None:
     state = lists(SHAPES[:4], torch.float32)
     tensors = dict(step=torch.tensor(3), lr=torch.tensor(1e-2))

@@ -1,9 +1,13 @@
 """NaN in is NaN out, in every operator, on every backend: in what depends on it, and in no other row."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,7 +20,7 @@ from fastwm import _lib, ops
 from fastwm.nn import BlockRSSM
 from fastwm.nn.gru_rssm import GRURSSM, VARIANTS, Layer
 from fastwm.ops import ActionHead, BlockGRUWeights, DenseWeights, LinearWeights, MDNRNNWeights, MLPWeights, PolicyHead
-from tests.conftest import Target
+from tests.conftest import INTERPRETED, Target
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
 
@@ -317,8 +321,17 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _lib.host.set_isa(before)
 
 
-@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("name", CASES)
-def test_every_instruction_set(name: str) -> None:
-    check(name, torch.float64)
-    check(name, torch.float32)
+def test_every_instruction_set(isa: str, name: str) -> None:
+    check(name, torch.float64 if isa == "baseline" else torch.float32)
+
+
+@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="Triton is tested in this process")
+@pytest.mark.skipif("triton" not in _lib.problems or "not installed" in _lib.problems["triton"], reason="no Triton")
+def test_interpreted_kernels() -> None:
+    """The families that Triton serves, under its interpreter, which must be chosen before import."""
+    files = [__file__, str(Path(__file__).with_name("test_inverse_cdf.py"))]
+    chosen = "triton and not (rssm or scan or mlp or rollout or dream or distribution or policy)"
+    command = [sys.executable, "-m", "pytest", "-q", "-k", chosen, "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

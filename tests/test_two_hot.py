@@ -106,6 +106,19 @@ def test_t26_target_on_a_bin_whose_neighbour_is_ruled_out(native: Target) -> Non
     assert grad.isfinite().all()
 
 
+def test_nan_and_infinite_targets(on: Target) -> None:
+    """A NaN target pulls nowhere: loss and gradient of its row are NaN. Infinite ones count as the outermost bins."""
+    bins = torch.tensor([-2.0, -1, 0, 1, 2], device=on.device)
+    x = torch.linspace(-1, 1, 20, device=on.device).view(4, 5).requires_grad_()
+    target = torch.tensor([math.nan, math.inf, -math.inf, 0.5], device=on.device)
+    finite = torch.tensor([0.0, 2, -2, 0.5], device=on.device)
+    for targets, wanted in (((target,), (finite,)), ((finite, target), (finite, finite))):
+        loss, want = two_hot_loss(x, targets[0], bins, *targets[1:]), two_hot_loss(x, wanted[0], bins, *wanted[1:])
+        (grad,), (exact,) = torch.autograd.grad(loss.sum(), x), torch.autograd.grad(want.sum(), x)
+        assert loss[0].isnan() and grad[0].isnan().all()
+        assert torch.equal(loss[1:], want[1:]) and torch.equal(grad[1:], exact[1:])
+
+
 def test_decodes_what_it_encodes(on: Target) -> None:
     bins = symexp_bins().double().to(on.device)
     for value in (-1e6, -3.0, 0.0, 0.02, 17.0, 4.8e8):

@@ -26,7 +26,8 @@ def mdn_rnn_rollout(
         z_{t+1} ~ mixture(h_{t+1}) at a temperature,   done if logit(h_{t+1}) > 0
 
     A dream starts from the zero state and ends with `done` or after `steps` steps; whatever then becomes of its
-    neighbours changes nothing in it. The decision that it is done is neither sampled nor tempered.
+    neighbours changes nothing in it. The decision that it is done is neither sampled nor tempered; where its logit is
+    NaN the dream goes on, and its return is NaN: never to end must not pay.
 
     Args:
         z: `[N, Z]`, float32 or float64: the latents dreamt from.

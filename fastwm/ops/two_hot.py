@@ -21,7 +21,7 @@ def two_hot_loss(
     Args:
         logits: `[..., K]`, K odd. float32, float64 or bfloat16 (computed in float32, under autocast too); other
             floating dtypes are served by plain PyTorch.
-        target: `[...]`, in the bins' units. No gradient.
+        target: `[...]`, in the bins' units. A NaN makes its row's loss and gradient NaN. No gradient.
         bins: `[K]`, ascending (not checked). No gradient.
         second_target: like `target`.
         second_weight: the second cross-entropy's factor.
