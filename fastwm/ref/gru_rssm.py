@@ -70,8 +70,9 @@ def gru_rssm_observe(
     deter, stoch = deter.detach(), stoch.detach()
     outputs = []
     for t in range(len(tokens)):
-        past = (x.masked_fill(is_first[t, :, None], 0) for x in (deter, stoch.flatten(1), action[t]))
-        deter = _core(*past, w, kind)
+        first = is_first[t, :, None]
+        deter, past, led = (x.masked_fill(first, 0) for x in (deter, stoch.flatten(1), action[t]))
+        deter = _core(deter, past, led, w, kind)
         stats = _stats(torch.cat([deter, tokens[t]], -1), w.post, w.post_stats, kind)
         stoch = _latent(stats, noise[t], kind)
         outputs.append((deter, stoch, stats))

@@ -28,8 +28,9 @@ def rssm_observe(
     deter, stoch = deter.detach(), stoch.detach()
     outputs = []
     for t in range(len(tokens)):
-        past = (x.masked_fill(is_first[t, :, None], 0) for x in (deter, stoch.flatten(1), action[t]))
-        deter = _gru(*past, w, eps)
+        first = is_first[t, :, None]
+        deter, past, led = (x.masked_fill(first, 0) for x in (deter, stoch.flatten(1), action[t]))
+        deter = _gru(deter, past, led, w, eps)
         post = _dense(torch.cat([deter, tokens[t]], -1), w.post, eps)
         logits = F.linear(post, *w.logits).unflatten(-1, stoch.shape[1:])
         stoch, index = _sample(logits, uniform[t], unimix)
