@@ -48,7 +48,9 @@ class _Forced(ModuleType):
     torch.compile cannot trace a ContextVar. It reads, guards and writes an attribute of a module.
     """
 
-    _names = ContextVar("fastwm.backend", default=(_known(os.environ.get("FASTWM_BACKEND") or None),))
+    _names: ContextVar[tuple[str | None, ...]] = ContextVar(
+        "fastwm.backend", default=(_known(os.environ.get("FASTWM_BACKEND") or None),)
+    )
 
     @property
     def names(self) -> tuple[str | None, ...]:
