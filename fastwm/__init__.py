@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from fastwm.process import settle, wait_briefly
+from fastwm.process import ends_in_one_line, settle, wait_briefly
 
 wait_briefly()  # OpenMP reads this when torch is loaded
 
-from fastwm import _lib, ops  # noqa: E402
-from fastwm.info import info  # noqa: E402
-from fastwm.ops import backend  # noqa: E402
+with ends_in_one_line():  # importing torch takes seconds
+    from fastwm import _lib, ops
+    from fastwm.info import info
+    from fastwm.ops import backend
 
 __version__ = "0.1.0"
 __all__ = ["backend", "info", "load", "ops", "settle"]

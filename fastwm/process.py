@@ -6,6 +6,9 @@ import functools
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 SPINS = 5000  # pauses of a thread that waits, 0.1 to 0.3 ms, before it sleeps; libgomp's own number is 300,000
 CHOSEN_BY = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # a user who sets one of them has chosen
@@ -52,3 +55,15 @@ def settle() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextmanager
+def ends_in_one_line() -> Iterator[None]:
+    """Ctrl-C inside ends the command line with one line and code 130; other programs decide for themselves."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if Path(sys.argv[0]).name != "fastwm" and "fastwm.cli" not in sys.orig_argv:
+            raise
+        print("fastwm: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

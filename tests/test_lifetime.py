@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -98,6 +99,19 @@ def test_ctrl_c_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setitem(cli.COMMANDS, name, interrupted)
     assert main([name]) == 130
     assert capsys.readouterr().err == "fastwm: interrupted\n"
+
+
+def test_ctrl_c_while_torch_is_imported_is_one_line(tmp_path: Path) -> None:
+    lines = [
+        "import signal",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",
+        "signal.raise_signal(signal.SIGINT)",
+    ]
+    (tmp_path / "torch.py").write_text("\n".join(lines))
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    command = [sys.executable, "-m", "fastwm.cli", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "fastwm: interrupted\n")
 
 
 def test_ctrl_c_while_an_environment_is_made_leaves_no_folder(tmp_path: Path, capsys: Any) -> None:
