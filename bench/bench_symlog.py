@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bench.conftest import Measure
-from fastwm import nn, ops
+from fastwm import ops, ref
 
 SHAPES = [(1024, 32), (1024, 1024)]  # vector observations of a batch; and of a rich one
 
@@ -18,11 +18,11 @@ def variant(name: str, function: str) -> Callable[[Tensor], Tensor]:
     if name == "fastwm":
         return getattr(ops, function)
     if name == "eager":
-        return getattr(nn, function)
+        return getattr(ref, function)
     if not shutil.which("c++"):
         pytest.skip("torch.compile needs a C++ compiler")
     torch._dynamo.reset()
-    return torch.compile(getattr(nn, function), fullgraph=True, dynamic=False)
+    return torch.compile(getattr(ref, function), fullgraph=True, dynamic=False)
 
 
 @pytest.mark.parametrize("name", ["fastwm", "eager", "torch.compile"])
@@ -39,7 +39,7 @@ def test_symlog(measure: Measure, function: str, backward: bool, shape: tuple[in
         y = fn(x)
         return torch.autograd.grad(y, x, cotangent)[0] if backward else y
 
-    want = getattr(nn, function)(x)
+    want = getattr(ref, function)(x)
     assert_close(run(), torch.autograd.grad(want, x, cotangent)[0] if backward else want)
     arrays = 2 + (3 if backward else 0)  # read x, write y; read x or y and the cotangent, write the gradient
     group = f"{function} {list(shape)} {'forward+backward' if backward else 'forward'}"

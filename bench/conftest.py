@@ -1,9 +1,10 @@
-"""How benchmarks measure: medians, the bandwidth limit and the peak memory, on the CPU or on a GPU.
+"""How benchmarks measure: medians, the time of a copy as large, and the peak memory, on the CPU or on a GPU.
 
 `FASTWM_BENCH_DEVICE=cuda` puts every tensor a benchmark makes on the GPU; there calls are captured in a CUDA graph and
 timed by its replay, or one by one with a synchronisation where they cannot be captured.
 """
 
+import functools
 import os
 import platform
 import statistics
@@ -16,8 +17,11 @@ from typing import Any
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastwm
+from fastwm.errors import FastwmError
+from fastwm.info import provenance
 
 Measure = Callable[..., None]
 
@@ -27,6 +31,7 @@ def backend_of(variant: str) -> fastwm.ops.backend | nullcontext[None]:
     return fastwm.backend("ref") if variant.startswith(("eager", "torch.compile")) else nullcontext()
 
 
+SECONDS = float(os.environ.get("FASTWM_BENCH_SECONDS", "0.5"))  # spent on each variant
 DEVICE = os.environ.get("FASTWM_BENCH_DEVICE", "auto")
 if DEVICE == "auto":
     DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -109,26 +114,62 @@ def captured(fn: Callable[[], Any], calls: int) -> Callable[[], Any]:
 
 
 @pytest.fixture(scope="session")
-def bandwidth() -> float:
-    """Bytes per second of a large copy, read and written: what main memory gives to the threads in use."""
-    source = torch.ones(2**26)
+def served() -> dict[str, str | None]:
+    """The library that is measured; without it, or with another fastwm than `fastwm bench` imported, nothing runs."""
+    wanted = os.environ.get("FASTWM_BENCH_PACKAGE", fastwm.__file__)
+    try:
+        if os.environ.get("FASTWM_BACKEND") == "ref":
+            raise FastwmError("FASTWM_BACKEND=ref is set: plain PyTorch would be measured as fastwm")
+        if Path(wanted).resolve() != Path(fastwm.__file__).resolve():
+            raise FastwmError(f"{fastwm.__file__} would be measured, not {wanted}; run this from another folder")
+        return provenance(DEVICE)
+    except FastwmError as error:
+        pytest.exit(f"fastwm: error: {error}", 2)
+
+
+class Calls(TorchDispatchMode):
+    """Notes which operators of fastwm's libraries are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace.startswith("fastwm"):
+            self.seen.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@functools.cache
+def copy_seconds(nbytes: int) -> float:
+    """Median time of a warm copy that moves `nbytes`, half of them read and half written.
+
+    The limit of a case is a copy of its own size: what fits a cache moves faster than main memory allows.
+    """
+    source = torch.ones(max(1, nbytes // 8))
     target = torch.empty_like(source)
-    target.copy_(source)
-    return 2 * source.nbytes / seconds(lambda: target.copy_(source), 9)
+
+    def copy() -> None:
+        target.copy_(source)
+
+    calls = max(1, round(2e-4 / seconds(copy, 5)))
+    if DEVICE == "cuda":
+        return seconds(captured(copy, calls), 9) / calls
+    return seconds(lambda: [copy() for _ in range(calls)], 9) / calls
 
 
 @pytest.fixture
-def measure(benchmark: Any, bandwidth: float) -> Measure:
-    """measure(fn, group=, variant=, bytes_moved=, flops=): the median time of `fn`, beside what its limit would take.
-
-    The memory limit is main memory's: data that fits a cache can beat it.
-    """
+def measure(benchmark: Any, served: dict[str, str | None]) -> Measure:
+    """measure(fn, group=, variant=, bytes_moved=, flops=): the median time of `fn`, beside that of a copy as large."""
 
     def run(fn: Callable[[], Any], *, group: str, variant: str, bytes_moved: int, flops: int = 0) -> None:
-        fn()
+        with Calls() as calls_of:
+            fn()
+        if variant.startswith(("fastwm", "fused")) and not calls_of.seen:
+            pytest.skip("plain PyTorch serves this here: nothing of fastwm to measure")
         once = seconds(fn, 5)
         iterations = max(1, round(2e-4 / once))
-        rounds = min(1000, max(10, round(0.5 / (once * iterations))))
+        rounds = min(1000, max(10, round(SECONDS / (once * iterations))))
         calls, timed = 1, fn
         if DEVICE == "cuda":
             calls = min(100, max(1, round(2e-3 / once)))
@@ -142,13 +183,13 @@ def measure(benchmark: Any, bandwidth: float) -> Measure:
         benchmark.group = group
         benchmark.pedantic(timed, rounds=rounds, iterations=iterations, warmup_rounds=5)
         benchmark.extra_info.update(
-            variant=variant, calls=calls, bytes=bytes_moved, flops=flops, bandwidth=bandwidth,
-            limit_us=1e6 * bytes_moved / bandwidth, peak_bytes=peak, threads=torch.get_num_threads(),
-            device=device_name(), torch=torch.__version__,
+            variant=variant, calls=calls, bytes=bytes_moved, flops=flops,
+            copy_us=1e6 * copy_seconds(bytes_moved), peak_bytes=peak, threads=torch.get_num_threads(),
+            device=device_name(), torch=torch.__version__, operators=sorted(calls_of.seen), **served,
         )  # fmt: skip
         if benchmark.stats is not None:
             median = benchmark.stats.stats.median / calls
-            benchmark.extra_info["percent_of_limit"] = 100 * bytes_moved / bandwidth / median
+            benchmark.extra_info["percent_of_copy"] = 100 * copy_seconds(bytes_moved) / median
             benchmark.extra_info["gflops"] = flops / median / 1e9
 
     return run

@@ -19,6 +19,7 @@ import sysconfig
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,6 +89,17 @@ def find_compiler() -> str | None:
 def find_nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     return shutil.which(os.environ.get("NVCC", "nvcc")) or shutil.which(f"{home}/bin/nvcc")
+
+
+def find_commit() -> str:
+    """The commit that is built, with a `+` where csrc has changed since; empty outside a checkout."""
+    try:
+        run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
+        top, head = run(["git", "rev-parse", "--show-toplevel", "--short=12", "HEAD"]).stdout.split("\n")[:2]
+        changed = run(["git", "status", "--porcelain", "csrc"]).stdout
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return ""
+    return head + "+" * bool(changed) if Path(top) == ROOT else ""
 
 
 def use_cuda(torch: Torch, nvcc: str | None) -> bool:
@@ -241,6 +253,7 @@ def build(destination: Path, work: Path, extra: Iterable[str] = (), cuda: bool |
 
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
     facts = {"COMPILER": version, "TORCH": torch.version, "TORCH_TARGET": TORCH_TARGET, "CUDA_ARCHS": archs}
+    facts["COMMIT"] = find_commit()
     host_flags = [f'-DFASTWM_{name}="{value}"' for name, value in facts.items()]
 
     kernels = sorted((CSRC / "cpu").glob("*_kernel.cpp"))

@@ -49,7 +49,7 @@ std::map<std::string, bool> cpu_features() {
 
 std::map<std::string, std::string> build_info() {
   return {{"compiler", FASTWM_COMPILER}, {"torch", FASTWM_TORCH}, {"torch_target", FASTWM_TORCH_TARGET},
-          {"cuda_archs", FASTWM_CUDA_ARCHS}};
+          {"cuda_archs", FASTWM_CUDA_ARCHS}, {"commit", FASTWM_COMMIT}};
 }
 
 int num_threads() {

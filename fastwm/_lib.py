@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -82,6 +83,27 @@ def _force_isa() -> None:
 _force_isa()
 
 
+def hidden_install() -> Path | None:
+    """The package folder of a built fastwm later on sys.path, if the imported one is not built."""
+    if has_cpu:
+        return None
+    folders = [Path(entry or ".").resolve() / "fastwm" for entry in sys.path]
+    return next((folder for folder in folders if folder != _HERE and (folder / "_C.so").exists()), None)
+
+
+def advice(missing: str) -> str:
+    """What to do about a library that is not available."""
+    source, other = _HERE.parent, hidden_install()
+    build = f"pip install --no-build-isolation -e {source}"
+    if other:
+        return (
+            f"{source} is not built and hides the fastwm installed in {other.parent}. Use another folder, or: {build}"
+        )
+    if problems[missing] == "not built" and (source / "csrc").is_dir():
+        return f"This is a source tree; build it: {build}"
+    return "Install a C++ compiler (nvcc for CUDA), then: pip install --force-reinstall fastwm"
+
+
 def warn_if_missing() -> None:
     """One warning, when something that this machine could have used is not there."""
     missing = "_C" if not has_cpu else "_C_cuda" if torch.version.cuda and not has_cuda else None
@@ -89,6 +111,6 @@ def warn_if_missing() -> None:
         instead = "Triton" if missing == "_C_cuda" and has_triton else "plain PyTorch"
         warnings.warn(
             f"fastwm's native library {missing} is not available ({problems[missing]}): {instead} serves instead, "
-            "more slowly. Install a C++ compiler (nvcc for CUDA), then `pip install --force-reinstall fastwm`.",
+            f"more slowly. {advice(missing)}",
             stacklevel=3,
         )

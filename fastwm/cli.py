@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import logging
 import os
@@ -194,9 +195,14 @@ def bench(args: Sequence[str]) -> None:
             write_text(options.json, json.dumps(result, indent=1))
         print(
             f"update, {result['size']}, {result['obs']}, {result['precision']}: median {result['median_ms']:.1f} ms, "
-            f"min {result['min_ms']:.1f} ms of {result['repeats']} ({result['threads']} threads, {result['device']})"
+            f"min {result['min_ms']:.1f} ms of {result['repeats']} ({result['threads']} threads, {result['device']})\n"
+            f"library: {result['library']}, fastwm {result['fastwm']}, commit {result['commit']}"
         )
         return
+    import fastwm
+    from fastwm.info import provenance
+    from fastwm.runner.config import resolve_device
+
     folder = Path("bench")
     known = sorted(path.stem.removeprefix("bench_") for path in folder.glob("bench_*.py"))
     if not known:
@@ -206,8 +212,15 @@ def bench(args: Sequence[str]) -> None:
     files = [str(folder / f"bench_{name}.py") for name in options.what or known]
     target = options.json or folder / "results" / "bench.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"FASTWM_BENCH_DEVICE": options.device}
-    run = [sys.executable, "-m", "pytest", "-q", "--benchmark-only", "--benchmark-columns=median", *files]
+    if not all(map(importlib.util.find_spec, ("pytest", "pytest_benchmark"))):
+        raise FastwmError(
+            "the operator benchmarks need pytest and pytest-benchmark: pip install '.[dev]' in the checkout"
+        )
+    provenance(str(resolve_device(options.device)))  # refuses where there is nothing to measure
+    # The child must import the fastwm that this process did, not the one of the current folder.
+    environment = os.environ | {"FASTWM_BENCH_DEVICE": options.device, "FASTWM_BENCH_PACKAGE": fastwm.__file__}
+    run = [sys.executable, "-P", "-m", "pytest", "--import-mode=append", "-q", "--benchmark-only",
+           "--benchmark-columns=median", *files]  # fmt: skip
     if subprocess.run([*run, f"--benchmark-json={target}"], env=environment).returncode:
         raise FastwmError("a benchmark failed; see above")
     subprocess.run([sys.executable, str(folder / "report.py"), str(target)], check=True)

@@ -2,12 +2,18 @@
 
 import ctypes
 import importlib.metadata
+import os
 import platform
+import subprocess
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import fastwm
 from fastwm import _lib, process
+from fastwm.errors import FastwmError
 
 
 def info() -> dict[str, Any]:
@@ -17,7 +23,10 @@ def info() -> dict[str, Any]:
     """
     host = _lib.host
     return {
-        "fastwm": _version("fastwm"),
+        "fastwm": fastwm.__version__,
+        "package": str(Path(_lib.__file__).parent),
+        "hides": str(_lib.hidden_install() or "") or None,
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "library _C": _lib.problems.get("_C", "loaded"),
@@ -38,10 +47,53 @@ def info() -> dict[str, Any]:
 
 
 def doctor() -> str:
-    """`info()` as a table for people: one fact a line."""
+    """`info()` as a table for people: one fact a line, then what to do about a missing library."""
     facts = info()
     width = max(map(len, facts))
-    return "\n".join(f"{name:<{width}}  {_show(value)}" for name, value in facts.items())
+    lines = [f"{name:<{width}}  {_show(value)}" for name, value in facts.items()]
+    return "\n".join(lines if _lib.has_cpu else [*lines, "", _lib.advice("_C")])
+
+
+def commit() -> str | None:
+    """The commit of the checkout that fastwm is imported from, or that it was built from; `+`: with changes."""
+    root = Path(_lib.__file__).parent.parent
+    if (root / ".git").exists():
+        try:
+            run = partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True)
+            head = run(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
+            return head + "+" * bool(run(["git", "status", "--porcelain", "-uno", "fastwm", "csrc"]).stdout)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    return (_lib.host.build_info().get("commit") or None) if _lib.host else None
+
+
+def provenance(device: str) -> dict[str, str | None]:
+    """Which fastwm serves float32 tensors on a device: version, commit and library file, to go beside every figure.
+
+    Raises FastwmError where plain PyTorch would serve, unless `FASTWM_BACKEND=ref` asks for it.
+    """
+    from fastwm.ops import _backend
+
+    served = _backend.select(torch.empty(0, device=device))
+    if served is None and os.environ.get("FASTWM_BACKEND") != "ref":
+        missing = "_C_cuda" if torch.device(device).type == "cuda" and _lib.has_cpu else "_C"
+        raise FastwmError(
+            f"nothing to measure: fastwm's library {missing} is not available ({_lib.problems.get(missing)}). "
+            f"{_lib.advice(missing)} (FASTWM_BACKEND=ref measures plain PyTorch, under that name)"
+        )
+    native = "_C_cuda.so" if torch.device(device).type == "cuda" else "_C.so"
+    files = {"fastwm": native, "fastwm_triton": "triton", "fastwm_emulated": "CUDA emulator"}
+    library = _brief(Path(_lib.__file__).parent / files[served]) if served else "none: plain PyTorch"
+    built = (_lib.host.build_info().get("commit") or None) if _lib.host else None
+    return {"fastwm": fastwm.__version__, "commit": commit(), "library": library, "library_commit": built}
+
+
+def _brief(path: Path) -> str:
+    """A path without the home folder's name: figures may be published."""
+    for base, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if path.is_relative_to(base):
+            return f"{prefix}{path.relative_to(base)}"
+    return str(path)
 
 
 info.doctor = doctor  # type: ignore[attr-defined]  # the function shadows this module in the package: fastwm.info.doctor()

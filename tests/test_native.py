@@ -203,6 +203,18 @@ print(fastwm.info()["library _C"])
     assert reason == "not built"
 
 
+@needs_native
+def test_an_unbuilt_tree_that_hides_an_installed_package_says_so(tmp_path: Path) -> None:
+    """As in a checkout after `pip install .`: Python looks into the current folder first."""
+    shutil.copytree(ROOT / "fastwm", tmp_path / "fastwm", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    code = "import fastwm; print(fastwm.info()['hides']); print(fastwm.info.doctor().splitlines()[-1])"
+    done = run(code, cwd=tmp_path, PYTHONPATH=str(ROOT), FASTWM_ISA="", FASTWM_BACKEND="")
+    hides, advice = done.stdout.splitlines()
+    assert hides == str(ROOT / "fastwm")
+    assert advice.startswith(f"{tmp_path} is not built and hides the fastwm installed in {ROOT}. Use another folder")
+    assert advice in done.stderr
+
+
 def test_info_and_doctor() -> None:
     facts = fastwm.info()
     assert facts["torch"] == torch.__version__

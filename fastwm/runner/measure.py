@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastwm.agents import DreamerV3, DreamerV3Config
 from fastwm.errors import FastwmError
-from fastwm.info import info
+from fastwm.info import info, provenance
 from fastwm.runner.config import TrainConfig, resolve_device, with_presets
 from fastwm.runner.graph import WARM_UP, GraphedUpdate, fastest_update
 
@@ -54,9 +54,11 @@ def measure_update(
 ) -> dict[str, Any]:
     """Median milliseconds of a whole DreamerV3 update (B=16, T=64, H=15) after a warm-up, and what it ran on.
 
-    On a GPU it is a CUDA graph, as in training, unless `graph` is false; the batch lies on the device.
+    On a GPU it is a CUDA graph, as in training, unless `graph` is false; the batch is on the device. Raises FastwmError
+    where the native library is missing.
     """
     device = resolve_device(device_name)
+    served = provenance(str(device))
     config = with_presets(TrainConfig(DreamerV3Config()), "dreamerv3", [size]).agent
     if precision not in ("fp32", "bf16"):
         raise FastwmError(f"unknown precision {precision!r}; there is: fp32, bf16")
@@ -80,7 +82,7 @@ def measure_update(
         "graph": isinstance(update, GraphedUpdate), "machine": platform.machine(),
         "peak_bytes": torch.cuda.max_memory_reserved(device) if on_gpu else None,
         "torch": torch.__version__, "isa": info().get("isa"),
-    }  # fmt: skip
+    } | served  # fmt: skip
 
 
 def seconds(fn: Any, device: torch.device) -> float:
