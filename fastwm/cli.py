@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib.util
+import inspect
 import json
 import logging
 import os
@@ -29,21 +30,26 @@ agents: {agents}"""
 TRUST = "let the folder name code to import (env: module:factory), and files and links outside of it"
 
 
+def path(text: str) -> Path:
+    """A path, with `~` for the home folder even where the shell left it."""
+    return Path(text).expanduser()
+
+
 def train(args: Sequence[str]) -> None:
     """`fastwm train AGENT [--env ...] [--preset ...] [--logdir ...] [any setting]`."""
     import tyro
 
     from fastwm.agents import agent_spec
-    from fastwm.runner import config as cfg
-    from fastwm.runner.stages import train_stages
-    from fastwm.runner.train import train as run
+    from fastwm.runner.start import initial_settings, start
     from fastwm.runner.trust import check_env
 
+    if args and args[0] in ("-h", "--help"):
+        print(train_help())
+        return
     if not args or args[0].startswith("-"):
         raise FastwmError("train needs an agent: fastwm train dreamerv3 --env cartpole")
     name, args = args[0], args[1:]
     spec = agent_spec(name)
-    kind: Any = cfg.StagedConfig if spec.stages else cfg.TrainConfig
     # What decides the defaults must be known before the settings themselves are read.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--logdir", default="")
@@ -52,26 +58,17 @@ def train(args: Sequence[str]) -> None:
     early.add_argument("--env-args", nargs="*", action="extend", default=[])
     early.add_argument("--keys", nargs="*", action="extend", default=[])
     known, _ = early.parse_known_args(args)
-    default: Any = kind(spec.config())
-    saved = Path(known.logdir, "config.yaml") if known.logdir else None
-    if saved and saved.is_file():
-        default = cfg.read_config(saved, default, name)
-        if spec.stages:
-            default.stage = ""
-        if known.preset and tuple(known.preset) != default.preset:
-            default = cfg.with_presets(default, name, known.preset, known.env or default.env)
-    elif known.env or not spec.stages:
-        default = cfg.with_presets(
-            default, name, known.preset or cfg.default_preset(name, bool(spec.stages)), known.env
-        )
+    folder = os.path.expanduser(known.logdir)
+    default = initial_settings(name, known.env, folder, known.preset)
     for named in ("env_args", "keys"):
         setattr(default, named, getattr(default, named) | pairs(named, getattr(known, named)))
     try:
         config: Any = tyro.cli(
-            kind[spec.config],
+            type(default)[spec.config],
             args=without_pairs(args),
             default=default,
             prog=f"fastwm train {name}",
+            description=agent_help(name, default),
             config=(tyro.conf.AvoidSubcommands,),
         )
     except SettingError as error:
@@ -79,12 +76,42 @@ def train(args: Sequence[str]) -> None:
     if not config.env:
         example = "--env takecover" if spec.stages else "--env cartpole or --env dmc:walker_walk"
         raise FastwmError(f"no environment given: add --env, for example {example}")
-    if saved and saved.is_file():
+    if folder and (saved := Path(folder, "config.yaml")).is_file():
         check_env(saved, config, known.env, known.env_args[::2])
     if not config.logdir:
         config.logdir = f"runs/{name}-{config.env.replace(':', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
         print(f"logdir: {config.logdir}")
-    (train_stages if spec.stages else run)(name, config, Path(config.logdir))
+    config.logdir = os.path.expanduser(config.logdir)
+    start(name, config)
+
+
+def about(agent: str) -> str:
+    """The first line of the module that defines an agent: its name and paper."""
+    from fastwm.agents import agent_spec
+
+    return (sys.modules[agent_spec(agent).agent.__module__].__doc__ or agent).splitlines()[0]
+
+
+def train_help() -> str:
+    from fastwm.agents import AGENTS
+
+    agents = "\n".join(f"  {name:<13} {about(name)}" for name in AGENTS)
+    return (
+        "usage: fastwm train AGENT --env ENV [--logdir DIR] [--preset NAME ...] [any setting of the agent]\n\n"
+        "Train an agent, or continue the run in --logdir.\n\n"
+        f"agents:\n{agents}\n\n"
+        "fastwm train AGENT --help lists the agent's presets and all its settings."
+    )
+
+
+def agent_help(name: str, default: Any) -> str:
+    """What an agent is, its presets, and which of them gave the defaults shown."""
+    from fastwm.runner.config import preset_blocks
+
+    given = ", ".join(default.preset)
+    applied = f"Applied here: {given}" if given else "None is applied here: the defaults are the official numbers"
+    presets = f"Presets: {', '.join(preset_blocks(name)) or 'none'}. {applied}."
+    return f"{about(name)}\n\n{inspect.getdoc(type(default))}\n\n{presets} Choose others with --preset NAME [NAME ...]."
 
 
 def pairs(setting: str, values: Sequence[str]) -> dict[str, str]:
@@ -117,7 +144,7 @@ def evaluate(args: Sequence[str]) -> None:
     from fastwm.runner.evaluate import evaluate as run
 
     parser = argparse.ArgumentParser(prog="fastwm eval", description="Score a trained agent on whole episodes.")
-    parser.add_argument("logdir", type=Path)
+    parser.add_argument("logdir", type=path)
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the environments and the policy's draws")
     parser.add_argument("--max-steps", type=int, default=MAX_STEPS, help="steps after which an episode is cut off")
@@ -146,12 +173,12 @@ def dream(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="fastwm dream", description="Draw imagined beside real, from the run's replay."
     )
-    parser.add_argument("logdir", type=Path)
+    parser.add_argument("logdir", type=path)
     parser.add_argument("--seed", type=int, default=0, help="of the window or episode that is shown")
     parser.add_argument("--trust", action="store_true", help=TRUST)
     options = parser.parse_args(args)
-    for path in run(options.logdir, options.seed, options.trust):
-        print(f"wrote {path}")
+    for picture in run(options.logdir, options.seed, options.trust):
+        print(f"wrote {picture}")
 
 
 def compare(args: Sequence[str]) -> None:
@@ -162,7 +189,7 @@ def compare(args: Sequence[str]) -> None:
     parser.add_argument("--env", required=True)
     parser.add_argument("--agents", required=True, help="names, separated by commas")
     parser.add_argument("--steps", type=int, required=True, help="of the environment, repeated actions counted")
-    parser.add_argument("--logdir", type=Path, required=True, help="a folder an agent inside; the same again continues")
+    parser.add_argument("--logdir", type=path, required=True, help="a folder an agent inside; the same again continues")
     parser.add_argument("--preset", default="", help="of all agents; else what each has for this environment")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--episodes", type=int, default=20, help="of the evaluation after training")
@@ -182,7 +209,7 @@ def bench(args: Sequence[str]) -> None:
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--no-graph", action="store_true", help="of the update on a GPU: launch it, record no graph")
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--json", type=path, help="file for the figures")
     options = parser.parse_args(args)
     if options.what == ["update"]:
         from fastwm.runner.measure import measure_update

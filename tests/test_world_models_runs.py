@@ -18,6 +18,7 @@ from fastwm.cli import main
 from fastwm.envs import make_env
 from fastwm.runner.config import StagedConfig, preset_blocks, with_presets
 from fastwm.runner.log import read_lines
+from tests.test_metrics import documented, written
 
 SMALL = [
     "--agent.latents", "4", "--agent.collect.episodes", "8", "--agent.collect.chunk-episodes", "3",
@@ -64,6 +65,14 @@ def test_every_stage_has_metrics(finished: Path) -> None:
     last = read_lines(finished / "c" / "metrics.jsonl")[-1]
     for key in ("generations_per_minute", "steps_per_second", "share/ask", "share/tell", "share/rollouts"):
         assert np.isfinite(last[key])
+
+
+@pytest.mark.parametrize("stage", ["collect", "v", "encode", "m", "c"])
+def test_the_list_of_metrics_is_what_a_stage_writes(finished: Path, stage: str) -> None:
+    listed = documented(stage)
+    optional = {key for key, meaning in listed.items() if "only with" in meaning or "only where" in meaning}
+    found = written(finished / stage / "metrics.jsonl") - {"step"}
+    assert found <= listed.keys() and listed.keys() - found <= optional
 
 
 def test_load_act_eval_dream(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

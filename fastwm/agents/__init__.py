@@ -39,7 +39,8 @@ AGENTS = {
 def agent_spec(name: str) -> AgentSpec:
     """The agent of that name; an unknown one is a `FastwmError` that lists what exists."""
     if name not in AGENTS:
-        raise FastwmError(f"unknown agent {name!r}; there is: {', '.join(AGENTS)}")
+        own = "; for one of your own see fastwm.train" if ":" in name or "." in name else ""
+        raise FastwmError(f"unknown agent {name!r}; there is: {', '.join(AGENTS)}{own}")
     return AGENTS[name]
 
 

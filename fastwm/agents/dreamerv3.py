@@ -4,6 +4,7 @@ A world model learns to encode, predict and reconstruct what the environment sho
 from what the model dreams. Every equation is named in `loss`; tensors are time-major `[T, B, ...]`.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
@@ -24,6 +25,8 @@ from fastwm.nn.spaces import decode, encode, is_image, row_spaces, total_width
 from fastwm.ops.philox import rand, randn
 from fastwm.optim import LaProp, gradient_norms
 from fastwm.settings import Count, Decay, Fraction, Hidden, Positive, Range, Settings, Weight, Whole, Width
+
+LARGE = 50_000_000  # parameters
 
 
 @dataclass
@@ -240,6 +243,13 @@ class DreamerV3(Agent):
             [p for p in self.parameters() if p.requires_grad],
             lr=c.lr, betas=(c.beta1, c.beta2), agc=c.agc, warmup=c.warmup,
         )  # fmt: skip
+        parameters = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        if parameters > LARGE and self.device.type == "cpu" and not torch.cuda.is_available():
+            warnings.warn(
+                f"DreamerV3 has {parameters:,} parameters: on a CPU an update takes minutes. DreamerV3Config() is "
+                "the official size200m; size1m is DreamerV3Config(deter=512, hidden=64, classes=4, units=64, depth=4)",
+                stacklevel=2,
+            )
 
     def initial(self, batch: int) -> dict[str, Tensor]:
         """The acting state before the first observation."""

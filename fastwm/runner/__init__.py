@@ -1,6 +1,7 @@
 """Training, evaluation and everything a run writes to its folder."""
 
 from fastwm.runner.evaluate import evaluate, load
-from fastwm.runner.train import Trainer, train
+from fastwm.runner.start import train
+from fastwm.runner.train import Trainer
 
 __all__ = ["Trainer", "evaluate", "load", "train"]

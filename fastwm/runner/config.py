@@ -21,6 +21,7 @@ from fastwm.writing import write_text
 AgentConfig = TypeVar("AgentConfig")
 ONCE = ("trust", "fresh_replay")
 """Settings of one command, which `config.yaml` does not keep."""
+OBJECT = "object "
 
 
 @dataclass
@@ -89,9 +90,9 @@ class StagedConfig(RunConfig[AgentConfig]):
 
 
 def preset_blocks(agent: str) -> dict[str, dict[str, Any]]:
-    """All named blocks of an agent."""
-    text = resources.files("fastwm.configs").joinpath(f"{agent}.yaml").read_text()
-    blocks: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    """All named blocks of an agent; an agent of the user's own has none."""
+    file = resources.files("fastwm.configs").joinpath(f"{agent}.yaml")
+    blocks: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text()) if file.is_file() else {}
     return blocks
 
 
@@ -101,7 +102,7 @@ def with_presets(config: Any, agent: str, names: Iterable[str], env: str = "") -
     for given in names:
         name = f"{env}_{given}" if f"{env}_{given}" in blocks else given
         if name not in blocks:
-            raise FastwmError(f"unknown preset {given!r} for {agent}; there is: {', '.join(blocks)}")
+            raise FastwmError(f"unknown preset {given!r} for {agent}; there is: {', '.join(blocks) or 'none'}")
         block = dict(blocks[name])
         config = with_presets(config, agent, block.pop("base", ()), env)
         config = merge(config, block)
@@ -255,10 +256,28 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def default_preset(agent: str, staged: bool = False) -> tuple[str, ...]:
-    """What fits the machine when no preset is named; none is the official settings."""
+def default_preset(agent: str, env: str = "", staged: bool = False) -> tuple[str, ...]:
+    """The preset that suits the machine when none is named; none is the official settings.
+
+    An agent with stages has them for some environments only.
+    """
     gpu = torch.cuda.is_available()
-    if staged:
-        return ("code",) if gpu else ("quick",)
-    name = "size12m" if gpu else "small"
-    return (name,) if name in preset_blocks(agent) else ()
+    name = ("code" if gpu else "quick") if staged else ("size12m" if gpu else "small")
+    return (name,) if (f"{env}_{name}" if staged else name) in preset_blocks(agent) else ()
+
+
+def env_name(env: Any) -> str:
+    """The name that a run remembers for an environment given as an object: `module:factory` where it has one."""
+    module, name = getattr(env, "__module__", ""), getattr(env, "__qualname__", type(env).__name__)
+    importable = callable(env) and module not in ("", "__main__") and "<" not in name
+    return f"{module}:{name}" if importable else f"{OBJECT}{name}"
+
+
+def env_source(config: RunConfig[Any], given: Any = None) -> Any:
+    """The argument of `make_env`: the object that was given, else the name in the settings."""
+    if given is None and config.env.startswith(OBJECT):
+        raise FastwmError(
+            f"the environment of this run, {config.env.removeprefix(OBJECT)}, was given in Python: "
+            "pass env again to fastwm.train or fastwm.evaluate"
+        )
+    return config.env if given is None else given

@@ -18,7 +18,7 @@ from fastwm.errors import FastwmError
 from fastwm.files import check, check_folder
 from fastwm.replay import Replay
 from fastwm.runner import checkpoint, plots, staged_plots
-from fastwm.runner.config import StagedConfig, TrainConfig, env_options, read_config, resolve_device
+from fastwm.runner.config import StagedConfig, TrainConfig, env_options, env_source, read_config, resolve_device
 from fastwm.runner.log import Progress
 from fastwm.runner.train import Episodes
 from fastwm.runner.trust import check_env
@@ -71,33 +71,36 @@ def load(logdir: str | Path, device: str = "cpu", trust: bool = False) -> Any:
     `logdir` is the folder given to `fastwm train`. It may come from a stranger: no code of it runs, and without `trust`
     no link leads out of it. Raises FastwmError where there is no run or no readable checkpoint.
     """
-    return open_run(Path(logdir), trust).agent(resolve_device(device))
+    return open_run(Path(logdir).expanduser(), trust).agent(resolve_device(device))
 
 
 def evaluate(
-    logdir: Path,
-    episodes: int,
-    seed: int,
+    logdir: str | Path,
+    episodes: int = 20,
+    seed: int = 1_000_000,
     device: str = "auto",
     baselines: bool = True,
     file: str = "eval.json",
     trust: bool = False,
     max_steps: int = MAX_STEPS,
+    env: Any = None,
 ) -> dict[str, Any]:
     """Returns of whole episodes, the same number from each environment so that short ones are not favoured.
 
     An episode that does not end is cut after `max_steps`, counts as it is, and is counted in `cut`. The agent's
     baselines, where it has any, play as many. Writes `file` into the run's folder, if that can be written to, and
-    returns what is in it. With `trust` the folder may name code to import for the environment.
+    returns what is in it. `env`, an object that `make_env` takes, replaces the name in the run's folder. With
+    `trust` the folder may name code to import for the environment.
     """
+    logdir = Path(logdir).expanduser()
     if episodes < 1 or max_steps < 1:
         raise FastwmError(f"episodes and max_steps must be at least 1, got {episodes} and {max_steps}")
     saved = open_run(logdir, trust)
     config = saved.config
-    check_env(logdir / "config.yaml", config)
+    check_env(logdir / "config.yaml", config, "" if env is None else config.env)
     agent = saved.agent(resolve_device(device))
     torch.manual_seed(seed)
-    env = make_envs(config, episodes, seed)
+    env = make_envs(config, episodes, seed, env)
     each = math.ceil(episodes / env.num_envs)
     state: Any = None
 
@@ -127,13 +130,13 @@ def evaluate(
     return result
 
 
-def make_envs(config: Any, episodes: int, seed: int) -> VecEnv:
+def make_envs(config: Any, episodes: int, seed: int, env: Any = None) -> VecEnv:
     """Up to 20 environments that share the episodes evenly, or as many as the run's vector environment always has."""
-    num_envs = next(n for n in range(min(episodes, 20), 0, -1) if episodes % n == 0)
+    source, num_envs = env_source(config, env), next(n for n in range(min(episodes, 20), 0, -1) if episodes % n == 0)
     try:
-        return make_env(config.env, num_envs, seed, **env_options(config))
+        return make_env(source, num_envs, seed, **env_options(config))
     except WrongNumber as error:
-        return make_env(config.env, error.made, seed, **env_options(config))
+        return make_env(source, error.made, seed, **env_options(config))
 
 
 def play(

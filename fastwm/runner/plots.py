@@ -65,7 +65,7 @@ def imagination(path: Path, agent: Any, replay: Replay) -> Path | None:
     truth = {key: batch[key][1:, 0].cpu() for key in predictions}
     images = [key for key in predictions if is_image(agent.obs_space[key])]
     if images:
-        return film_strip(path, truth[images[0]].float() / 255, predictions[images[0]])
+        return film_strip(path, truth[images[0]].float() / 255, predictions[images[0]], context)
     vectors = [key for key in predictions if not classes(agent.obs_space[key])]
     return curves(path, truth, predictions, vectors, context) if vectors else None
 
@@ -91,16 +91,31 @@ def curves(path: Path, truth: dict[str, Tensor], prediction: dict[str, Tensor], 
     return save(figure, path)
 
 
-def film_strip(path: Path, truth: Tensor, prediction: Tensor) -> Path:
+def film_strip(path: Path, truth: Tensor, prediction: Tensor, context: int) -> Path:
     """Every few frames: truth, dream, and their difference below each other."""
     at = torch.linspace(0, len(truth) - 1, min(12, len(truth))).long()
-    rows = [truth[at], prediction[at].clamp(0, 1), (prediction[at] - truth[at] + 1) / 2]
-    strip = torch.cat([row.movedim(0, 1).flatten(1, 2) for row in rows])  # [3H, N*W, C]
-    if strip.shape[-1] not in (1, 3):
-        strip = strip[..., :1]
-    figure, axes = plt.subplots(figsize=(12, 3.4), layout="constrained")
-    axes.imshow(strip.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-    axes.set_xticks([])
-    height = truth.shape[1]
-    axes.set_yticks([height // 2 + height * i for i in range(3)], ["real", "imagined", "error"])
+    rows = [truth[at], prediction[at].clamp(0, 1), ((prediction[at] - truth[at] + 1) / 2).clamp(0, 1)]
+    if truth.shape[-1] not in (1, 3):
+        rows = [row[..., :1] for row in rows]
+    return strips(path, [torch.cat(list(row), 1) for row in rows], ["real", "imagined", "error"], at.tolist(), context)
+
+
+def strips(path: Path, rows: list[Tensor], names: list[str], steps: list[int], context: int = 0) -> Path:
+    """Frames side by side [H, N*W, C], one strip for each name, with their steps below.
+
+    A line and two words mark where the model stops seeing the frames: after the first `context` steps.
+    """
+    height, width = rows[0].shape[0], rows[0].shape[1] // len(steps)
+    figure, axes = plt.subplots(
+        figsize=(14, 0.6 + 14 * len(rows) * height / (width * len(steps))), layout="constrained"
+    )
+    axes.imshow(torch.cat(rows).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+    axes.set_yticks([height // 2 + height * i for i in range(len(rows))], names)
+    axes.set_xticks([width // 2 + width * i for i in range(len(steps))], [str(step) for step in steps])
+    axes.set_xlabel("step")
+    seen = sum(step < context for step in steps)
+    if 0 < seen < len(steps):
+        axes.axvline(width * seen - 0.5, color="tab:green", linewidth=3)
+        axes.text(width * seen - 0.5, -0.04 * height, f"context ({context} steps)  ", ha="right", color="tab:green")
+        axes.text(width * seen - 0.5, -0.04 * height, "  imagined from the actions alone", color="tab:green")
     return save(figure, path)

@@ -1,6 +1,5 @@
 """Pictures of a World Models run: an episode beside its dream, dreams at three temperatures, curves, latents."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ from torch import Tensor
 
 from fastwm.envs import make_env
 from fastwm.runner import checkpoint
-from fastwm.runner.config import RunConfig, env_options
+from fastwm.runner.config import RunConfig, env_options, env_source
 from fastwm.runner.log import read_lines
-from fastwm.runner.plots import plt, save
+from fastwm.runner.plots import plt, save, strips
 from fastwm.writing import replacing
 
 CONTEXT = 30
@@ -42,7 +41,7 @@ def write_all(logdir: Path, agent: Any, config: RunConfig[Any], seed: int) -> li
 @torch.no_grad()
 def episode(logdir: Path, agent: Any, config: RunConfig[Any], seed: int) -> dict[str, Tensor]:
     """The first `LENGTH` rows of an episode that the agent plays: V's frames, M's actions, `is_first`; [T, 1, ...]."""
-    env = make_env(config.env, 1, seed, **env_options(config))
+    env = make_env(env_source(config), 1, seed, **env_options(config))
     checkpoint.check_spaces(checkpoint.newest(logdir, checkpoint.describe), env.obs_space, env.act_space, config.env)
     record, state = env.reset(), None
     rows: list[tuple[Tensor, ...]] = []
@@ -71,7 +70,7 @@ def film_strip(path: Path, video: Tensor) -> Path:
     at = torch.linspace(0, len(video) - 1, min(SHOWN, len(video))).long()
     panels = video[at].cpu().unflatten(2, (3, -1)).movedim(2, 0)  # [3, N, H, W, C]
     rows = [torch.cat(list(panel), 1) for panel in panels]
-    return strips(path, rows, ["real", "reconstructed", "dreamt"], [f"{i}" for i in at.tolist()])
+    return strips(path, rows, ["real", "reconstructed", "dreamt"], at.tolist(), CONTEXT)
 
 
 @torch.no_grad()
@@ -88,19 +87,7 @@ def temperatures(path: Path, agent: Any, start: Tensor, length: int = 150) -> Pa
             prediction, state = agent.rnn.step(z, action, state, first)
             z, first = prediction.mixture.sample(temperature), torch.zeros_like(first)
         rows.append(torch.cat([(frame.cpu() * 255).to(torch.uint8) for frame in frames], 1))
-    return strips(path, rows, [f"temperature {t:g}" for t in TEMPERATURES], [f"{i}" for i in at])
-
-
-def strips(path: Path, rows: Sequence[Tensor], names: list[str], steps: list[str]) -> Path:
-    """Images of equal size below each other, named at the left, steps below."""
-    height, width = rows[0].shape[:2]
-    figure, axes = plt.subplots(figsize=(14, 3.4), layout="constrained")
-    axes.imshow(torch.cat(list(rows)).numpy())
-    axes.set_yticks([height // 2 + height * i for i in range(len(rows))], names)
-    frame = width // len(steps)
-    axes.set_xticks([frame // 2 + frame * i for i in range(len(steps))], steps)
-    axes.set_xlabel("step")
-    return save(figure, path)
+    return strips(path, rows, [f"temperature {t:g}" for t in TEMPERATURES], at.tolist())
 
 
 @torch.no_grad()

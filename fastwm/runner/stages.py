@@ -14,7 +14,7 @@ from fastwm.envs import describe, make_env
 from fastwm.errors import FastwmError
 from fastwm.files import check_folder
 from fastwm.runner import checkpoint
-from fastwm.runner.config import StagedConfig, env_options, misfit_explained, resolve_device, write_config
+from fastwm.runner.config import StagedConfig, env_options, env_source, misfit_explained, resolve_device, write_config
 from fastwm.runner.folder import run_folder
 from fastwm.runner.log import MetricsLog, Progress
 from fastwm.runner.signals import signals
@@ -27,7 +27,7 @@ class StageRun:
     def __init__(self, trainer: "StagedTrainer", folder: Path, publish_base: int):
         self.trainer, self.folder = trainer, folder
         self.publish_base = publish_base
-        self.seed, self.env = trainer.config.seed, trainer.config.env
+        self.seed, self.env = trainer.config.seed, trainer.env
         self.env_args = env_options(trainer.config)
         self.metrics: MetricsLog | None = None
         self.saved_at = sys.maxsize
@@ -78,7 +78,7 @@ class StageRun:
 class StagedTrainer:
     """All stages of all iterations of one run, in one folder."""
 
-    def __init__(self, name: str, config: StagedConfig[Any], logdir: Path):
+    def __init__(self, name: str, config: StagedConfig[Any], logdir: Path, env: Any = None):
         self.name, self.config, self.logdir = name, config, logdir
         self.spec = agent_spec(name)
         names = [stage.name for stage in self.spec.stages]
@@ -87,9 +87,10 @@ class StagedTrainer:
         torch.manual_seed(config.seed)
         if config.threads:
             torch.set_num_threads(config.threads)
-        env = make_env(config.env, 1, config.seed, **env_options(config))
-        self.spaces, self.described = (env.obs_space, env.act_space), describe(env)
-        env.close()
+        self.env = env_source(config, env)
+        probe = make_env(self.env, 1, config.seed, **env_options(config))
+        self.spaces, self.described = (probe.obs_space, probe.act_space), describe(probe)
+        probe.close()
         self.agent: Any = self.spec.agent(*self.spaces, config.agent).to(resolve_device(config.device))
         self.stop: str | None = None
         self.begun = False
@@ -164,10 +165,10 @@ class StagedTrainer:
         return True
 
 
-def train_stages(name: str, config: StagedConfig[Any], logdir: Path) -> StagedTrainer:
-    """Start or continue the run in `logdir`."""
+def train_stages(name: str, config: StagedConfig[Any], logdir: Path, env: Any = None) -> StagedTrainer:
+    """Start or continue the run in `logdir`; see `fastwm.runner.train.train`."""
     with run_folder(logdir):
         check_folder(logdir, config.trust)
-        trainer = StagedTrainer(name, config, logdir)
+        trainer = StagedTrainer(name, config, logdir, env)
         trainer.run()
     return trainer

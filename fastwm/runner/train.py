@@ -17,7 +17,7 @@ from fastwm.errors import FastwmError
 from fastwm.files import Kinds, check, check_folder
 from fastwm.replay import SAVED, Replay
 from fastwm.runner import checkpoint, plots
-from fastwm.runner.config import TrainConfig, env_options, misfit_explained, resolve_device, write_config
+from fastwm.runner.config import TrainConfig, env_options, env_source, misfit_explained, resolve_device, write_config
 from fastwm.runner.folder import run_folder
 from fastwm.runner.graph import fastest_update
 from fastwm.runner.log import MetricsLog, Progress
@@ -65,7 +65,7 @@ class Episodes:
 class Trainer:
     """One run in one folder. `step` counts rows of replay, `decisions` those of them that were acted on."""
 
-    def __init__(self, name: str, config: TrainConfig[Any], logdir: Path):
+    def __init__(self, name: str, config: TrainConfig[Any], logdir: Path, env: Any = None):
         check_learns(config)
         self.name, self.config, self.logdir = name, config, logdir
         self.device = resolve_device(config.device)
@@ -75,7 +75,9 @@ class Trainer:
         self.saved: Path | None = checkpoint.newest(logdir, Path)
         meta = checkpoint.describe(self.saved) if self.saved else {}
         self.starts = meta.get("starts", 1) + 1 if self.saved else 1
-        self.env = make_env(config.env, config.num_envs, env_seed(config.seed, self.starts), **env_options(config))
+        self.env = make_env(
+            env_source(config, env), config.num_envs, env_seed(config.seed, self.starts), **env_options(config)
+        )
         spec = agent_spec(name)
         build = partial(spec.agent, self.env.obs_space, self.env.act_space, config.agent)
         if self.saved:
@@ -292,11 +294,11 @@ def env_seed(seed: int, starts: int) -> int:
     return seed if starts == 1 else int(np.random.SeedSequence(seed, spawn_key=(starts,)).generate_state(1)[0] >> 1)
 
 
-def train(name: str, config: TrainConfig[Any], logdir: Path) -> Trainer:
-    """Start or continue the run in `logdir`."""
+def train(name: str, config: TrainConfig[Any], logdir: Path, env: Any = None) -> Trainer:
+    """Start or continue the run in `logdir`; `env`, an object that `make_env` takes, replaces the name in `config`."""
     with run_folder(logdir):
         check_folder(logdir, config.trust)
-        trainer = Trainer(name, config, logdir)
+        trainer = Trainer(name, config, logdir, env)
         try:
             trainer.run()
         finally:

@@ -28,7 +28,7 @@ class StageRun(Protocol):
 
     folder: Path
     seed: int
-    env: str
+    env: Any
     env_args: dict[str, Any]
 
     def say(self, text: str) -> None:
