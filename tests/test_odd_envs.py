@@ -236,6 +236,13 @@ def test_images_of_two_sizes_are_resized_or_refused(name: str) -> None:
         tiny(name, make_env("tests.odd_envs:two_images", size=None).obs_space)
 
 
+@pytest.mark.parametrize("name", ["tests.odd_envs:two_images", "gym:CartPole-v1", "cartpole"])
+@pytest.mark.parametrize("options", [{"size": "big"}, {"size": -3}, {"repeat": "x"}, {"repeat": 0}])
+def test_size_and_repeat_are_numbers(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(FastwmError, match=f"{next(iter(options))} must be an integer"):
+        make_env(name, **options)
+
+
 # Old forms and errors
 
 

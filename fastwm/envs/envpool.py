@@ -24,6 +24,7 @@ import numpy as np
 from gymnasium import Space
 
 from ..errors import FastwmError
+from .observations import check_size
 from .spaces import ArrayTree
 from .vec import StepResult, UnknownEnv, VecEnv
 
@@ -121,6 +122,7 @@ def make_envpool(
     envpool = import_envpool()
     if name not in envpool.list_all_envs():
         raise UnknownEnv(name)
+    check_size(size)
     try:
         with quiet_boxes():
             fields = envpool.make_spec(name, **options).config._asdict()
@@ -224,8 +226,8 @@ def env_seeds(seed: Seed, num_envs: int) -> list[int]:
 
 def check_repeat(repeat: int) -> None:
     """Raises FastwmError unless `repeat` is a positive number of steps."""
-    if repeat < 1:
-        raise FastwmError(f"repeat must be at least 1, got {repeat}")
+    if not isinstance(repeat, int) or repeat < 1:
+        raise FastwmError(f"repeat must be an integer of at least 1, got {repeat!r}")
 
 
 @contextmanager

@@ -78,6 +78,7 @@ class ObsAdapter:
     """
 
     def __init__(self, space: Space, size: int | None, keys: Mapping[str, str] | None = None) -> None:
+        check_size(size)
         given = dict(keys or {})
         used: set[str] = set()
         self.leaves: dict[str, Leaf] = {}
@@ -135,6 +136,12 @@ class ObsAdapter:
         """What each key was taken for."""
         left_out = f", left out: {', '.join(self.left_out)}" if self.left_out else ""
         return ", ".join(map(str, self.leaves.values())) + left_out
+
+
+def check_size(size: Any) -> None:
+    """Raises FastwmError unless `size` is a number of pixels, or None."""
+    if size is not None and not (isinstance(size, int) and size >= 1):
+        raise FastwmError(f"size must be an integer of at least 1, or null for images as they are, got {size!r}")
 
 
 @functools.cache
