@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from native import ROOT, BuildError, build  # build_tools, by pyproject's backend-path
+import setuptools
+from native import ROOT, BuildError, build, check_setuptools  # build_tools, by pyproject's backend-path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -23,4 +24,5 @@ class BuildNative(build_ext):
         return {}
 
 
+check_setuptools(setuptools.__version__)
 setup(cmdclass={"build_ext": BuildNative}, ext_modules=[Extension("fastwm._C", sources=[])])

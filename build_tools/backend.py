@@ -7,7 +7,8 @@ nothing is downloaded.
 
 from typing import Any
 
-from native import find_torch
+import setuptools
+from native import check_setuptools, find_torch
 from setuptools import build_meta
 from setuptools.build_meta import (  # noqa: F401  (the hooks that need no change)
     build_editable,
@@ -17,6 +18,8 @@ from setuptools.build_meta import (  # noqa: F401  (the hooks that need no chang
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
+
+check_setuptools(setuptools.__version__)
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:

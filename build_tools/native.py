@@ -91,6 +91,14 @@ def find_nvcc() -> str | None:
     return shutil.which(os.environ.get("NVCC", "nvcc")) or shutil.which(f"{home}/bin/nvcc")
 
 
+def check_setuptools(version: str) -> None:
+    """Older versions refuse pyproject.toml's licence with a page of schema; torch 2.11 and 2.12 may bring one."""
+    if int(version.split(".")[0]) < 77:
+        raise SystemExit(
+            f"fastwm: the build needs setuptools 77 or newer, found {version}: pip install 'setuptools>=77'"
+        )
+
+
 def find_commit() -> str:
     """The commit that is built, with a `+` where csrc has changed since; empty outside a checkout."""
     try:

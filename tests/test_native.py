@@ -215,6 +215,15 @@ def test_an_unbuilt_tree_that_hides_an_installed_package_says_so(tmp_path: Path)
     assert advice in done.stderr
 
 
+def test_an_old_setuptools_is_one_line() -> None:
+    code = "import setuptools; setuptools.__version__ = '70.2.0'; import backend"
+    done = run(code, PYTHONPATH=str(ROOT / "build_tools"))
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "fastwm: building needs setuptools 77 or newer, found 70.2.0: pip install 'setuptools>=77'"
+    )
+
+
 def test_info_and_doctor() -> None:
     facts = fastwm.info()
     assert facts["torch"] == torch.__version__
