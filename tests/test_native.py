@@ -220,7 +220,7 @@ def test_an_old_setuptools_is_one_line() -> None:
     done = run(code, PYTHONPATH=str(ROOT / "build_tools"))
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "fastwm: building needs setuptools 77 or newer, found 70.2.0: pip install 'setuptools>=77'"
+        "fastwm: the build needs setuptools 77 or newer, found 70.2.0: pip install 'setuptools>=77'"
     )
 
 
