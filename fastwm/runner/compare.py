@@ -9,6 +9,7 @@ import numpy as np
 
 from fastwm.agents import agent_spec
 from fastwm.errors import FastwmError, Interrupted
+from fastwm.files import check_folder
 from fastwm.runner import plots
 from fastwm.runner.config import TrainConfig, default_preset, env_options, preset_blocks, read_config, with_presets
 from fastwm.runner.evaluate import evaluate
@@ -48,6 +49,7 @@ def compare(
             raise FastwmError(f"{agent} learns in stages, not step by step; train and evaluate it by itself")
     configs = {agent: agent_config(agent, env, steps, logdir / agent, preset, seed) for agent in agents}
     for agent, config in configs.items():  # what one of them refuses is said before another has trained for hours
+        check_folder(logdir / agent, config.trust)
         Trainer(agent, config, logdir / agent).env.close()
     rows, curves = [], []
     for agent, config in configs.items():
