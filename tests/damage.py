@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from fastwm.agents import AGENTS, agent_spec
-from fastwm.agents.world_models.collect import chunk_paths, open_frames, read_done, read_rows
+from fastwm.agents.world_models.collect import open_chunks, open_frames, read_rows
 from fastwm.agents.world_models.encode import read_latents
 from fastwm.cli import main
 from fastwm.envs import register
@@ -114,8 +114,7 @@ def digest(logdir: Path) -> dict[str, Any]:
     if agent_spec(saved.name).stages:
         for stage in ("v", "m", "c"):
             part(stage, lambda stage=stage: checkpoint.newest(logdir / stage, checkpoint.read_state))
-        part("done", lambda: read_done(logdir / "collect"))
-        part("frames", lambda: [frames(path) for path in chunk_paths([logdir / "collect"])])
+        part("frames", lambda: [frames(path) for path in open_chunks([logdir / "collect"])])
         part("latents", lambda: read_latents([logdir / "encode"]))
     elif agent is not None:
         part("replay", lambda: replay(saved, agent, logdir))
