@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 NATIVE := $(shell find csrc build_tools -type f -not -name '*.pyc')
 
-.PHONY: demo test lint bench cuda-check
+.PHONY: demo test lint bench cuda-check sanitize
 
 demo: $(READY)  ## learn CartPole from scratch, then evaluate
 	$(BIN)/fastwm train dreamerv3 --env cartpole --preset cartpole --logdir runs/demo
@@ -26,6 +26,9 @@ bench: $(READY)  ## measure every operator against its baselines; leaves JSON, M
 
 cuda-check:  ## compile every CUDA kernel, GPU or not, and read its registers and spills
 	$(PYTHON) build_tools/cuda_check.py
+
+sanitize: $(READY)  ## random calls under address and undefined behaviour sanitizers, at every instruction set level
+	OMP_NUM_THREADS=1 $(BIN)/python build_tools/sanitize.py --calls $(or $(CALLS),100000)
 
 $(READY): pyproject.toml setup.py $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -197,7 +197,7 @@ class Toolchain:
     cxx: str
     torch: Torch
     work: Path
-    extra: tuple[str, ...] = ()  # flags of every compilation, after the others
+    extra: tuple[str, ...] = ()  # flags of every C++ compilation and link, after the others
 
     @property
     def includes(self) -> list[str]:
@@ -209,8 +209,13 @@ class Toolchain:
             f"-isystem{api / 'torch/csrc/api/include'}",
         ]
 
+    @property
+    def libtorch(self) -> list[str]:
+        return [f"-L{self.torch.path / 'lib'}", "-ltorch", "-ltorch_cpu"]
+
     def compile(self, source: Path, *flags: str, label: str = "") -> Step:
-        output = self.work / f"{source.relative_to(CSRC).with_suffix('')}{label}.o"
+        root = CSRC if source.is_relative_to(CSRC) else self.work
+        output = self.work / f"{source.relative_to(root).with_suffix('')}{label}.o"
         command = [self.cxx, *CXX_FLAGS, *OPENMP, *DEFINES, *self.includes, *flags, *self.extra]
         return Step(output, [*command, "-MMD", "-c", str(source), "-o", str(output)])
 
@@ -219,6 +224,22 @@ class Toolchain:
             self.compile(source, f"-DFASTWM_ISA={isa}", *KERNEL_FLAGS, *flags, label=f".{isa}")
             for isa, flags in ISA_FLAGS.items()
         ]
+
+    def compile_host(self, archs: str) -> Step:
+        version = subprocess.run([self.cxx, "--version"], capture_output=True, text=True, check=True).stdout
+        facts = {"COMPILER": version.splitlines()[0], "TORCH": self.torch.version, "TORCH_TARGET": TORCH_TARGET}
+        facts["COMMIT"] = find_commit()
+        flags = [f'-DFASTWM_{name}="{value}"' for name, value in (facts | {"CUDA_ARCHS": archs}).items()]
+        return self.compile(CSRC / "host.cpp", f"-isystem{sysconfig.get_path('include')}", *flags)
+
+    def link_cpu(self, destination: Path, cpu: list[Step], host: Step) -> list[Path]:
+        """`_C.so` and `_host`."""
+        destination.mkdir(parents=True, exist_ok=True)
+        linker = [self.cxx, *OPENMP, *self.extra]
+        library = link(linker, destination / "_C.so", cpu, *self.libtorch)
+        name = f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
+        to_native = [f"-L{destination}", "-l:_C.so", "-Wl,-rpath,$ORIGIN"]
+        return [library, link(linker, destination / name, [host], *to_native)]
 
     def compile_cuda(self, source: Path, nvcc: str, archs: str) -> Step:
         output = self.work / f"{source.relative_to(CSRC)}.o"
@@ -241,11 +262,14 @@ def nvcc_flags() -> list[str]:
     ]
 
 
-def build(destination: Path, work: Path, extra: Iterable[str] = (), cuda: bool | None = None) -> list[Path]:
-    """Builds every library that this machine can build into `destination`; returns what was built.
+def cpu_sources() -> tuple[list[Path], list[Path]]:
+    """The CPU library's host side, and its kernels."""
+    kernels = sorted((CSRC / "cpu").glob("*_kernel.cpp"))
+    return [CSRC / "schema.cpp", *sorted(set((CSRC / "cpu").glob("*.cpp")) - set(kernels))], kernels
 
-    extra: compiler and linker flags of the CPU library. cuda: overrides FASTWM_CUDA.
-    """
+
+def build(destination: Path, work: Path) -> list[Path]:
+    """Builds every library that this machine can build into `destination`; returns what was built."""
     torch = find_torch()
     if torch is None:
         raise BuildError("torch >= 2.11 is not installed: install it, or build without --no-build-isolation")
@@ -255,36 +279,26 @@ def build(destination: Path, work: Path, extra: Iterable[str] = (), cuda: bool |
         say(f"the native library needs {lacking}: installing fastwm as pure Python, without it")
         return []
     nvcc = find_nvcc()
-    cuda = use_cuda(torch, nvcc) if cuda is None else cuda
+    cuda = use_cuda(torch, nvcc)
     archs = cuda_archs() if cuda else ""
-    tools = Toolchain(cxx, torch, work / f"torch-{torch.version}", tuple(extra))
+    tools = Toolchain(cxx, torch, work / f"torch-{torch.version}")
 
-    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    facts = {"COMPILER": version, "TORCH": torch.version, "TORCH_TARGET": TORCH_TARGET, "CUDA_ARCHS": archs}
-    facts["COMMIT"] = find_commit()
-    host_flags = [f'-DFASTWM_{name}="{value}"' for name, value in facts.items()]
-
-    kernels = sorted((CSRC / "cpu").glob("*_kernel.cpp"))
-    sources = [CSRC / "schema.cpp", *sorted(set((CSRC / "cpu").glob("*.cpp")) - set(kernels))]
+    sources, kernels = cpu_sources()
     cpu = [tools.compile(source) for source in sources]
     cpu += [step for source in kernels for step in tools.compile_kernel(source)]
-    host = tools.compile(CSRC / "host.cpp", f"-isystem{sysconfig.get_path('include')}", *host_flags)
+    host = tools.compile_host(archs)
     gpu = []
     if cuda and nvcc:
         gpu += [tools.compile_cuda(source, nvcc, archs) for source in sorted((CSRC / "cuda").glob("*.cu"))]
         gpu += [tools.compile(source, "-DUSE_CUDA") for source in sorted((CSRC / "cuda").glob("*.cpp"))]
     run_parallel([*gpu, host, *cpu])
 
-    destination.mkdir(parents=True, exist_ok=True)
-    libtorch = [f"-L{torch.path / 'lib'}", "-ltorch", "-ltorch_cpu"]
-    # Linkers drop libraries whose symbols come by way of others, and torch hides its own from those it does not link.
-    to_cuda = ["-Xlinker=--no-as-needed", *libtorch]
-    to_cuda += ["-ltorch_cuda"] if (torch.path / "lib/libtorch_cuda.so").exists() else []
-    built = [link([cxx, *OPENMP, *extra], destination / "_C.so", cpu, *libtorch)]
-    host_name = f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
-    to_native = [f"-L{destination}", "-l:_C.so", "-Wl,-rpath,$ORIGIN"]
-    built.append(link([cxx, *OPENMP, *extra], destination / host_name, [host], *to_native))
+    built = tools.link_cpu(destination, cpu, host)
     if cuda and nvcc:
+        # Linkers drop libraries whose symbols come by way of others, and torch hides its own from those that do not
+        # link it.
+        to_cuda = ["-Xlinker=--no-as-needed", *tools.libtorch]
+        to_cuda += ["-ltorch_cuda"] if (torch.path / "lib/libtorch_cuda.so").exists() else []
         built.append(link([nvcc, "-cudart=static"], destination / "_C_cuda.so", gpu, *to_cuda))
-    say(f"built {', '.join(path.name for path in built)} with {version}, torch {torch.version}")
+    say(f"built {', '.join(path.name for path in built)} with {cxx}, torch {torch.version}")
     return built

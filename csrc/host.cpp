@@ -14,6 +14,8 @@
 
 #include "fastwm/isa.h"
 #include "fastwm/philox.h"
+#include "fastwm/stop.h"
+#include "fastwm/stopped.h"
 #include "fastwm/vecmath_check.h"
 
 namespace py = pybind11;
@@ -79,10 +81,42 @@ void vecmath(const std::string& function, const py::buffer& x) {
   throw std::invalid_argument("unknown function '" + function + "'");
 }
 
+// Ctrl-C in a long operator: Python's handlers run inside it, and what they raise comes out of it.
+unsigned long main_thread = 0;
+PyObject* raised[3] = {};  // type, value, traceback
+
+bool handler_raised() {
+  if (PyThread_get_thread_ident() != main_thread || !Py_IsInitialized()) return false;
+  const PyGILState_STATE state = PyGILState_Ensure();
+  const bool stop = PyErr_CheckSignals() != 0;
+  if (stop) {
+    for (PyObject*& each : raised) Py_CLEAR(each);
+    PyErr_Fetch(&raised[0], &raised[1], &raised[2]);
+  }
+  PyGILState_Release(state);
+  return stop;
+}
+
+void raise_again(std::exception_ptr error) {
+  try {
+    if (error) std::rethrow_exception(error);
+  } catch (const Stopped&) {
+    PyErr_Restore(raised[0], raised[1], raised[2]);
+    for (PyObject*& each : raised) each = nullptr;
+  }
+}
+
+void watch_signals() {
+  main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  py::register_exception_translator(&raise_again);
+  set_stop_question(&handler_raised);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
   m.doc() = "Facts and controls of fastwm's native library.";
+  watch_signals();
   m.def("build_info", &build_info, "What the library was built with and for.");
   m.def("cpu_features", &cpu_features, "What instruction set levels need, and whether this CPU has it.");
   m.def("isa_levels", &isa_levels, "The instruction set levels this CPU can run, slowest first.");

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -27,13 +28,42 @@ inline Dtype dtype_of(const Tensor& x) {
   }
 }
 
-inline Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+// Tensors without elements may have sizes of any product. This bounds it, empty dimensions aside, so that hosts and
+// kernels may multiply sizes without overflow.
+constexpr int64_t kMostElements = int64_t{1} << 48;
+
+template <typename Sizes>
+void check_sizes(const Sizes& sizes) {
+  int64_t product = 1;
+  for (const int64_t size : sizes) {
+    STD_TORCH_CHECK(size <= kMostElements / product, "fastwm: a tensor with sizes beyond 2^48 elements");
+    product *= size > 0 ? size : 1;
+  }
+}
+
+inline Tensor dense(const Tensor& x) {
+  if (x.numel() == 0) check_sizes(x.sizes());
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
+
+inline std::string sizes_text(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
+  std::string text = "[";
+  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
+  return text + "]";
+}
+
+// Raises unless x has this shape and dtype and the device of `like`.
+inline void check_like(const Tensor& x, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype,
+                       const Tensor& like, const char* name) {
+  bool same = x.dim() == static_cast<int64_t>(sizes.size());
+  for (int64_t d = 0; same && d < x.dim(); ++d) same = x.size(d) == sizes[d];
+  STD_TORCH_CHECK(same, "fastwm: expected ", name, " ", sizes_text(sizes), ", got ", sizes_text(x.sizes()));
+  STD_TORCH_CHECK(x.scalar_type() == dtype && x.device() == like.device(), "fastwm: wrong dtype or device of ", name);
+}
 
 // x, contiguous, once it is known to have the shape, dtype and device of `like`.
 inline Tensor dense_like(const Tensor& x, const Tensor& like, const char* name) {
-  bool same = x.dim() == like.dim() && x.scalar_type() == like.scalar_type() && x.device() == like.device();
-  for (int64_t d = 0; same && d < x.dim(); ++d) same = x.size(d) == like.size(d);
-  STD_TORCH_CHECK(same, "fastwm: ", name, " must have the same shape, dtype and device as the other tensors");
+  check_like(x, like.sizes(), like.scalar_type(), like, name);
   return dense(x);
 }
 
@@ -43,11 +73,18 @@ inline std::optional<Tensor> dense_like(const std::optional<Tensor>& x, const Te
   return dense_like(*x, like, name);
 }
 
-inline const void* data_or_null(const std::optional<Tensor>& x) { return x ? x->const_data_ptr() : nullptr; }
+// Kernels know by a null pointer what is absent. Nobody reads an empty tensor, whose own pointer may be null.
+inline const void* data_or_null(const std::optional<Tensor>& x) {
+  static const double nothing = 0;
+  if (!x) return nullptr;
+  const void* data = x->const_data_ptr();
+  return data ? data : &nothing;
+}
 
 // Uninitialised and contiguous, on the device of `like`. The C function spares the name look-up and boxing of
 // torch::stable::empty, about a microsecond a call.
 inline Tensor empty_dense(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
+  check_sizes(sizes);
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
   for (size_t d = sizes.size(); d-- > 0; stride *= sizes[d] > 0 ? sizes[d] : 1) strides[d] = stride;
@@ -78,9 +115,7 @@ inline ScalarType accumulate_type(const Tensor& x) {
 // x, contiguous, once it is known to have this shape and dtype and the device of `like`.
 inline Tensor dense_as(const Tensor& x, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype,
                        const Tensor& like, const char* name) {
-  bool same = x.dim() == static_cast<int64_t>(sizes.size()) && x.scalar_type() == dtype && x.device() == like.device();
-  for (int64_t d = 0; same && d < x.dim(); ++d) same = x.size(d) == sizes[d];
-  STD_TORCH_CHECK(same, "fastwm: ", name, " has a wrong shape, dtype or device");
+  check_like(x, sizes, dtype, like, name);
   return dense(x);
 }
 

@@ -308,7 +308,7 @@ def test_wrong_readouts_are_explained() -> None:
         rssm_imagine(*args, *weights, readouts=[first] * 8)
     (layer, *layers), out = first[:2]
     narrow = MLPWeights((layer._replace(weight=layer.weight[:, :-1]), *layers), out)
-    with pytest.raises(ValueError, match=r"readout 2 \[10, 32\]"):
+    with pytest.raises(ValueError, match=r"readout 2\.layers\[0\]\.weight \[10, 32\]"):
         rssm_imagine(*args, *weights, readouts=[readouts[1], narrow])
 
 

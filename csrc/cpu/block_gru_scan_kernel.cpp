@@ -18,7 +18,7 @@ void walk(const BlockGruScan& p, const GruWeights<T, O>& weights, int64_t first,
   const AmxTiles tiles(use_amx<O>(), rows);
   GruSteps<T, O> gru(p, weights, first, rows, team, scratch);
   gru.start();
-  for (int64_t t = 0; t < p.n.T; ++t) {
+  for (int64_t t = 0; t < p.n.T && !team.leaves(t); ++t) {
     const Range own = team.range(rows);
     for (int64_t r = own.first; r < own.last; ++r) gru.norm_carry(t, r);
     team.wait();
@@ -80,7 +80,7 @@ void walk_back(const BlockGruScanBackward& p, const GruBackWeights<T, O>& weight
   GruBackSteps<T, O> gru(p, weights, first, rows, team, scratch, shared, mine);
   const Range my_rows = team.range(rows);
   gru.start();
-  for (int64_t t = p.n.T - 1; t >= 0; --t) {
+  for (int64_t t = p.n.T - 1; t >= 0 && !team.leaves(p.n.T - 1 - t); --t) {
     for (int64_t r = my_rows.first; r < my_rows.last; ++r) gru.past(t, r);
     team.wait();
     gru.gates(t, [](int64_t, T*) {});

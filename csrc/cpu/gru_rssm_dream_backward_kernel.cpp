@@ -52,16 +52,16 @@ template <typename T, typename O>
 class DreamBackward {
  public:
   DreamBackward(const GruRssmDreamBackward& p, const GruRssmPackedBackward<T, O>& model,
-                const ActorPacked<T, O>& actor, int64_t first_row, int64_t rows, const Scratch<T, O>& s, T* sums)
+                const ActorPacked<T, O>& actor, int64_t first_row, int64_t rows, const Scratch<T, O>& s, T* sums, Stop& stop)
       : p_(p), n_(p.n), a_(p.actor), w_(actor), row0_(first_row), rows_(rows), steps_(chunk_steps(p.n.T, rows, p.n.D)),
-        s_(s), sums_(sums),
+        s_(s), sums_(sums), stop_(stop),
         core_(n_, p.w, model, rows, kAlone, s.step,
               {s.d_norms, s.d_norms + 2 * n_.U, s.d_norms + 2 * n_.U + 6 * n_.D}) {}
 
   void run() {
     const AmxTiles tiles(use_amx<O>(), rows_);
     core_.start();
-    for (int64_t t = n_.T - 1; t >= 0; --t) {
+    for (int64_t t = n_.T - 1; t >= 0 && !stop_.before(n_.T - 1 - t, false); --t) {
       base_ = t * n_.B + row0_;
       slot_ = t % steps_ * rows_;
       core_.step(step(t));
@@ -159,6 +159,7 @@ class DreamBackward {
   const int64_t row0_, rows_, steps_;
   const Scratch<T, O>& s_;
   T* sums_;
+  Stop& stop_;
   GruRssmCoreBackward<T, O> core_;
   int64_t base_ = 0, slot_ = 0;
 };
@@ -173,9 +174,10 @@ void dream_backward(const GruRssmDreamBackward& p) {
   actor.pack(actor_weights, threads);
   if (p.n.B == 0) std::memset(p.d_actor, 0, p.actor.size * sizeof(T));
   ThreadSums<T> sums(ptr<T>(p.d_actor), p.actor.size, threads);
+  Stop stop;
   for_each_part(p.n.B, model.count() + actor.weights(), threads, [&](int64_t first, int64_t rows) {
     const Scratch<T, O> scratch(p, rows);
-    DreamBackward<T, O>(p, model, actor, first, rows, scratch, sums.mine()).run();
+    DreamBackward<T, O>(p, model, actor, first, rows, scratch, sums.mine(), stop).run();
   });
   sums.finish();
 }

@@ -28,15 +28,15 @@ template <typename T, typename O>
 class Dream {
  public:
   Dream(const GruRssmDream& p, const GruRssmPacked<T, O>& model, const ActorPacked<T, O>& actor, int64_t first_row,
-        int64_t rows, const Scratch<T, O>& s)
-      : p_(p), n_(p.n), a_(p.actor), w_(actor), row0_(first_row), rows_(rows), s_(s),
-        core_(n_, p.w, model, rows, Team{0, 1, nullptr}, s.step) {}
+        int64_t rows, const Scratch<T, O>& s, Stop& stop)
+      : p_(p), n_(p.n), a_(p.actor), w_(actor), row0_(first_row), rows_(rows), s_(s), team_{0, 1, nullptr, &stop},
+        core_(n_, p.w, model, rows, team_, s.step) {}
 
   void run() {
     const AmxTiles tiles(use_amx<O>(), rows_);
     const T *deter = ptr<T>(p_.deter0) + row0_ * n_.D, *stoch = ptr<T>(p_.stoch0) + row0_ * n_.Z();
     core_.start(deter);
-    for (int64_t t = 0; t < n_.T; ++t) {
+    for (int64_t t = 0; t < n_.T && !team_.leaves(t); ++t) {
       base_ = t * n_.B + row0_;
       act(deter, stoch);
       const GruRssmStep<T> step{nullptr,
@@ -108,6 +108,7 @@ class Dream {
   const ActorPacked<T, O>& w_;
   const int64_t row0_, rows_;
   const Scratch<T, O>& s_;
+  const Team team_;
   GruRssmCore<T, O> core_;
   int64_t base_ = 0;  // row row0_ of the step, counted through [H, N]
 };
@@ -120,9 +121,10 @@ void dream(const GruRssmDream& p) {
   Arena weights(model.bytes(p.n)), actor_weights(actor.bytes());
   model.pack(p.w, p.n, weights, threads);
   actor.pack(actor_weights, threads);
+  Stop stop;
   for_each_part(p.n.B, model.count() + actor.weights(), threads, [&](int64_t first, int64_t rows) {
     const Scratch<T, O> scratch(p, rows);
-    Dream<T, O>(p, model, actor, first, rows, scratch).run();
+    Dream<T, O>(p, model, actor, first, rows, scratch, stop).run();
   });
 }
 

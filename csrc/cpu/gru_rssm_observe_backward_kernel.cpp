@@ -39,7 +39,7 @@ class ObserveBackward {
   void run() {
     const AmxTiles tiles(use_amx<O>(), rows_);
     core_.start();
-    for (int64_t t = n_.T - 1; t >= 0; --t) {
+    for (int64_t t = n_.T - 1; t >= 0 && !team_.leaves(n_.T - 1 - t); --t) {
       base_ = t * n_.B + row0_;
       slot_ = t % steps_ * rows_;
       past(t);

@@ -19,7 +19,7 @@ void observe(const GruRssmObserve& p) {
         GruRssmCore<T, O> core(n, p.w, packed, rows, team, scratch);
         const T *deter = ptr<T>(p.deter0) + row0 * n.D, *stoch = ptr<T>(p.stoch0) + row0 * n.Z();
         core.start(deter);
-        for (int64_t t = 0; t < n.T; ++t) {
+        for (int64_t t = 0; t < n.T && !team.leaves(t); ++t) {
           const int64_t at = t * n.B + row0;
           const auto saved = [&](void* x, int64_t width, T* unsaved) { return x ? ptr<T>(x) + at * width : unsaved; };
           const GruRssmStep<T> step{p.is_first + at,

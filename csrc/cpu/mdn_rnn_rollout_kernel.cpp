@@ -5,6 +5,7 @@
 
 #include "mdn_rnn_rows.h"
 #include "rssm_plan.h"
+#include "fastwm/stop.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -22,9 +23,9 @@ class Waiting {
     for (int64_t n = 0; n < count; ++n) ring_[n] = n;
   }
 
-  // A thread's share of those that wait; none are left to anyone where it returns 0.
+  // A thread's share of those that wait; none are left to anyone where it returns 0, or the user has stopped the call.
   int64_t take(int64_t* rows) {
-    for (int spins = 0;; ++spins) {
+    for (int spins = 0; !stopped(); ++spins) {
       lock();
       const int64_t share = (alive_ + threads_ - 1) / threads_;
       int64_t count = share < kDreams ? share : kDreams;
@@ -37,7 +38,10 @@ class Waiting {
       if (count > 0 || over) return count;
       if (spins > 256) nanosleep(&kNap, nullptr);  // the others may need this core to finish
     }
+    return 0;
   }
+
+  bool stopped() { return stop_.before(0, false); }
 
   void put_back(const int64_t* rows, int64_t count, int64_t ended) {
     lock();
@@ -57,6 +61,7 @@ class Waiting {
   int64_t size_, first_ = 0, waiting_, alive_;
   int threads_;
   bool locked_ = false;
+  Stop stop_;
 };
 
 // Only the mean and log-std of the component that was drawn are needed. In float32 they are products of their own, a
@@ -166,7 +171,7 @@ class Dreamer {
     while ((rows_ = waiting.take(s_.rows)) > 0) {
       const int64_t taken = rows_;
       for (int64_t r = 0; r < rows_; ++r) convert(p_.H, hidden(r), s_.h + r * ldh_);
-      for (int64_t i = 0; i < kStride && rows_ > 0; ++i) step();
+      for (int64_t i = 0; i < kStride && rows_ > 0 && !waiting.stopped(); ++i) step();
       waiting.put_back(s_.rows, rows_, taken - rows_);
     }
   }
@@ -337,7 +342,7 @@ void rollout(const MdnRnnRollout& p) {
   const int64_t width = p.Z + 2 * p.H;
   const bool amx = use_amx<O>();
   Weights<T, O> weights(p);
-  const int64_t work = p.N * p.steps * weights.count() / kColumnWork;
+  const double work = static_cast<double>(p.N) * p.steps * weights.count() / kColumnWork;
   const int most = max_threads(), threads = static_cast<int>(p.N < most ? p.N : work < 2 ? 1 : most);
   Arena arena(weights.bytes(p) + Arena::bytes<T>(p.N * width) + Arena::bytes<int64_t>(p.N));
   weights.pack(p, arena, threads);

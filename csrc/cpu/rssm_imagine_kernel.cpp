@@ -97,14 +97,15 @@ struct Scratch {
 template <typename T, typename O>
 class Imagine {
  public:
-  Imagine(const RssmImagine& p, const Weights<T, O>& w, int64_t first_row, int64_t rows, const Scratch<T, O>& s)
-      : p_(p), n_(p.n), w_(w), row0_(first_row), rows_(rows), s_(s), eps_(p.eps) {}
+  Imagine(const RssmImagine& p, const Weights<T, O>& w, int64_t first_row, int64_t rows, const Scratch<T, O>& s,
+          Stop& stop)
+      : p_(p), n_(p.n), w_(w), row0_(first_row), rows_(rows), s_(s), stop_(stop), eps_(p.eps) {}
 
   void run() {
     convert(rows_ * n_.D, at(p_.deter0, 0, n_.D), s_.h);
     copy_rows(1, rows_ * n_.D, at(p_.deter0, 0, n_.D), 0, at(p_.deters, 0, n_.D), 0);
     copy_rows(1, rows_ * n_.Z(), at(p_.stoch0, 0, n_.Z()), 0, at(p_.stochs, 0, n_.Z()), 0);
-    for (int64_t t = 0; t <= n_.T; ++t) {
+    for (int64_t t = 0; t <= n_.T && !stop_.before(t, false); ++t) {
       find_latents(t);
       for (int64_t i = 0; i < p_.n_readouts; ++i) {
         const Readout& head = p_.readouts[i];
@@ -245,6 +246,7 @@ class Imagine {
   const Weights<T, O>& w_;
   const int64_t row0_, rows_;
   const Scratch<T, O>& s_;
+  Stop& stop_;
   const T eps_;
   const T* z_ = nullptr;
 };
@@ -258,10 +260,11 @@ void imagine(const RssmImagine& p) {
   int64_t widest = p.n.D;
   for (int64_t width : {p.n.U, p.prior.U()}) widest = width > widest ? width : widest;
   for (int64_t i = 0; i < p.n_readouts; ++i) widest = p.readouts[i].n.U() > widest ? p.readouts[i].n.U() : widest;
+  Stop stop;
   for_each_part(p.n.B, weights.packings.weights(), threads, [&](int64_t first, int64_t rows) {
     const Scratch<T, O> scratch(p, rows, widest);
     const AmxTiles tiles(use_amx<O>(), rows);
-    Imagine<T, O>(p, weights, first, rows, scratch).run();
+    Imagine<T, O>(p, weights, first, rows, scratch, stop).run();
   });
 }
 

@@ -79,7 +79,7 @@ class ObserveBackward {
   void run() {
     const AmxTiles tiles(use_amx<O>(), rows_);
     start();
-    for (int64_t t = n_.T - 1; t >= 0; --t) {
+    for (int64_t t = n_.T - 1; t >= 0 && !team_.leaves(n_.T - 1 - t); --t) {
       sample(t);
       team_.wait();
       logits(t);

@@ -54,7 +54,7 @@ class Observe {
   void run() {
     const AmxTiles tiles(use_amx<O>(), rows_);
     gru_.start();
-    for (int64_t t = 0; t < n_.T; ++t) {
+    for (int64_t t = 0; t < n_.T && !team_.leaves(t); ++t) {
       embed(t);
       team_.wait();
       gru_.hidden(t);

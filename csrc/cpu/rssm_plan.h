@@ -110,6 +110,7 @@ void for_each_part(int64_t B, int64_t weights, int threads, Body body) {
 template <typename Shared, typename Make, typename Body>
 void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make make, Body body) {
   if (B == 0) return;
+  Stop stop;
   const bool small = bytes <= kOwnCache && B >= 2 * kTileRows;
   if (threads > 1 && !small && B < threads * kManyRows) {
     if (B * weights / threads >= kColumnWork) {
@@ -118,9 +119,9 @@ void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make 
 #pragma omp parallel num_threads(threads)
       {
 #ifdef _OPENMP
-        const Team team{thread_number(), omp_get_num_threads(), &barrier};
+        const Team team{thread_number(), omp_get_num_threads(), &barrier, &stop};
 #else
-        const Team team{0, 1, &barrier};
+        const Team team{0, 1, &barrier, &stop};
 #endif
         body(0, B, team, shared);
       }
@@ -130,7 +131,7 @@ void for_each_team(int64_t B, int64_t weights, int64_t bytes, int threads, Make 
   }
   for_each_part(B, weights, threads, [&](int64_t first, int64_t rows) {
     Shared shared = make(rows, 1);
-    body(first, rows, Team{0, 1, nullptr}, shared);
+    body(first, rows, Team{0, 1, nullptr, &stop}, shared);
   });
 }
 

@@ -53,7 +53,7 @@ class ScanBack {
     const AmxTiles tiles(use_amx<O>(), rows_);
     start();
     team_.wait();
-    for (int64_t t = T_ - 1; t >= 0; --t) {
+    for (int64_t t = T_ - 1; t >= 0 && !team_.leaves(T_ - 1 - t); --t) {
       base_ = t * B_ + row0_;
       carry(t);
       team_.wait();

@@ -34,7 +34,7 @@ class ScanForward {
     const AmxTiles tiles(use_amx<O>(), rows_);
     start();
     team_.wait();
-    for (int64_t t = 0; t < T_; ++t) {
+    for (int64_t t = 0; t < T_ && !team_.leaves(t); ++t) {
       base_ = t * B_ + row0_;
       products<0>(t);
       team_.wait();

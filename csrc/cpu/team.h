@@ -11,6 +11,8 @@
 #include <sched.h>
 #endif
 
+#include "fastwm/stop.h"
+
 namespace fastwm::FASTWM_ISA {
 namespace {
 
@@ -51,8 +53,12 @@ struct Range {
 struct Team {
   int rank, size;
   Barrier* barrier;
+  Stop* stop = nullptr;
 
   Range range(int64_t count) const { return {count * rank / size, count * (rank + 1) / size}; }
+
+  // Whether the team leaves before this step, since the user has stopped the call. It waits at least once a step.
+  bool leaves(int64_t step) const { return stop && stop->before(step, size > 1); }
 
   void wait() const {
     if (size == 1) return;

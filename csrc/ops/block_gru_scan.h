@@ -11,8 +11,9 @@ inline BlockGruSizes block_gru_sizes(const Tensor& sequence, const Tensor& w_car
                       w_own.size(0) > 0,
                   "fastwm: block_gru_scan: expected [T, B, D] with T >= 1");
   const BlockGruSizes n{sequence.size(0), sequence.size(1), sequence.size(2), w_carry.size(0), 1, w_own.size(0)};
-  STD_TORCH_CHECK(dtype_of(sequence) != Dtype::bf16 && n.J() * n.G == n.D,
-                  "fastwm: block_gru_scan: expected float32 or float64, and blocks that divide the carry");
+  STD_TORCH_CHECK(dtype_of(sequence) != Dtype::bf16 && n.J() * n.G == n.D && n.D > 0 && n.U > 0,
+                  "fastwm: block_gru_scan: expected float32 or float64, widths >= 1, and blocks that divide the carry");
+  check_sizes(std::initializer_list<int64_t>{n.U, n.D});
   return n;
 }
 

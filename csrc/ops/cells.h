@@ -10,6 +10,7 @@ namespace fastwm {
 
 inline void check_carry(const Tensor& carry, const Tensor& gates) {
   STD_TORCH_CHECK(carry.dim() > 0, "fastwm: a cell's carry has at least one dimension");
+  check_sizes(carry.sizes());
   const Dtype g = dtype_of(gates), c = dtype_of(carry);
   STD_TORCH_CHECK(g == c || (g == Dtype::bf16 && c == Dtype::f32),
                   "fastwm: gates must have the carry's dtype, or be bfloat16 beside a float32 carry");

@@ -21,25 +21,30 @@ class ActorArgs {
                     "fastwm: gru_rssm_dream: expected 1 to ", kMaxActorLayers, " layers, and heads");
     ActorNet& a = net;
     a.count = count, a.n_heads = n_heads;
+    const int64_t most = params.numel();  // what each layer's parameters may number, so nothing overflows
+    STD_TORCH_CHECK(layers[0] <= most / n.Z(), "fastwm: gru_rssm_dream: layers that do not fit the actor's parameters");
     int64_t at = n.Z() * layers[0], inputs = n.D;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t width = layers[2 * i];
-      STD_TORCH_CHECK(width > 0, "fastwm: gru_rssm_dream: an empty layer");
+      STD_TORCH_CHECK(0 < width && width <= most / inputs,
+                      "fastwm: gru_rssm_dream: layers that do not fit the actor's parameters");
       layers_[i] = {inputs, width, layers[2 * i + 1] != 0, at, a.pre};
       inputs = width, at = layers_[i].end(), a.pre += width;
       a.widest = width > a.widest ? width : a.widest;
     }
     int64_t outputs = 0;
+    const int64_t last = layers_[count - 1].N;
     for (int64_t i = 0; i < n_heads; ++i) {
       const PolicyHead head{static_cast<PolicyDist>(heads[3 * i]), heads[3 * i + 1], heads[3 * i + 2], scales[2 * i],
                             scales[2 * i + 1]};
       STD_TORCH_CHECK(0 <= heads[3 * i] && heads[3 * i] <= 2 && head.size > 0 &&
-                          (head.classes > 0) == (head.dist == PolicyDist::onehot) && head.classes >= 0,
+                          (head.classes > 0) == (head.dist == PolicyDist::onehot) && head.classes >= 0 &&
+                          head.size <= last && head.classes <= last / head.size,
                       "fastwm: gru_rssm_dream: no such head");
       heads_.push_back(head);
       outputs += head.outputs(), a.draws += head.size, a.width += head.width();
     }
-    STD_TORCH_CHECK(outputs == layers_[count - 1].N, "fastwm: gru_rssm_dream: outputs that do not fit the heads");
+    STD_TORCH_CHECK(outputs == last, "fastwm: gru_rssm_dream: outputs that do not fit the heads");
     a.size = at;
     a.params = dense_shaped(params, {at}, like, "actor").const_data_ptr();
     a.layers = layers_;

@@ -17,7 +17,8 @@ class DenseCopies {
     return kept_.emplace_back(dense_shaped(x, shape, like_, name)).const_data_ptr();
   }
   const void* operator()(const std::optional<Tensor>& x, std::initializer_list<int64_t> shape, const char* name) {
-    return x ? (*this)(*x, shape, name) : nullptr;
+    if (!x) return nullptr;
+    return data_or_null(kept_.emplace_back(dense_shaped(*x, shape, like_, name)));
   }
   LayerNorm norm(const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, int64_t width) {
     STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "fastwm: a LayerNorm has both scale and shift, or is none");
@@ -39,8 +40,16 @@ inline GruRssmSizes gru_rssm_sizes(const Tensor& deter, const Tensor& stoch, int
   STD_TORCH_CHECK(deter.dim() >= 2 && (stoch.dim() == deter.dim() || stoch.dim() == deter.dim() + 1) && T > 0 &&
                       dtype_of(deter) != Dtype::bf16,
                   "fastwm: gru_rssm_observe: expected T >= 1, float32 or float64, deter [B, D], stoch [B, S, C] or [B, S]");
+  check_sizes(deter.sizes());
+  check_sizes(stoch.sizes());
   const int64_t d = deter.dim() - 1;
-  return {T, deter.size(d - 1), deter.size(d), U, stoch.size(d), stoch.dim() > d + 1 ? stoch.size(d + 1) : 0};
+  const bool onehot = stoch.dim() > d + 1;
+  const GruRssmSizes n{T, deter.size(d - 1), deter.size(d), U, stoch.size(d), onehot ? stoch.size(d + 1) : 0};
+  STD_TORCH_CHECK(n.D > 0 && n.U > 0 && n.S > 0 && (n.C > 0 || !onehot),
+                  "fastwm: gru_rssm_observe: a deter, layer or latent of width 0");
+  check_sizes(std::initializer_list<int64_t>{n.U, n.D});
+  check_sizes(std::initializer_list<int64_t>{n.U, n.O()});
+  return n;
 }
 
 inline GruRssmWeights gru_rssm_weights(DenseCopies& copy, const GruRssmSizes& n, const Tensor& like,

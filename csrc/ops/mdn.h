@@ -43,6 +43,7 @@ struct MixtureTensors {
                     "fastwm: expected mean and log_std [..., Z, K], logits [..., Z, K] or [..., K], Z and K >= 1, "
                     "of one dtype and device");
     STD_TORCH_CHECK(dtype_of(mean) != Dtype::bf16, "fastwm: expected float32 or float64 mixture parameters");
+    check_sizes(mean.sizes());
     const int64_t z = mean.size(n - 2), k = mean.size(n - 1), rows = mean.numel() / (z * k);
     view = {dtype_of(mean), 1, rows, z, k, array(logits, !joint), array(mean, true), array(log_std, true)};
     if (!joint) make_dimensions_lanes();

@@ -15,6 +15,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mdn_rnn_rollout(
   STD_TORCH_CHECK(z0_.dim() == 2 && controllers_.dim() == 3 && w_ih.dim() == 2 && w_hh.dim() == 2 &&
                       w_out.dim() == 2 && steps >= 1 && temperature > 0,
                   "fastwm: mdn_rnn_rollout: expected z [N, Z], controllers [P, A, F], matrices, steps and temperature");
+  for (const Tensor* x : {&controllers_, &w_ih, &w_hh, &w_out}) check_sizes(x->sizes());
   const Tensor z0 = dense(z0_);
   const int64_t N = z0.size(0), Z = z0.size(1), P = controllers_.size(0), A = controllers_.size(1);
   const int64_t F = controllers_.size(2), H = w_hh.size(1), I = w_ih.size(1);

@@ -53,8 +53,9 @@ struct MlpParams {
         b_out(dense_shaped(b_out_, {matrix(w_out).size(0)}, like, "b_out")),
         n{first.layers, rest.layers, weight_of(w_out, {b_out.size(0), first.layers.N}, like, "w_out"),
           b_out.const_data_ptr(), D, Z, b_out.size(0), norm.size(0), activation, eps} {
-    STD_TORCH_CHECK(dtype_of(like) != Dtype::bf16 && ws.dim() == 3 && rest.layers.N == first.layers.N,
-                    "fastwm: mlp: expected float32 or float64, and layers of one width");
+    STD_TORCH_CHECK(dtype_of(like) != Dtype::bf16 && ws.dim() == 3 && first.layers.N > 0 && rest.layers.N == first.layers.N,
+                    "fastwm: mlp: expected float32 or float64, and layers of one width, 1 or more");
+    check_sizes(std::initializer_list<int64_t>{first.layers.N, D + Z});
     STD_TORCH_CHECK(n.norms <= 2 && activation >= Activation::none && activation <= Activation::relu &&
                         (n.norms != 1 || n.activation == Activation::silu),
                     "fastwm: mlp: RMSNorm goes with SiLU; LayerNorm or no norm with any activation");

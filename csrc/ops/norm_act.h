@@ -19,6 +19,11 @@ struct NormActSizes {
   }
 };
 
+inline Activation activation_of(int64_t number) {
+  STD_TORCH_CHECK(0 <= number && number <= static_cast<int64_t>(Activation::relu), "fastwm: no such activation: ", number);
+  return static_cast<Activation>(number);
+}
+
 template <auto kernel>
 std::tuple<Tensor, Tensor> norm_act(const Tensor& x_, const Tensor& weight_, const std::optional<Tensor>& bias_,
                                     double eps, int64_t activation) {
@@ -29,7 +34,7 @@ std::tuple<Tensor, Tensor> norm_act(const Tensor& x_, const Tensor& weight_, con
   const std::optional<Tensor> bias = dense_like(bias_, weight, "bias");
   Tensor y = empty_dense(x), stats = empty_dense(x, sizes.stats, wide);
   const NormAct p{dtype_of(x),
-                  static_cast<Activation>(activation),
+                  activation_of(activation),
                   sizes.rows,
                   sizes.width,
                   eps,
@@ -56,7 +61,7 @@ std::tuple<Tensor, Tensor> norm_act_backward(const Tensor& grad_, const Tensor& 
   Tensor d_x = empty_dense(x), d_affine = empty_dense(x, sizes.affine, wide);
   Tensor scratch = empty_dense(x, std::vector<int64_t>{blocks, 3, sizes.width}, wide);
   const NormActBackward p{dtype_of(x),
-                          static_cast<Activation>(activation),
+                          activation_of(activation),
                           sizes.rows,
                           sizes.width,
                           grad.const_data_ptr(),

@@ -3,6 +3,7 @@
 
 #include "fastwm/rssm_imagine.h"
 #include "ops/mlp.h"
+#include "ops/rssm_observe.h"
 
 namespace fastwm {
 
@@ -24,20 +25,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> rssm_imagine(
   const Tensor deter0 = dense(deter0_);
   const RssmSizes n{uniform_.size(0), deter0.size(0), deter0.size(1), w_deter.size(0),
                     stoch0_.size(1),  stoch0_.size(2), w_own.size(0)};
-  STD_TORCH_CHECK(dtype_of(deter0) != Dtype::bf16 && n.J() * n.G == n.D,
-                  "fastwm: rssm_imagine: expected float32 or float64, and blocks that divide deter");
+  check_rssm(n, deter0, "rssm_imagine");
   const Tensor stoch0 = dense_shaped(stoch0_, {n.B, n.S, n.C}, deter0, "stoch");
   const Tensor uniform = dense_shaped(uniform_, {n.T, n.B, n.S}, deter0, "uniform");
-  STD_TORCH_CHECK(heads_.scalar_type() == ScalarType::Long && heads_.dim() == 2 && heads_.size(1) == 2,
-                  "fastwm: rssm_imagine: heads must be int64 [heads, 2]");
+  STD_TORCH_CHECK(heads_.scalar_type() == ScalarType::Long && heads_.dim() == 2 && heads_.size(1) == 2 && heads_.is_cpu(),
+                  "fastwm: rssm_imagine: heads must be int64 [heads, 2] on the CPU");
   const Tensor heads = dense(heads_);
   const int64_t* spec = static_cast<const int64_t*>(heads.const_data_ptr());
   STD_TORCH_CHECK(!given_ || (heads.size(0) == 0 && given_->dim() == 3),
                   "fastwm: rssm_imagine: given actions are [H, N, A] and leave no head");
+  const int64_t most = w_action.size(1);  // what a head's width may be, so nothing overflows
   int64_t draws = 0, width = given_ ? given_->size(2) : 0, outputs = 0;
   for (int64_t i = 0; i < heads.size(0); ++i) {
     const ActionHead head{spec[2 * i], spec[2 * i + 1]};
-    STD_TORCH_CHECK(head.count > 0 && head.classes >= 0, "fastwm: rssm_imagine: an empty head");
+    STD_TORCH_CHECK(0 < head.count && head.count <= most && 0 <= head.classes && head.classes <= most / head.count,
+                    "fastwm: rssm_imagine: heads that do not fit w_action");
     draws += head.count, width += head.width(), outputs += head.outputs();
   }
   const int64_t sampled = given_ ? 0 : n.T + 1;

@@ -6,6 +6,14 @@
 
 namespace fastwm {
 
+inline void check_rssm(const RssmSizes& n, const Tensor& deter, const char* name) {
+  STD_TORCH_CHECK(dtype_of(deter) != Dtype::bf16 && n.J() * n.G == n.D,
+                  "fastwm: ", name, ": expected float32 or float64, and blocks that divide deter");
+  STD_TORCH_CHECK(n.D > 0 && n.U > 0 && n.S > 0 && n.C > 0, "fastwm: ", name, ": a deter, layer or latent of width 0");
+  check_sizes(std::initializer_list<int64_t>{n.U, n.D});
+  check_sizes(std::initializer_list<int64_t>{n.U, n.S, n.C});
+}
+
 template <auto kernel, bool can_compact = false, auto scratch_bytes = no_scratch<RssmObserve>>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_observe(
     const Tensor& hidden_in_, const Tensor& post_in_, const Tensor& is_first_, const Tensor& deter0_,
@@ -20,8 +28,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rssm_
   const Tensor hidden_in = dense(hidden_in_);
   const RssmSizes n{hidden_in.size(0), hidden_in.size(1), hidden_in.size(2), w_deter.size(0),
                     stoch0_.size(1),   stoch0_.size(2),   w_own.size(0)};
-  STD_TORCH_CHECK(dtype_of(hidden_in) != Dtype::bf16 && n.J() * n.G == n.D,
-                  "fastwm: rssm_observe: expected float32 or float64, and blocks that divide deter");
+  check_rssm(n, hidden_in, "rssm_observe");
   const Tensor post_in = dense_shaped(post_in_, {n.T, n.B, n.U}, hidden_in, "post_in");
   const Tensor deter0 = dense_shaped(deter0_, {n.B, n.D}, hidden_in, "deter");
   const Tensor stoch0 = dense_shaped(stoch0_, {n.B, n.S, n.C}, hidden_in, "stoch");
@@ -106,8 +113,7 @@ std::tuple<Tensor, Tensor, Tensor> rssm_observe_backward(
   const Tensor deter = dense(deter_);
   const RssmSizes n{deter.size(0),   deter.size(1),   deter.size(2), w_deter.size(0),
                     logits_.size(2), logits_.size(3), w_own.size(0)};
-  STD_TORCH_CHECK(dtype_of(deter) != Dtype::bf16 && n.J() * n.G == n.D,
-                  "fastwm: rssm_observe: expected float32 or float64, and blocks that divide deter");
+  check_rssm(n, deter, "rssm_observe");
   const Tensor logits = dense_shaped(logits_, {n.T, n.B, n.S, n.C}, deter, "logits");
   const Tensor g_deter = dense_like(g_deter_, deter, "g_deter");
   const Tensor g_stoch = dense_like(g_stoch_, logits, "g_stoch");

@@ -11,12 +11,7 @@ namespace fastwm {
 // x, contiguous, of this shape and of like's dtype and device.
 inline Tensor dense_shaped(const Tensor& x, std::initializer_list<int64_t> shape, const Tensor& like,
                            const char* name) {
-  bool same = x.dim() == static_cast<int64_t>(shape.size()) && x.scalar_type() == like.scalar_type() &&
-              x.device() == like.device();
-  int64_t d = 0;
-  for (int64_t size : shape) same = same && x.size(d++) == size;
-  STD_TORCH_CHECK(same, "fastwm: wrong shape, dtype or device of ", name);
-  return dense(x);
+  return dense_as(x, {shape.begin(), shape.size()}, like.scalar_type(), like, name);
 }
 
 inline Tensor empty_shaped(const Tensor& like, std::initializer_list<int64_t> shape,
@@ -26,11 +21,8 @@ inline Tensor empty_shaped(const Tensor& like, std::initializer_list<int64_t> sh
 
 // A weight of shape [n0, n1] or [n0, n1, n2], of any strides, as a product x W reads it.
 inline Weight weight_of(const Tensor& w, std::initializer_list<int64_t> shape, const Tensor& like, const char* name) {
-  bool same = w.dim() == static_cast<int64_t>(shape.size()) && w.scalar_type() == like.scalar_type() &&
-              w.device() == like.device();
-  int64_t d = 0;
-  for (int64_t size : shape) same = same && w.size(d++) == size;
-  STD_TORCH_CHECK(same, "fastwm: wrong shape, dtype or device of ", name);
+  check_like(w, {shape.begin(), shape.size()}, like.scalar_type(), like, name);
+  check_sizes(w.sizes());
   if (w.dim() == 3) return {w.const_data_ptr(), w.stride(0), w.stride(1), w.stride(2)};
   return {w.const_data_ptr(), 0, w.stride(1), w.stride(0)};  // Linear holds [out, in]
 }

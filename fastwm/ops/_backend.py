@@ -141,6 +141,32 @@ def check_alike(**tensors: Tensor) -> None:
         raise ValueError(f"expected floating-point tensors, got {', '.join(tensors)} of {first.dtype}")
 
 
+Shapes = dict[str, tuple[Tensor | None, tuple[int, ...]]]
+
+
+def check_shapes(name: str, like: Tensor, expected: Shapes, data: Shapes) -> None:
+    """Raises ValueError unless each has its shape and the device of `like`, and the expected its floating dtype too.
+
+    Data is converted to that dtype, which complex numbers cannot be.
+    """
+    if not like.dtype.is_floating_point:
+        raise ValueError(f"expected a floating-point {name}, got {like.dtype}")
+    for part, (x, shape) in (expected | data).items():
+        if x is None or x.shape != shape or x.device != like.device:
+            got = None if x is None else f"{list(x.shape)} on {x.device}"
+            raise ValueError(f"expected {part} {list(shape)} on {like.device}, got {got}")
+        if x.dtype != like.dtype and (part in expected or x.is_complex()):
+            half = {x.dtype, like.dtype} & {torch.bfloat16, torch.float16}
+            remedy = "keep the module in float32 and use torch.autocast" if half else "convert one of them with .to()"
+            raise ValueError(f"expected one dtype, got {name} {like.dtype} and {part} {x.dtype}: {remedy}")
+
+
+def check_widths(**widths: int) -> None:
+    """Raises ValueError unless all are 1 or more."""
+    if any(width < 1 for width in widths.values()):
+        raise ValueError(f"expected widths of 1 or more, got {', '.join(f'{k} {n}' for k, n in widths.items())}")
+
+
 class Operator:
     """One operator of every library, `fastwm::name` (C++), `fastwm_triton::name`, called by library.
 

@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, Operator, bf16_products, no_vmap
+from fastwm.ops._backend import KERNEL_DTYPES, Operator, Shapes, bf16_products, check_shapes, check_widths, no_vmap
 from fastwm.ops.cell_steps import in_dtype_of
 from fastwm.ops.linear import linear
 from fastwm.ops.norm_act import rms_norm_silu
+from fastwm.ops.rssm_observe import dense_shapes
 from fastwm.ref.block_gru_scan import BlockGRUWeights
 
 __all__ = ["BlockGRUWeights", "block_gru_scan"]
@@ -88,22 +89,19 @@ def _check(inputs: tuple[Tensor, ...], h: Tensor, w: BlockGRUWeights, is_first: 
     if not w.hidden:
         raise ValueError("a block GRU needs a hidden layer")
     J = D // G
-    first = {} if is_first is None else {"is_first": (is_first, (T, B))}
-    expected = first | {
-        "h": (h, (B, D)), "embed_carry": (w.embed_carry.weight, (U, D)), "gates": (w.gates.weight, (G, J, 3 * J)),
-        "the gates' bias": (w.gates.bias, (3 * D,)),
+    data: Shapes = {} if is_first is None else {"is_first": (is_first, (T, B))}
+    expected: Shapes = {
+        "h": (h, (B, D)), **dense_shapes("embed_carry", w.embed_carry, (U, D)),
+        "gates": (w.gates.weight, (G, J, 3 * J)), "gates.bias": (w.gates.bias, (3 * D,)),
     }  # fmt: skip
     for i, (x, layer) in enumerate(zip(inputs, w.embed_inputs)):
-        expected[f"input {i}"] = (x, (T, B, layer.weight.shape[-1]))
-        expected[f"embedding {i}"] = (layer.weight, (U, layer.weight.shape[-1]))
+        data[f"input {i}"] = x, (T, B, layer.weight.shape[-1])
+        expected |= dense_shapes(f"embedding {i}", layer, (U, layer.weight.shape[-1]))
     for i, layer in enumerate(w.hidden):
         width = J if i else J + (1 + len(inputs)) * U
-        expected[f"hidden layer {i}"] = (layer.weight, (G, width, J))
-    for name, (x, shape) in expected.items():
-        if x.shape != shape or x.device != h.device:
-            raise ValueError(f"expected {name} {list(shape)} on {h.device}, got {list(x.shape)} on {x.device}")
-    if w.gates.weight.dtype != h.dtype or not h.is_floating_point():
-        raise ValueError(f"expected h and weights of one floating dtype, got {h.dtype} and {w.gates.weight.dtype}")
+        expected |= dense_shapes(f"hidden layer {i}", layer, (G, width, J), D)
+    check_shapes("h", h, expected, data)
+    check_widths(h=D, units=U)
 
 
 # The operator fastwm::block_gru_scan takes hidden_in, is_first, h, these weights, and update_bias, eps, save, bf16. Its

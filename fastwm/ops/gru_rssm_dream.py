@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, Operator, bf16_products, no_vmap
+from fastwm.ops._backend import KERNEL_DTYPES, Operator, Shapes, bf16_products, check_shapes, no_vmap
 from fastwm.ops.gru_rssm_observe import (
     _CELLS,
-    Shapes,
     _gates,
     _norm,
-    check_shapes,
+    _vector_shapes,
     layer_shapes,
     weight_shapes,
 )
@@ -150,28 +149,27 @@ def _check(
     for i, layer in enumerate(actor):
         units = len(layer.weight)
         expected[f"actor[{i}]"] = layer.weight, (units, inputs)
-        expected |= {f"actor[{i}].{x}": (getattr(layer, x), (units,)) for x in ("bias", "scale", "shift")}
+        expected |= _vector_shapes(f"actor[{i}]", layer, units)
         inputs = units
     outputs = sum(head.size * (head.classes or 2) for head in heads)
     expected["actor_out"] = actor_out.weight, (outputs, inputs)
-    expected["actor_out.bias"] = actor_out.bias, (outputs,)
-    check_shapes(expected, deter)
-    draws = sum(head.size for head in heads)
-    if action_noise.shape != (*noise.shape[:2], draws) or action_noise.device != deter.device:
-        wanted = [*noise.shape[:2], draws]
-        raise ValueError(
-            f"expected action_noise {wanted} on {deter.device}, got {list(action_noise.shape)} on {action_noise.device}"
-        )
+    if actor_out.bias is not None:
+        expected["actor_out.bias"] = actor_out.bias, (outputs,)
+    data: Shapes = {
+        "noise": (noise, (*noise.shape[:1], *stoch.shape[:2])),
+        "action_noise": (action_noise, (*noise.shape[:2], sum(head.size for head in heads))),
+    }
+    check_shapes("deter", deter, expected, data)
 
 
 def start_shapes(deter: Tensor, stoch: Tensor, noise: Tensor, A: int, w: GRURSSMWeights, kind: GRURSSMKind) -> Shapes:
-    """The shapes of all that imagining reads but the actions."""
+    """The shapes of all that imagining reads but noise and actions."""
     if deter.dim() != 2 or stoch.dim() != 2 + bool(kind.classes) or noise.dim() != 3 or noise.shape[0] == 0:
         latent, shapes = "[N, S, C]" if kind.classes else "[N, S]", [list(x.shape) for x in (deter, stoch, noise)]
         raise ValueError(f"expected deter [N, D], stoch {latent} and noise [H, N, S] with H >= 1, got {shapes}")
-    H, (N, D), S = noise.shape[0], deter.shape, stoch.shape[1]
+    (N, D), S = deter.shape, stoch.shape[1]
     return {
-        "stoch": (stoch, (N, S, kind.classes) if kind.classes else (N, S)), "noise": (noise, (H, N, S)),
+        "stoch": (stoch, (N, S, kind.classes) if kind.classes else (N, S)),
         **weight_shapes(D, S, A, w, kind), **layer_shapes("prior", w.prior, w.prior_stats, D, S, w, kind),
     }  # fmt: skip
 

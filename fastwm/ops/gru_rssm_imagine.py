@@ -5,9 +5,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, bf16_products
+from fastwm.ops._backend import KERNEL_DTYPES, bf16_products, check_shapes
 from fastwm.ops.gru_rssm_dream import _forward, gru_rssm_follow, start_shapes
-from fastwm.ops.gru_rssm_observe import check_shapes, gru_rssm_sequence
+from fastwm.ops.gru_rssm_observe import gru_rssm_sequence
 from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights
 
 
@@ -36,11 +36,9 @@ def gru_rssm_imagine(
     """
     if action.dim() != 3:
         raise ValueError(f"expected action [H, N, A], got {list(action.shape)}")
-    A = action.shape[2]
-    check_shapes(
-        {"action": (action, (noise.shape[0], deter.shape[0], A)), **start_shapes(deter, stoch, noise, A, w, kind)},
-        deter,
-    )
+    H, N, A = noise.shape[0], deter.shape[0], action.shape[2]
+    expected = start_shapes(deter, stoch, noise, A, w, kind)
+    check_shapes("deter", deter, expected, {"noise": (noise, (H, N, stoch.shape[1])), "action": (action, (H, N, A))})
     library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES else None
     if library is None:
         return ref.gru_rssm_imagine(deter, stoch, noise, action, w, kind)

@@ -7,15 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, Operator, bf16_products, no_vmap
+from fastwm.ops._backend import KERNEL_DTYPES, Operator, Shapes, bf16_products, check_shapes, check_widths, no_vmap
 from fastwm.ops.linear import linear
 from fastwm.ops.norm_act import ACTIVATIONS
 from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights, LayerWeights
 from fastwm.ref.rssm_observe import LinearWeights
 
 _CELLS = {"gru": 0, "planet_gru": 1, "layernorm_gru": 2}
-
-Shapes = dict[str, tuple[Tensor | None, tuple[int, ...]]]
 
 
 def gru_rssm_observe(
@@ -131,27 +129,22 @@ def _check(
         raise ValueError(f"expected is_first to be bool, got {is_first.dtype}")
     (T, B, E), A, D, S = tokens.shape, action.shape[2], deter.shape[1], stoch.shape[1]
     latent_shape = (B, S, kind.classes) if kind.classes else (B, S)
+    data: Shapes = {
+        "tokens": (tokens, (T, B, E)), "action": (action, (T, B, A)), "is_first": (is_first, (T, B)),
+        "noise": (noise, (T, B, S)),
+    }  # fmt: skip
     expected = {
-        "action": (action, (T, B, A)), "is_first": (is_first, (T, B)), "deter": (deter, (B, D)),
-        "stoch": (stoch, latent_shape), "noise": (noise, (T, B, S)), **weight_shapes(D, S, A, w, kind),
+        "deter": (deter, (B, D)), "stoch": (stoch, latent_shape), **weight_shapes(D, S, A, w, kind),
         **layer_shapes("post", w.post, w.post_stats, D + E, S, w, kind),
     }  # fmt: skip
-    check_shapes(expected, deter)
-
-
-def check_shapes(expected: Shapes, like: Tensor) -> None:
-    """Raises ValueError unless each is None, or has its shape, like's device and, data apart, like's dtype."""
-    for name, (x, shape) in expected.items():
-        if x is not None and (x.shape != shape or x.device != like.device):
-            raise ValueError(f"expected {name} {list(shape)} on {like.device}, got {list(x.shape)} on {x.device}")
-    for name, (x, _) in expected.items():
-        if x is not None and x.dtype != like.dtype and name not in ("action", "is_first", "noise"):
-            raise ValueError(f"expected one dtype, got deter {like.dtype} and {name} {x.dtype}")
+    check_shapes("deter", deter, expected, data)
 
 
 def weight_shapes(D: int, S: int, A: int, w: GRURSSMWeights, kind: GRURSSMKind) -> Shapes:
     """The shapes of the parameters of the input layer and the cell."""
+    check_kind(kind)
     U = len(w.input.weight)
+    check_widths(deter=D, stoch=S, units=U)
     if len(w.cell) != 4:
         raise ValueError(f"expected the four parameters of {kind.cell}, got {len(w.cell)}")
     shapes = {
@@ -159,7 +152,9 @@ def weight_shapes(D: int, S: int, A: int, w: GRURSSMWeights, kind: GRURSSMKind) 
         "planet_gru": ((2 * D, U + D), (2 * D,), (D, U + D), (D,)),
         "layernorm_gru": ((3 * D, U + D), (3 * D,), (3 * D,), (3 * D,)),
     }[kind.cell]
-    cell = {f"cell[{i}]": pair for i, pair in enumerate(zip(w.cell, shapes))}
+    optional = {"gru": (2, 3), "planet_gru": (), "layernorm_gru": (1,)}[kind.cell]  # biases
+    pairs = enumerate(zip(w.cell, shapes))
+    cell = {f"cell[{i}]": pair for i, pair in pairs if pair[0] is not None or i not in optional}
     return {"input": (w.input.weight, (U, S * (kind.classes or 1) + A)), **_vector_shapes("input", w.input, U), **cell}
 
 
@@ -168,14 +163,23 @@ def layer_shapes(
 ) -> Shapes:
     """The shapes of the posterior's or the prior's parameters; its layer is as wide as the input layer."""
     U, O = len(w.input.weight), S * (kind.classes or 2)
-    return {
-        name: (layer.weight, (U, inputs)), **_vector_shapes(name, layer, U),
-        f"{name}_stats": (stats.weight, (O, U)), f"{name}_stats.bias": (stats.bias, (O,)),
-    }  # fmt: skip
+    bias: Shapes = {} if stats.bias is None else {f"{name}_stats.bias": (stats.bias, (O,))}
+    weights: Shapes = {name: (layer.weight, (U, inputs)), f"{name}_stats": (stats.weight, (O, U))}
+    return weights | bias | _vector_shapes(name, layer, U)
+
+
+def check_kind(kind: GRURSSMKind) -> None:
+    """Raises ValueError for a name that no RSSM of these has, or a number outside its range."""
+    names = {"cell": tuple(_CELLS), "activation": ("relu", "elu", "silu"), "order": ("xh", "hx")}
+    for name, known in names.items():
+        if getattr(kind, name) not in known:
+            raise ValueError(f"kind.{name} is one of {', '.join(known)}, not {getattr(kind, name)!r}")
+    if kind.classes < 0 or not 0 <= kind.unimix < 1:
+        raise ValueError(f"expected classes >= 0 and 0 <= unimix < 1, got {kind.classes} and {kind.unimix}")
 
 
 def _vector_shapes(name: str, layer: LayerWeights, U: int) -> Shapes:
-    return {f"{name}.{part}": (getattr(layer, part), (U,)) for part in ("bias", "scale", "shift")}
+    return {f"{name}.{part}": (x, (U,)) for part, x in zip(layer._fields[1:], layer[1:]) if x is not None}
 
 
 # The operator fastwm::gru_rssm_observe takes input_in, layer_in, is_first, deter, stoch, noise, these weights, and

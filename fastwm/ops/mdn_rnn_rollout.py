@@ -92,7 +92,14 @@ def _check(
 ) -> None:  # fmt: skip
     if z.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"expected z of float32 or float64, got {z.dtype}")
-    if z.dim() != 2 or controllers.dim() != 3 or w.weight_hh.dim() != 2 or 0 in controllers.shape or z.shape[1] == 0:
+    if (
+        z.dim() != 2
+        or controllers.dim() != 3
+        or w.weight_hh.dim() != 2
+        or w.weight_ih.dim() != 2
+        or 0 in controllers.shape
+        or z.shape[1] == 0
+    ):
         shapes = [list(x.shape) for x in (z, controllers, w.weight_hh)]
         raise ValueError(f"expected z [N, Z], controllers [P, A, F] and weight_hh [4H, H], none empty, got {shapes}")
     (N, Z), (P, A, features), H = z.shape, controllers.shape, w.weight_hh.shape[1]

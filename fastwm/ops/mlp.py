@@ -5,7 +5,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, Operator, bf16_products, no_vmap, select
+from fastwm.ops._backend import (
+    KERNEL_DTYPES,
+    Operator,
+    Shapes,
+    bf16_products,
+    check_shapes,
+    check_widths,
+    no_vmap,
+    select,
+)
 from fastwm.ops.norm_act import ACTIVATIONS, activate, rms_norm_silu
 from fastwm.ref.block_gru_scan import DenseWeights
 from fastwm.ref.gru_rssm import LayerWeights
@@ -44,7 +53,7 @@ def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-
     library = _forward.library(x) if x.dtype in KERNEL_DTYPES else None
     if library is None:
         return ref.mlp(x, w, onehot, eps) if select(x) is None else by_layers(x, w, onehot, eps)
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     latents = x.new_empty(rows.shape[0], 0) if onehot is None else onehot.reshape(rows.shape[0], onehot.shape[-1])
     inputs = (rows, latents, *weight_tensors(w))
     save = wants_gradient(*inputs)
@@ -55,7 +64,7 @@ def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-
 def made(library: str, y: Tensor, pre: Tensor, x: Tensor, z: Tensor, w: tuple[Tensor, ...], eps: float) -> Tensor:
     """What `mlp` gives for x `[..., D]`, z `[..., Z]` and `weight_tensors` with RMSNorms, where another operator has
     made it: its values `y` `[..., O]`, and `pre` `[L, N, U]`, its layers before their norms, for the derivative."""
-    rows = [part.reshape(-1, part.shape[-1]) for part in (x, z)]
+    rows = [part.reshape(part.shape[:-1].numel(), part.shape[-1]) for part in (x, z)]
     options = ACTIVATIONS["silu"], eps, True, bf16_products(x)
     out: Tensor = _Made.apply(library, y.flatten(0, -2), pre, *rows, *w, *options)
     return out.view(y.shape)
@@ -111,27 +120,29 @@ def _check(x: Tensor, w: MLPWeights, onehot: Tensor | None) -> None:
         raise ValueError(
             f"expected onehot [..., Z] like x {list(x.shape)} {x.dtype}, got {list(onehot.shape)} {onehot.dtype}"
         )
-    inputs, units = x.shape[-1] + (0 if onehot is None else onehot.shape[-1]), len(w.layers[0].weight)
-    for layer in w.layers:
-        _check_shape("a layer's weight", layer.weight, (units, inputs), x)
+    inputs = x.shape[-1] + (0 if onehot is None else onehot.shape[-1])
+    check_shapes("x", x, {"x": (x, x.shape), **mlp_shapes("mlp", w, inputs, len(w.out.bias))}, {})
+
+
+def mlp_shapes(name: str, w: MLPWeights, inputs: int, outputs: int) -> Shapes:
+    """The shapes of an MLP's parameters; raises ValueError where its layers are not alike."""
+    units = len(w.layers[0].weight)
+    check_widths(units=units)
+    out: Shapes = {f"{name}.out.weight": (w.out.weight, (outputs, units)), f"{name}.out.bias": (w.out.bias, (outputs,))}
+    shapes: Shapes = {}
+    layer: Any
+    for i, layer in enumerate(w.layers):
         kinds = [(type(each), [part is None for part in each]) for each in (layer, w.layers[0])]
         if kinds[0] != kinds[1]:
             raise ValueError("expected all layers alike: of one type, with the same parts")
         if isinstance(layer, LayerWeights) and (layer.scale is None) != (layer.shift is None):
             raise ValueError("expected a LayerNorm with both scale and shift, or none")
-        for name, part in zip(layer._fields[1:], layer[1:]):
-            if part is not None:
-                _check_shape(f"a layer's {name}", part, (units,), x)
-        inputs = units
-    _check_shape("the output's weight", w.out.weight, (len(w.out.bias), units), x)
-
-
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    if tensor.shape != shape or tensor.device != like.device or tensor.dtype != like.dtype:
-        raise ValueError(
-            f"expected {name} {list(shape)} {like.dtype} on {like.device}, "
-            f"got {list(tensor.shape)} {tensor.dtype} on {tensor.device}"
-        )
+        shapes[f"{name}.layers[{i}].weight"] = layer.weight, (units, units if i else inputs)
+        needed = isinstance(layer, DenseWeights)
+        for part, x in zip(layer._fields[1:], layer[1:]):
+            if needed or x is not None:
+                shapes[f"{name}.layers[{i}].{part}"] = x, (units,)
+    return shapes | out
 
 
 # The operator fastwm::mlp takes x, z, then w, b, norm of the first layer, ws, bs, norms of the others, w_out, b_out,

@@ -6,11 +6,22 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, Operator, bf16_products, no_vmap, select, uncached_autocast
+from fastwm.ops._backend import (
+    KERNEL_DTYPES,
+    Operator,
+    Shapes,
+    bf16_products,
+    check_shapes,
+    check_widths,
+    no_vmap,
+    select,
+    uncached_autocast,
+)
 from fastwm.ops.categorical import straight_through_categorical
 from fastwm.ops.cell_steps import block_gru_step
-from fastwm.ops.mlp import by_layers, dense, made, mlp, wants_gradient, weight_tensors
+from fastwm.ops.mlp import by_layers, dense, made, mlp, mlp_shapes, wants_gradient, weight_tensors
 from fastwm.ops.norm_act import rms_norm_silu
+from fastwm.ops.rssm_observe import core_shapes
 from fastwm.ref.mlp import MLPWeights
 from fastwm.ref.rssm_imagine import ActionHead, _sample_action
 from fastwm.ref.rssm_observe import DenseWeights, RSSMWeights
@@ -185,10 +196,8 @@ def _check(
     draws = sum(head.size for head in heads)
     width = sum(head.size * (head.classes or 1) for head in heads) if action is None else action.shape[2]
     outputs = sum(head.size * (head.classes or 2) for head in heads)
-    G, U = len(w.gates.weight), len(w.embed_deter.weight)
-    if G == 0 or D % G:
-        raise ValueError(f"deter of width {D} does not divide into {G} blocks")
-    J = D // G
+    if any(head.size < 1 or head.classes < 0 for head in heads):
+        raise ValueError(f"expected heads of size 1 or more, with classes or 0 of them, got {heads}")
     if len(nets) > MAX_READOUTS:
         raise ValueError(f"expected at most {MAX_READOUTS - 1} readouts, got {len(nets) - 1}")
     for net in (prior, *nets):
@@ -198,26 +207,17 @@ def _check(
             raise ValueError(
                 "prior, actor and readouts have DenseWeights, RMSNorm and SiLU; see gru_rssm_dream for LayerWeights"
             )
-    expected = {
-        "stoch": (stoch, (N, S, C)), "uniform": (uniform, (H, N, S)), "embed_deter": (w.embed_deter.weight, (U, D)),
-        "embed_stoch": (w.embed_stoch.weight, (U, S * C)), "embed_action": (w.embed_action.weight, (U, width)),
-        "hidden": (w.hidden.weight, (G, J + 3 * U, J)), "gates": (w.gates.weight, (G, J, 3 * J)),
-        "prior": (prior.layers[0].weight, (len(prior.layers[0].weight), D)),
-        "prior's output": (prior.out.weight, (S * C, len(prior.layers[0].weight))),
-    }  # fmt: skip
+    expected: Shapes = {"stoch": (stoch, (N, S, C)), **core_shapes(w, D, S * C, width)}
+    expected |= mlp_shapes("prior", prior, D, S * C)
     for i, net in enumerate(nets):
-        name, units = f"readout {i}" if i else "actor", len(net.layers[0].weight)
-        expected[name] = net.layers[0].weight, (units, D + S * C)
-        expected[f"{name}'s output"] = net.out.weight, (len(net.out.bias) if i else outputs, units)
+        expected |= mlp_shapes(f"readout {i}" if i else "actor", net, D + S * C, len(net.out.bias) if i else outputs)
+    data: Shapes = {"uniform": (uniform, (H, N, S))}
     if noise is not None:
-        expected["noise"] = (noise, (H + 1, N, draws))
+        data["noise"] = noise, (H + 1, N, draws)
     if action is not None:
-        expected["action"] = (action, (H, N, width))
-    for name, (x, shape) in expected.items():
-        if x.shape != shape or x.device != deter.device:
-            raise ValueError(f"expected {name} {list(shape)} on {deter.device}, got {list(x.shape)} on {x.device}")
-    if not all(x.dtype == deter.dtype for x in (stoch, w.gates.weight, *(net.out.weight for net in nets))):
-        raise ValueError(f"expected one dtype, got deter {deter.dtype}, stoch {stoch.dtype}, {w.gates.weight.dtype}")
+        data["action"] = action, (H, N, width)
+    check_shapes("deter", deter, expected, data)
+    check_widths(deter=D, stoch=S, classes=C, units=len(w.embed_deter.weight))
 
 
 def _fake(deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor, heads: Tensor, *rest: Any) -> Any:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, Operator, bf16_products, no_vmap
+from fastwm.ops._backend import KERNEL_DTYPES, Operator, Shapes, bf16_products, check_shapes, check_widths, no_vmap
 from fastwm.ops.linear import linear
 from fastwm.ops.norm_act import rms_norm_silu
 from fastwm.ref.block_gru_scan import DenseWeights, LinearWeights
@@ -89,23 +89,40 @@ def _check(
         raise ValueError(f"expected deter [B, D] and stoch [B, S, C], got {list(deter.shape)} and {list(stoch.shape)}")
     if is_first.dtype != torch.bool:
         raise ValueError(f"expected is_first to be bool, got {is_first.dtype}")
+    if action.dim() != 3:
+        raise ValueError(f"expected action [T, B, A], got {list(action.shape)}")
     (T, B, E), D, (S, C) = tokens.shape, deter.shape[1], stoch.shape[1:]
-    G, U, A = len(w.gates.weight), len(w.embed_deter.weight), w.embed_action.weight.shape[1]
+    U, A = len(w.embed_deter.weight), action.shape[2]
+    data: Shapes = {
+        "tokens": (tokens, (T, B, E)), "action": (action, (T, B, A)), "is_first": (is_first, (T, B)),
+        "uniform": (uniform, (T, B, S)),
+    }  # fmt: skip
+    expected: Shapes = {
+        "deter": (deter, (B, D)), "stoch": (stoch, (B, S, C)), **core_shapes(w, D, S * C, A),
+        **dense_shapes("post", w.post, (U, D + E)), "logits": (w.logits.weight, (S * C, U)),
+        "logits.bias": (w.logits.bias, (S * C,)),
+    }  # fmt: skip
+    check_shapes("deter", deter, expected, data)
+    check_widths(deter=D, stoch=S, classes=C, units=U)
+
+
+def dense_shapes(name: str, layer: DenseWeights, shape: tuple[int, ...], width: int | None = None) -> Shapes:
+    width = shape[0] if width is None else width
+    return {name: (layer.weight, shape), f"{name}.bias": (layer.bias, (width,)), f"{name}.norm": (layer.norm, (width,))}
+
+
+def core_shapes(w: RSSMWeights, D: int, Z: int, A: int) -> Shapes:
+    """The shapes of the parameters of the recurrent core."""
+    G, U = len(w.gates.weight), len(w.embed_deter.weight)
     if G == 0 or D % G:
         raise ValueError(f"deter of width {D} does not divide into {G} blocks")
     J = D // G
-    expected = {
-        "action": (action, (T, B, A)), "is_first": (is_first, (T, B)), "deter": (deter, (B, D)),
-        "stoch": (stoch, (B, S, C)), "uniform": (uniform, (T, B, S)), "embed_deter": (w.embed_deter.weight, (U, D)),
-        "embed_stoch": (w.embed_stoch.weight, (U, S * C)), "embed_action": (w.embed_action.weight, (U, A)),
-        "hidden": (w.hidden.weight, (G, J + 3 * U, J)), "gates": (w.gates.weight, (G, J, 3 * J)),
-        "post": (w.post.weight, (U, D + E)), "logits": (w.logits.weight, (S * C, U)),
+    return {
+        **dense_shapes("embed_deter", w.embed_deter, (U, D)), **dense_shapes("embed_stoch", w.embed_stoch, (U, Z)),
+        **dense_shapes("embed_action", w.embed_action, (U, A)),
+        **dense_shapes("hidden", w.hidden, (G, J + 3 * U, J), D),
+        "gates": (w.gates.weight, (G, J, 3 * J)), "gates.bias": (w.gates.bias, (3 * D,)),
     }  # fmt: skip
-    for name, (x, shape) in expected.items():
-        if x.shape != shape or x.device != deter.device:
-            raise ValueError(f"expected {name} {list(shape)} on {deter.device}, got {list(x.shape)} on {x.device}")
-    if not all(x.dtype == deter.dtype for x in (stoch, w.gates.weight)):
-        raise ValueError(f"expected one dtype, got deter {deter.dtype}, stoch {stoch.dtype}, {w.gates.weight.dtype}")
 
 
 # The operator fastwm::rssm_observe takes hidden_in, post_in, is_first, deter, stoch, uniform, these weights, and

@@ -229,6 +229,9 @@ def _check(
         is_first.shape != (T, B) or is_first.dtype != torch.bool or is_first.device != x.device
     ):
         raise ValueError(f"expected is_first {[T, B]} torch.bool {x.device}, got {_describe(is_first)}")
+    for name, w in zip(expected, weights):
+        if w is None and name not in ("bias", "bias_ih", "bias_hh"):
+            raise ValueError(f"expected {name} {list(expected[name])}, got None")
     dtype = next(w.dtype for w in weights if w is not None)
     if dtype != h.dtype and not (h.dtype == torch.float32 and dtype in _HALF):
         raise ValueError(f"expected weights of h's dtype, or of 16 bits beside a float32 h, got {dtype} and {h.dtype}")

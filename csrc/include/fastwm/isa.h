@@ -2,6 +2,8 @@
 // own namespace; FASTWM_CPU_KERNEL declares them all and the function that calls the one in use.
 #pragma once
 
+#include "fastwm/stop.h"
+
 #define FASTWM_API __attribute__((visibility("default")))
 
 namespace fastwm {
@@ -22,9 +24,13 @@ FASTWM_API void set_isa(Isa);  // the caller has checked it against best_isa()
   static void name(const Params& p, int /*device*/) {                                       \
     constexpr void (*levels[])(const Params&) = {baseline::name, avx2::name, avx512::name}; \
     levels[static_cast<int>(isa())](p);                                                     \
+    throw_if_stopped();                                                                     \
   }
 #else
 #define FASTWM_CPU_KERNEL(name, Params)            \
   namespace baseline { void name(const Params&); } \
-  static void name(const Params& p, int /*device*/) { baseline::name(p); }
+  static void name(const Params& p, int /*device*/) { \
+    baseline::name(p);                               \
+    throw_if_stopped();                              \
+  }
 #endif
