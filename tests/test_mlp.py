@@ -252,7 +252,7 @@ def test_opcheck_and_compile(kind: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, w, z: (x[:, :3], w, z), "a layer's weight"),
+        (lambda x, w, z: (x[:, :3], w, z), r"mlp.layers\[0\].weight"),
         (lambda x, w, z: (x, w, z.float()), "like x"),
         (lambda x, w, z: (x, w, z[:5]), "like x"),
         (lambda x, w, z: (x, w._replace(layers=()), z), "at least one layer"),
@@ -270,7 +270,7 @@ def test_opcheck_and_compile(kind: str) -> None:
             ),
             "alike",
         ),
-        (lambda x, w, z: (x, w._replace(out=LinearWeights(w.out.weight[:, :2], w.out.bias)), z), "the output's weight"),
+        (lambda x, w, z: (x, w._replace(out=LinearWeights(w.out.weight[:, :2], w.out.bias)), z), "mlp.out.weight"),
         (lambda x, w, z: (x.to("meta"), w, z), "meta"),
     ],
 )
