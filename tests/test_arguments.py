@@ -101,15 +101,15 @@ def test_empty_tensors_of_huge_sizes(shape: tuple[int, ...]) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("name", ["step_at", "lr_at"])
+@pytest.mark.parametrize("name", ["step_at", "lr_at", "apply_at"])
 def test_laprop_reads_one_number(name: str) -> None:
     p = torch.ones(3)
-    empty = torch.empty(0, dtype=torch.int64 if name == "step_at" else torch.float32)
-    numbers = {"step_at": None, "lr_at": None} | {name: empty}
-    with pytest.raises(RuntimeError, match=f"{name} must be one"):
+    dtypes = {"step_at": torch.int64, "lr_at": torch.float32, "apply_at": torch.bool}
+    numbers = dict.fromkeys(dtypes) | {name: torch.empty(0, dtype=dtypes[name])}
+    with pytest.raises(RuntimeError, match="must hold one number"):
         torch.ops.fastwm.laprop_step_(
-            [p], [p], [p.clone()], [p.clone()], 0, numbers["step_at"], 0.1, numbers["lr_at"], 0.9, 0.999, 1e-20, 0.3,
-            1e-3, 10,
+            [p], [p], [p.clone()], [p.clone()], 0, numbers["step_at"], 0.1, numbers["lr_at"], numbers["apply_at"],
+            0.9, 0.999, 1e-20, 0.3, 1e-3, 10,
         )  # fmt: skip
 
 
