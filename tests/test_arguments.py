@@ -98,6 +98,8 @@ def test_empty_tensors_of_huge_sizes(shape: tuple[int, ...]) -> None:
         torch.ops.fastwm.block_gru_gates(x, torch.empty(*shape, 1), 1, -1.0)
     with pytest.raises(RuntimeError, match="sizes beyond 2\\^48 elements"):
         torch.ops.fastwm.symlog(x)
+    with pytest.raises(RuntimeError, match="sizes beyond 2\\^48 elements"):
+        torch.ops.fastwm.mdn_nll(x, x, x, x[..., 0])
 
 
 @needs_native

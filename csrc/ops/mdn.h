@@ -10,6 +10,7 @@ namespace fastwm {
 
 // The stride of x's leading dimensions walked as one, or -1; `event` dimensions are left at the end.
 inline int64_t row_stride(const Tensor& x, int64_t event) {
+  if (x.numel() == 0) return 0;  // whose strides may be anything
   int64_t stride = -1, reach = 0;  // of the dimension seen last, and the stride the next one must have
   for (int64_t d = x.dim() - event; d-- > 0;) {
     if (x.size(d) == 1) continue;
@@ -65,11 +66,12 @@ struct MixtureTensors {
 
  private:
   static Tensor walkable(const Tensor& x, int64_t event) {
-    return x.dim() >= event && row_stride(x, event) >= 0 ? x : dense(x);
+    return x.numel() > 0 && x.dim() >= event && row_stride(x, event) >= 0 ? x : dense(x);
   }
 
   static MixtureArray array(const Tensor& x, bool has_dim) {
     const int64_t n = x.dim();
+    if (x.numel() == 0) return {x.const_data_ptr(), 0, 0, 0, 0};
     return {x.const_data_ptr(), 0, row_stride(x, 1 + has_dim), has_dim ? x.stride(n - 2) : 0, x.stride(n - 1)};
   }
 
