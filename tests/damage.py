@@ -273,6 +273,7 @@ def child(log: Path, work: Callable[[], int]) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # pytest has replaced them
         signal.alarm(SECONDS)
         status = 1
         try:
@@ -282,6 +283,7 @@ def child(log: Path, work: Callable[[], int]) -> int:
         except BaseException:
             traceback.print_exc()
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 

@@ -64,7 +64,8 @@ def test_a_checkout_s_benchmarks_measure_the_installed_library(tmp_path: Path) -
     command = [sys.executable, "-P", "-m", "fastwm.cli", "bench", "philox", "--device", "cpu", "--json", "out/x.json"]
     (tmp_path / "site").mkdir()
     (tmp_path / "site/fastwm").symlink_to(ROOT / "fastwm")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "FASTWM_BACKEND": "", "FASTWM_BENCH_SECONDS": "0"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # xdist's
+    environment |= {"PYTHONPATH": str(tmp_path / "site"), "FASTWM_BACKEND": "", "FASTWM_BENCH_SECONDS": "0"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     file = tmp_path / "out/x.json"

@@ -37,6 +37,7 @@ import torch
 from fastwm import nn, ops
 torch.set_num_threads({threads})
 torch.set_grad_enabled(False)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started in the background ignores it
 {setup}
 print("ready", flush=True)
 try:

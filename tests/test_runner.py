@@ -102,7 +102,13 @@ def spawn(logdir: Path, *args: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "fastwm.cli", "train", "dreamerv3", "--env", "cartpole", "--preset", "cartpole",
                *FAST, "--logdir", str(logdir), "--log-every", "0.2", *args]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env=os.environ | {"PYTHONUNBUFFERED": "1"})  # fmt: skip
+                            env=os.environ | {"PYTHONUNBUFFERED": "1"}, preexec_fn=as_in_a_terminal)  # fmt: skip
+
+
+def as_in_a_terminal() -> None:
+    """`nohup` and background jobs hand on that they ignore these."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def wait_for(done: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 180) -> None:
