@@ -220,6 +220,9 @@ class Replay:
         for name in ("num_envs", "length"):
             if state[name] != getattr(self, name):
                 raise FastwmError(f"the saved replay has {name} {state[name]}, this run {getattr(self, name)}")
+        whole = all(type(start) is int for start in state["queue"]) and 0 <= state["oldest"] <= state["added"] < 2**53
+        if not whole or state["rows"] < 1 or state["chunk_rows"] < 1:
+            raise ValueError("its numbers are impossible")
         self._data = {}
         self._chunk_rows, self.added, self._first = state["chunk_rows"], state["added"], state["oldest"]
         self._queue = deque(state["queue"])
@@ -233,11 +236,12 @@ class Replay:
             return
         fields = {key: value for part in (tail, *parts.values()) for key, value in part.items()}
         self._allocate({key: value.new_empty(value.shape[1:]) for key, value in fields.items()})
-        self._restore(tail, self.added)
-        if sorted(self._saved) != list(range(self._first // self._chunk_rows, self.added // self._chunk_rows)):
+        first, full = self._first // self._chunk_rows, self.added // self._chunk_rows
+        if len(self._saved) != full - first or sorted(self._saved) != list(range(first, full)):
             raise ValueError("it lacks rows")
+        self._restore(tail, full, self.added)
         for k, crc in self._saved.items():
-            self._restore(_read(chunks / _chunk_name(k), crc), (k + 1) * self._chunk_rows)
+            self._restore(_read(chunks / _chunk_name(k), crc), k, (k + 1) * self._chunk_rows)
         slot = 0
         for _, part in sorted(parts.items()):
             count = len(next(iter(part.values())))
@@ -315,8 +319,11 @@ class Replay:
         slots = torch.arange(start, min(self.added, (number + 1) * self._chunk_rows)) % self.rows
         return {key: data[slots] for key, data in self._data.items() if not self._is_latent(key)}
 
-    def _restore(self, part: Mapping[str, Tensor], stop: int) -> None:
+    def _restore(self, part: Mapping[str, Tensor], number: int, stop: int) -> None:
+        """Put the rows of a chunk, which end before row `stop`, into the ring."""
         count = len(next(iter(part.values())))
+        if stop - count > max(self._first, number * self._chunk_rows):
+            raise ValueError(f"chunk {number} lacks rows")
         self._scatter(part, torch.arange(stop - count, stop))
 
     def _scatter(self, part: Mapping[str, Tensor], rows: Tensor) -> None:
@@ -364,6 +371,9 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> int:
 
 def _read(path: Path, checksum: int) -> dict[str, Tensor]:
     try:
+        have = _available_memory()
+        if have is not None and (size := regular(path).stat().st_size) > have:
+            raise FastwmError(f"it has {size:,} bytes, more than there is memory")
         data = regular(path).read_bytes()
     except (OSError, FastwmError) as error:
         raise FastwmError(f"the saved replay lacks {path}: {error}") from error

@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import fastwm
@@ -127,6 +128,39 @@ def test_a_folder_gives_environments_no_paths(stranger: Path, capsys: Any, value
     assert "add --trust" in error_of(main(["eval", str(stranger)]), capsys)
 
 
+@pytest.mark.parametrize("option", ["base_path", "vzd_path", "cfg_path", "iwad_path", "lmp_save_dir", "xml_file"])
+def test_a_folder_gives_environments_no_files(stranger: Path, capsys: Any, option: str) -> None:
+    """A plain word is a file too, beside the one who evaluates: EnvPool's `vzd_path` even names a program to run."""
+    rewrite(stranger, env_args={option: "run"})
+    assert "add --trust" in error_of(main(["eval", str(stranger)]), capsys)
+
+
+@pytest.mark.parametrize("value", ["[&a [x, x], &b [*a, *a]]", '!!int ""', "!!bool x", "!!timestamp x", "!!set [1]"])
+def test_options_are_plain_values(stranger: Path, capsys: Any, value: str) -> None:
+    """Nine lists of nine aliases each, one in the other, are 400 million words once they are shown."""
+    rewrite(stranger, env_args={"g": value})
+    assert "which is no value in YAML" in error_of(main(["eval", str(stranger)]), capsys)
+
+
+def test_new_processes_do_not_search_the_current_folder(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("selectors", "socket", "ctypes", "envpool"):
+        Path(f"{name}.py").write_text("import pathlib\npathlib.Path('ran').touch()")
+    code = (
+        "import sys, os; sys.path = [p for p in sys.path if p]; from fastwm.envs import make_env, envpool\n"
+        "if __name__ == '__main__':\n"
+        "    env = make_env('gym:CartPole-v1', 1, async_=True); env.reset(); env.close()\n"
+        "    try: envpool.check_rendering('Any')\n"
+        "    except Exception as error: print(error)\n"
+        "    assert 'PYTHONSAFEPATH' not in os.environ\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(fastwm.__file__).parents[1])}
+    environment.pop("PYTHONSAFEPATH", None)
+    run = [sys.executable, "-P", "-c", code]
+    subprocess.run(run, env=environment, check=True, capture_output=True, timeout=120)
+    assert not Path("ran").exists()
+
+
 @pytest.mark.parametrize("name", ["os:system", "subprocess:Popen", "subprocess:call", "pathlib:Path", "json:loads"])
 def test_only_environments_are_made(name: str) -> None:
     """Even the user's own command line: what is called with stored arguments has to be a factory."""
@@ -232,7 +266,29 @@ def test_links_inside_and_pipes(tmp_path: Path) -> None:
         check_folder(tmp_path, trust=True)
 
 
+def test_the_lock_is_no_other_file(stranger: Path, capsys: Any) -> None:
+    Path("secret").write_text("mine")
+    os.link("secret", stranger / "lock")
+    assert "by a hard link: remove it" in error_of(main(["train", "dreamerv3", "--logdir", str(stranger)]), capsys)
+    assert Path("secret").read_text() == "mine"
+
+
 # Sizes
+
+
+@pytest.mark.parametrize(
+    "change", [{"added": 10**12, "chunk_rows": 1}, {"chunk_rows": 0}, {"rows": 0}, {"queue": ["x"]}, {"added": 10**30}]
+)
+def test_numbers_of_a_replay_are_checked(stranger: Path, capsys: Any, change: dict[str, Any]) -> None:
+    path = newest(stranger)
+    tree = json.loads((path / checkpoint.STATE).read_text())
+    state = unpack(tree, load_file(path / checkpoint.STATE_TENSORS))
+    state["more"] |= change
+    tree, tensors = pack(state)
+    (path / checkpoint.STATE).write_text(json.dumps(tree))
+    save_file(tensors, path / checkpoint.STATE_TENSORS)
+    resum(path)
+    assert "is damaged" in error_of(main(["dream", str(stranger)]), capsys)
 
 
 def test_settings_take_no_memory_before_they_fit(stranger: Path, capsys: Any) -> None:

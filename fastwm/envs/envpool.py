@@ -243,7 +243,7 @@ def check_rendering(env_id: str) -> None:
     """Raises FastwmError where MuJoCo cannot render: EnvPool would end the process, so a child tries."""
     load = "import ctypes; ctypes.CDLL('libEGL.so.1', mode=ctypes.RTLD_GLOBAL); import envpool"
     make = f"envpool.make_gymnasium({env_id!r}, num_envs=1, from_pixels=True).reset()"
-    command = [sys.executable, "-W", "ignore", "-c", f"{load}; {make}"]
+    command = [sys.executable, "-P", "-W", "ignore", "-c", f"{load}; {make}"]
     probe = subprocess.run(command, check=False, capture_output=True, text=True)
     if probe.returncode != 0:
         reason = (probe.stderr.strip().splitlines() or ["no message"])[-1]

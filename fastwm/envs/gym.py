@@ -27,6 +27,7 @@ from .spaces import ArrayTree
 from .vec import StepResult, UnknownEnv, VecEnv
 
 IMAGE_SIZE = 64
+SAFE_PATH = "PYTHONSAFEPATH"
 Size = int | None | Literal["default"]
 
 
@@ -304,6 +305,8 @@ def _separate(build: Callable[[], gymnasium.Env], name: str, num_envs: int) -> V
 
     def build_apart() -> gymnasium.Env:
         if multiprocessing.parent_process() is not None:
+            if not safe:
+                os.environ.pop(SAFE_PATH, None)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
         return build()
 
@@ -312,8 +315,13 @@ def _separate(build: Callable[[], gymnasium.Env], name: str, num_envs: int) -> V
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     if method == "forkserver":
         multiprocessing.set_forkserver_preload(["fastwm.envs"])  # imported once for all
+    safe = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"  # Python would import what its new processes need from the current folder first
     try:
         with quiet_boxes():
             return AsyncVectorEnv([build_apart] * num_envs, context=method, autoreset_mode=AutoresetMode.NEXT_STEP)
     except Exception as error:
         raise blame(name, "starting it", error) from error
+    finally:
+        if not safe:
+            del os.environ[SAFE_PATH]

@@ -227,9 +227,13 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    """The inverse of `rng_state`; anything else is a FastwmError."""
+    try:
+        torch.set_rng_state(state["cpu"].cpu())
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise FastwmError(f"the saved state of torch's generators is damaged: {error}") from error
 
 
 def space_to_json(space: Any) -> Any:

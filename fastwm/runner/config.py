@@ -22,6 +22,7 @@ AgentConfig = TypeVar("AgentConfig")
 ONCE = ("trust", "fresh_replay")
 """Settings of one command, which `config.yaml` does not keep."""
 OBJECT = "object "
+MAX_BYTES = 1 << 16  # of `config.yaml`; YAML is slow
 
 
 @dataclass
@@ -204,20 +205,29 @@ def read_config(path: Path, config: Any, agent: str) -> Any:
 
 
 def _read_values(path: Path) -> dict[str, Any]:
-    text = read_text(path, 1 << 20)
+    text = read_text(path, MAX_BYTES)
     last = re.search(r"^checksum: (.*)\n\Z", text, re.M)
     if last and last[1] != _checksum(text[: last.start()]):
         raise FastwmError(
             f"{path} is damaged or was edited; if you edited it, remove its last line, {last[0].strip()!r}"
         )
     try:
-        bombs = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))  # ten lines may name a billion
-        values = None if bombs else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        values = _read_yaml(text)
+    except ValueError as error:
         raise FastwmError(f"{path} is not a run's configuration; remove it or use another logdir") from error
     if not isinstance(values, dict) or ("checksum" in values) != bool(last):
         raise FastwmError(f"{path} is not a run's configuration; remove it or use another logdir")
     return values
+
+
+def _read_yaml(text: str) -> Any:
+    """Plain values alone; anything else is a ValueError. Aliases are refused: ten lines of them name a billion."""
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("it has aliases")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(str(error)) from error  # the loader's own, of `!!int ""` or `!!bool x`
 
 
 def _missing(config: Any, values: Mapping[str, Any], prefix: str = "") -> tuple[str, Any] | None:
@@ -239,8 +249,8 @@ def env_options(config: RunConfig[Any]) -> dict[str, Any]:
     options: dict[str, Any] = {"keys": config.keys} if config.keys else {}
     for key, value in config.env_args.items():
         try:
-            options[key] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError):
+            options[key] = _read_yaml(value)
+        except ValueError:
             raise FastwmError(f"env_args {key} is given as {value[:60]!r}, which is no value in YAML") from None
     return options
 

@@ -55,7 +55,10 @@ def run_folder(logdir: Path) -> Iterator[None]:
 def acquire(logdir: Path) -> int:
     """The descriptor of a locked file in `logdir`, which says who holds it. A kill releases the lock too."""
     while True:
-        lock = os.open(logdir / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        lock = os.open(logdir / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        if os.fstat(lock).st_nlink > 1:  # what is written would appear under its other name
+            os.close(lock)
+            raise FastwmError(f"{logdir / LOCK} is also a file elsewhere, by a hard link: remove it")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -11,6 +11,8 @@ from fastwm.runner.config import RunConfig, env_options
 
 LARGEST_SIDE, LARGEST = 4096, 1_000_000  # pixels of an image; any other number
 
+FILES = r"(^|_)(path|file|dir|folder|i?wad|xml|cfg|config|roms?|args)(_|$)"  # names of options whose words name files
+
 
 def check_env(path: Path, config: RunConfig[Any], env: str = "", given: Collection[str] = ()) -> None:
     """Refuse the environment that the settings in `path` name if making it imports code that the user did not name.
@@ -25,7 +27,8 @@ def check_env(path: Path, config: RunConfig[Any], env: str = "", given: Collecti
         )
     for key, value in env_options(config).items():
         largest = LARGEST_SIDE if re.search("size|height|width", key) else LARGEST
-        if key != "keys" and key not in given and not _is_harmless(value, largest):
+        harmless = _is_harmless(value, largest) and not (isinstance(value, str) and re.search(FILES, key))
+        if key != "keys" and key not in given and not harmless:
             raise FastwmError(
                 f"{path} gives the environment {key}={str(value)[:60]!r}, which may name a file or "
                 "ask for too much: if you trust it, add --trust"
