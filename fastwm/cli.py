@@ -55,11 +55,12 @@ def train(args: Sequence[str]) -> None:
     early.add_argument("--logdir", default="")
     early.add_argument("--preset", nargs="*", default=[])
     early.add_argument("--env", default="")
+    early.add_argument("--trust", action="store_true")
     early.add_argument("--env-args", nargs="*", action="extend", default=[])
     early.add_argument("--keys", nargs="*", action="extend", default=[])
     known, _ = early.parse_known_args(args)
     folder = os.path.expanduser(known.logdir)
-    default = initial_settings(name, known.env, folder, known.preset)
+    default = initial_settings(name, known.env, folder, known.preset, known.trust)
     for named in ("env_args", "keys"):
         setattr(default, named, getattr(default, named) | pairs(named, getattr(known, named)))
     try:

@@ -12,6 +12,7 @@ from typing import Any
 from fastwm.errors import FastwmError
 
 SMALL = 1 << 26  # bytes of a text file that is read whole
+SEALED = 1 << 22  # of what `seal` wrote; JSON in memory takes thirty times its bytes
 CHECKSUM = "checksum"
 
 Kinds = type | tuple[type, ...]
@@ -53,7 +54,7 @@ def unseal(path: Path, schema: Mapping[str, Kinds], optional: Mapping[str, Kinds
 
     A file without a checksum, of an earlier version, may hold the keys of the schema alone.
     """
-    values = read_json(path)
+    values = read_json(path, SEALED)
     if not isinstance(values, dict):
         raise FastwmError(f"{path} is damaged: expected an object")
     saved = values.pop(CHECKSUM, None)
@@ -66,9 +67,9 @@ def unseal(path: Path, schema: Mapping[str, Kinds], optional: Mapping[str, Kinds
     return values
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, limit: int = SMALL) -> Any:
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path, limit))
     except (ValueError, RecursionError) as error:
         raise FastwmError(f"{path} is damaged: it is not JSON ({error})") from error
 

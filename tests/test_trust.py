@@ -135,6 +135,12 @@ def test_a_folder_gives_environments_no_files(stranger: Path, capsys: Any, optio
     assert "add --trust" in error_of(main(["eval", str(stranger)]), capsys)
 
 
+@pytest.mark.parametrize("option", ["size", "img_height", "stack_num", "frame_stack"])
+def test_a_folder_asks_for_no_large_pictures(stranger: Path, capsys: Any, option: str) -> None:
+    rewrite(stranger, env_args={option: "1025"})
+    assert "ask for too much" in error_of(main(["eval", str(stranger)]), capsys)
+
+
 @pytest.mark.parametrize("value", ["[&a [x, x], &b [*a, *a]]", '!!int ""', "!!bool x", "!!timestamp x", "!!set [1]"])
 def test_options_are_plain_values(stranger: Path, capsys: Any, value: str) -> None:
     """Nine lists of nine aliases each, one in the other, are 400 million words once they are shown."""
@@ -251,9 +257,9 @@ def test_no_link_leads_out(stranger: Path, capsys: Any, name: str, target: str) 
     shutil.rmtree(stranger / name) if (stranger / name).is_dir() else (stranger / name).unlink(missing_ok=True)
     (stranger / name).symlink_to(Path(target).absolute())
     arguments = (["eval", str(stranger)], ["dream", str(stranger)], ["train", "dreamerv3", "--logdir", str(stranger)])
-    for command in arguments if name == "eval.json" else arguments[:1]:
+    for command in arguments if name in ("eval.json", "config.yaml") else arguments[:1]:
         error = error_of(main(command), capsys)
-        assert "link out of" in error or "config.yaml" in error
+        assert "link out of" in error or "it has no config.yaml" in error or "no environment given" in error
     assert Path("secret").read_text() == "mine"
 
 

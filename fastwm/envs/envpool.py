@@ -123,6 +123,8 @@ def make_envpool(
     if name not in envpool.list_all_envs():
         raise UnknownEnv(name)
     check_size(size)
+    if "batch_size" in options:
+        raise FastwmError("batch_size is no option of an environment here: all environments step together")
     try:
         with quiet_boxes():
             fields = envpool.make_spec(name, **options).config._asdict()
@@ -135,7 +137,7 @@ def make_envpool(
         return VecEnv(EnvPoolBackend(name, num_envs, seed, repeat, options), size, keys)
     except TypeError as error:
         raise FastwmError(f"envpool:{name} does not take these options {sorted(options)}: {error}") from error
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError, ValueError, LookupError, AssertionError) as error:
         raise FastwmError(f"envpool:{name} cannot be made: {error}") from error
 
 

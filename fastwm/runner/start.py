@@ -6,6 +6,7 @@ from typing import Any
 
 from fastwm.agents import agent_spec
 from fastwm.errors import FastwmError
+from fastwm.files import check_folder
 from fastwm.runner.config import (
     StagedConfig,
     TrainConfig,
@@ -20,7 +21,7 @@ from fastwm.runner.train import train as train_steps
 from fastwm.runner.trust import check_env
 
 
-def initial_settings(name: str, env: str, logdir: str, preset: Sequence[str] = ()) -> Any:
+def initial_settings(name: str, env: str, logdir: str, preset: Sequence[str] = (), trust: bool = False) -> Any:
     """The settings before those that are given one by one: the folder's, or the defaults with the presets applied.
 
     Without `preset`, an agent takes the one that suits the machine; for an agent with stages it also depends on `env`.
@@ -29,6 +30,7 @@ def initial_settings(name: str, env: str, logdir: str, preset: Sequence[str] = (
     config: Any = (StagedConfig if spec.stages else TrainConfig)(spec.config())
     saved = Path(logdir, "config.yaml")
     if logdir and saved.is_file():
+        check_folder(Path(logdir), trust)
         config = read_config(saved, config, name)
         if spec.stages:
             config.stage = ""
@@ -66,7 +68,8 @@ def train(name: str, env: Any = "", logdir: str | Path = "", preset: str | Seque
         raise FastwmError("train needs logdir, the folder of the run")
     folder = str(Path(logdir).expanduser())
     named = env if isinstance(env, str) else env_name(env)
-    config = initial_settings(name, named, folder, (preset,) if isinstance(preset, str) else tuple(preset))
+    presets = (preset,) if isinstance(preset, str) else tuple(preset)
+    config = initial_settings(name, named, folder, presets, bool(settings.get("trust")))
     config = merge(config, settings | {"logdir": folder} | ({"env": named} if named else {}))
     if (saved := Path(folder, "config.yaml")).is_file():
         check_env(saved, config, named, settings.get("env_args", ()))

@@ -9,7 +9,7 @@ from fastwm.envs import imports_code
 from fastwm.errors import FastwmError
 from fastwm.runner.config import RunConfig, env_options
 
-LARGEST_SIDE, LARGEST = 4096, 1_000_000  # pixels of an image; any other number
+LARGEST = {"size|height|width": 1024, "stack": 16, "": 1_000_000}  # pixels, frames of one observation, anything else
 
 FILES = r"(^|_)(path|file|dir|folder|i?wad|xml|cfg|config|roms?|args)(_|$)"  # names of options whose words name files
 
@@ -26,7 +26,7 @@ def check_env(path: Path, config: RunConfig[Any], env: str = "", given: Collecti
             f"{path} names the environment {config.env!r}, which runs code of that module: if you trust it, add --trust"
         )
     for key, value in env_options(config).items():
-        largest = LARGEST_SIDE if re.search("size|height|width", key) else LARGEST
+        largest = next(number for part, number in LARGEST.items() if re.search(part, key))
         harmless = _is_harmless(value, largest) and not (isinstance(value, str) and re.search(FILES, key))
         if key != "keys" and key not in given and not harmless:
             raise FastwmError(
