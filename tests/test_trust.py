@@ -167,6 +167,13 @@ def test_new_processes_do_not_search_the_current_folder(tmp_path: Path, monkeypa
     assert not Path("ran").exists()
 
 
+def test_pictures_take_no_settings_of_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    code = "import fastwm.runner.plots, matplotlib; assert not matplotlib.rcParams['text.usetex']"
+    environment = os.environ | {"PYTHONPATH": str(Path(fastwm.__file__).parents[1])}
+    subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, check=True, timeout=120)
+
+
 @pytest.mark.parametrize("name", ["os:system", "subprocess:Popen", "subprocess:call", "pathlib:Path", "json:loads"])
 def test_only_environments_are_made(name: str) -> None:
     """Even the user's own command line: what is called with stored arguments has to be a factory."""

@@ -13,6 +13,8 @@ from fastwm.replay import Replay
 from fastwm.runner.log import read_lines
 from fastwm.writing import replacing
 
+if Path(matplotlib.matplotlib_fname()).absolute().parent == Path.cwd():  # a stranger could start programs (LaTeX)
+    matplotlib.rcdefaults()
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
