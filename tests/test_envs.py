@@ -1,5 +1,6 @@
 """Environments: rows at episode ends, action alignment, spaces, seeds, names; EnvPool and Gymnasium alike."""
 
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 
@@ -523,6 +524,21 @@ def test_dmc_pixels():
     rows = rollout(env, 2)
     assert rows["image"].shape == (3, 2, 64, 64, 3)
     assert rows["image"].std() > 10, "camera 0 sees the walker, not a blank"
+
+
+def test_triton_can_be_imported_after_mesa_has_rendered():
+    """Both bring LLVM, and torch imports Triton late: the process that trains must survive it."""
+    pytest.importorskip("triton")
+    try:
+        make_env("dmc:walker_walk", 1, pixels=True).close()
+    except FastwmError as error:
+        pytest.skip(str(error))
+    code = (
+        "from fastwm.envs import make_env; make_env('dmc:walker_walk', 1, pixels=True).reset(); "
+        "import torch._dynamo, triton; print('alive')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr[-500:]
 
 
 @pytest.mark.parametrize("name", ["envpool:CartPole-v1", "gym:Echo"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import os
 import re
 import subprocess
@@ -252,6 +253,8 @@ def check_rendering(env_id: str) -> None:
         raise FastwmError(f"MuJoCo cannot render: {reason} (needs EGL: apt install libegl1 libgl1-mesa-dri)")
     if not _egl_loaded:
         raise FastwmError("MuJoCo cannot render: envpool was imported before fastwm loaded EGL; import it later")
+    with suppress(ImportError):  # both bring LLVM: loaded after Mesa's, Triton's crashes the process
+        importlib.import_module("triton")
 
 
 def _lookup(name: str, family: str) -> str:
