@@ -29,6 +29,7 @@ from fastwm.cli import main
 from fastwm.envs import imports_code, make_env
 from fastwm.errors import FastwmError
 from fastwm.files import check_folder, seal
+from fastwm.replay import Replay
 from fastwm.runner import checkpoint
 from fastwm.runner.config import TrainConfig, read_config, write_config
 from fastwm.runner.log import MetricsLog, read_lines
@@ -483,6 +484,20 @@ def test_a_run_goes_on_without_a_damaged_replay(stranger: Path, capsys: Any) -> 
     said = capsys.readouterr().out
     assert "continuing at step 80" in said and newest(stranger).name.endswith("100")
     assert main(command) == 0 and "fresh_replay" not in (stranger / "config.yaml").read_text()
+
+
+def test_stored_rows_of_another_kind_are_one_line(stranger: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A stranger's checksums can be right, and his rows wrong."""
+    load = Replay.load
+
+    def load_other_rows(self: Replay, *args: Any) -> None:
+        load(self, *args)
+        self._data["reward"] = self._data["reward"].double()
+
+    monkeypatch.setattr(Replay, "load", load_other_rows)
+    error = error_of(main(["train", "dreamerv3", "--logdir", str(stranger), "--steps", "100"]), capsys)
+    assert "the saved replay does not fit" in error and "'reward' is torch.float32" in error
+    assert "add --fresh-replay" in error
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(stranger: Path, capsys: Any, caplog: Any) -> None:

@@ -226,7 +226,15 @@ class Trainer:
         action, state = self.agent.act(record, state, "random" if self.step < self.config.prefill else "train")
         actions = action if isinstance(action, dict) else {"action": action}
         row = {key: value.cpu() for key, value in (actions | self.agent.latents(state)).items()}
-        self.replay.add(record | row)
+        try:
+            self.replay.add(record | row)
+        except ValueError as error:
+            if self.begun:
+                raise
+            raise FastwmError(
+                f"the saved replay does not fit this environment and agent: {error}; "
+                "add --fresh-replay to continue with an empty replay"
+            ) from error
         self.step += self.config.num_envs
         self.decisions += int((~record["is_last"]).sum())
         for value, length in self.episodes.add(record):
