@@ -3,10 +3,13 @@
 Fails on a compile error, and on a spill that the .cu file does not explain by `// spill: <kernel>: <why>`.
 """
 
+import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -59,12 +62,14 @@ def main() -> None:
     print("| file | kernel | arch | registers | spills, bytes | shared, bytes |")
     print("|---|---|---|--:|--:|--:|")
     unexplained = []
-    for source in sorted((CSRC / "cuda").glob("*.cu")):
-        explained = re.findall(r"// spill: ([^:\s]+): \S", source.read_text())
-        for k in check(nvcc, source):
-            print(f"| {source.name} | {k.name} | {k.arch} | {k.registers} | {k.spill} | {k.shared} |")
-            if k.spill and k.name.split("<")[0] not in explained:
-                unexplained.append(f"{source.name}: {k.name} spills {k.spill} bytes on {k.arch}, unexplained")
+    sources = sorted((CSRC / "cuda").glob("*.cu"))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for source, kernels in zip(sources, pool.map(partial(check, nvcc), sources)):
+            explained = re.findall(r"// spill: ([^:\s]+): \S", source.read_text())
+            for k in kernels:
+                print(f"| {source.name} | {k.name} | {k.arch} | {k.registers} | {k.spill} | {k.shared} |")
+                if k.spill and k.name.split("<")[0] not in explained:
+                    unexplained.append(f"{source.name}: {k.name} spills {k.spill} bytes on {k.arch}, unexplained")
     if unexplained:
         sys.exit("\n".join(unexplained))
 
