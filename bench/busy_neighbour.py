@@ -48,11 +48,10 @@ class Update:
 
     def __init__(self, size: str, precision: str, imports: str, root: str | None) -> None:
         environment = {k: v for k, v in os.environ.items() if k not in (*CHOSEN_BY, "OMP_NUM_THREADS")}
-        if root:
-            environment["PYTHONPATH"] = root
+        environment["PYTHONPATH"] = root or os.getcwd()
         command = [sys.executable, "-c", CHILD.format(imports=imports), size, precision]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env=environment)  # fmt: skip
+                                        env=environment, cwd=root)  # fmt: skip
         if self.read() != "ready":
             raise SystemExit("the process that updates did not start; see above")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SPINS = 5000  # pauses of a thread that waits, 0.1 to 0.3 ms, before it sleeps; libgomp's own number is 300,000
+SPINS = 15_000  # pauses of a thread that waits, 0.3 to 1 ms, before it sleeps; libgomp's own number is 300,000
 CHOSEN_BY = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # a user who sets one of them has chosen
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
