@@ -92,7 +92,7 @@ def hidden_install() -> Path | None:
 
 
 def advice(missing: str) -> str:
-    """What to do about a library that is not available."""
+    """Advice for a library that is not available."""
     source, other = _HERE.parent, hidden_install()
     build = f"pip install --no-build-isolation -e {source}"
     if other:

@@ -106,7 +106,7 @@ def train_help() -> str:
 
 
 def agent_help(name: str, default: Any) -> str:
-    """What an agent is, its presets, and which of them gave the defaults shown."""
+    """Describe an agent, its presets, and which of them gave the defaults shown."""
     from fastwm.runner.config import preset_blocks
 
     given = ", ".join(default.preset)

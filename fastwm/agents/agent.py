@@ -28,7 +28,7 @@ class Agent(nn.Module, ABC):
     state_keys: tuple[str, ...] = ("deter", "stoch", "action")
     """Names in the acting state."""
     batch_keys: tuple[str, ...] = ("is_first",)
-    """What an update reads beside observations, actions and rewards."""
+    """Keys that an update reads beside observations, actions and rewards."""
     latent_keys: tuple[str, ...] = ()
     """Names of the latents that replay keeps beside each row."""
     online: bool = True
@@ -79,7 +79,7 @@ class Agent(nn.Module, ABC):
         """Predicted observations [T, B, ...]: filtered for `context` rows, then from the actions alone."""
 
     def receive(self, obs: Mapping[str, Any], state: Mapping[str, Tensor] | None, mode: str) -> dict[str, Tensor]:
-        """What `act` is given, checked, and the observations and `is_first` on the agent's device."""
+        """Check the arguments of `act`, and move the observations and `is_first` to the agent's device."""
         self.check_dtype()
         check_mode(mode)
         values = check_observations(self.obs_space, obs)

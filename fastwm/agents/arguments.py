@@ -1,4 +1,4 @@
-"""What `act` and `update` are given is checked where it arrives, before it is moved to a device."""
+"""Checks of the arguments of `act` and `update`, made before anything is moved to a device."""
 
 from collections.abc import Mapping
 from typing import Any

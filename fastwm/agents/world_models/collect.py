@@ -198,7 +198,7 @@ def write_chunk(folder: Path, index: int, chunk: Chunk) -> None:
 
 
 def read_done(folder: Path) -> dict[str, int] | None:
-    """What a finished collection says of itself; None where it is not finished, or its note cannot be read."""
+    """Read the record of a finished collection; None where it is not finished or the record cannot be read."""
     path = folder / "done.json"
     if not path.exists():
         return None
