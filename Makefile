@@ -8,7 +8,7 @@ NATIVE := $(shell find csrc build_tools -type f -not -name '*.pyc')
 .PHONY: demo test lint bench cuda-check sanitize
 
 demo: $(READY)  ## learn CartPole from scratch, then evaluate
-	$(BIN)/fastwm train dreamerv3 --env cartpole --preset cartpole --logdir runs/demo
+	$(BIN)/fastwm train dreamer_v3 --env cartpole --preset cartpole --logdir runs/demo
 	$(BIN)/fastwm eval runs/demo --episodes 20
 
 test: lint  ## all tests that this machine can run

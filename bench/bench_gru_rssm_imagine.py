@@ -10,7 +10,7 @@ from torch.testing import assert_close
 import fastwm
 from bench.conftest import DEVICE, Measure
 from fastwm.nn.gru_rssm import GRURSSM, Layer
-from fastwm.ops import LinearWeights, PolicyHead, gru_rssm_dream, gru_rssm_imagine
+from fastwm.ops import LinearWeights, PolicyHead, gru_rssm_imagine, gru_rssm_open_loop
 
 VARIANTS = ["fastwm", "eager", "fastwm bf16", "eager bf16"]
 DREAMS = {  # system, rows, deter, hidden, stoch, head
@@ -44,7 +44,7 @@ def test_planner(measure: Measure, name: str) -> None:
 
     @torch.no_grad()
     def fn() -> list[Tensor]:
-        return list(gru_rssm_imagine(*start, noise, action, rssm.weights, rssm.kind))
+        return list(gru_rssm_open_loop(*start, noise, action, rssm.weights, rssm.kind))
 
     with fastwm.backend("ref"):
         exact = fn()
@@ -68,7 +68,7 @@ def test_dream(measure: Measure, dream: str, name: str) -> None:
 
     def fn() -> list[Tensor]:
         actor = tuple(layer.params for layer in layers), LinearWeights(out.weight, out.bias), (head,)
-        deters, stochs, _, actions = gru_rssm_dream(*start, noise, action_noise, rssm.weights, rssm.kind, *actor)
+        deters, stochs, _, actions = gru_rssm_imagine(*start, noise, action_noise, rssm.weights, rssm.kind, *actor)
         return [actions, *torch.autograd.grad(deters.sum() + stochs.flatten(2)[..., ::2].sum(), params)]
 
     with fastwm.backend("ref"):

@@ -36,7 +36,7 @@ def test_rssm_imagine(measure: Measure, size: str, name: str) -> None:
     def loop() -> Tensor:
         state, deters = start, []
         for step in range(H):
-            state, _ = rssm.imagine_step(state, policy(state, step)[1], uniform[step])
+            state, _ = rssm.open_loop_step(state, policy(state, step)[1], uniform[step])
             deters.append(state.deter)
         policy(state, H)
         return torch.stack(deters)

@@ -28,7 +28,7 @@ from fastwm.runner import measure
 from fastwm.runner.config import TrainConfig, with_presets
 from fastwm.runner.graph import fastest_update
 
-config = with_presets(TrainConfig(DreamerV3Config()), "dreamerv3", [sys.argv[1]]).agent
+config = with_presets(TrainConfig(DreamerV3Config()), "dreamer_v3", [sys.argv[1]]).agent
 config.precision = sys.argv[2]
 torch.manual_seed(0)
 agent = DreamerV3(measure.obs_space("vector"), measure.ACTION, config)

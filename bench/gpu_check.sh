@@ -39,7 +39,7 @@ done
 step update-eager 60 env FASTWM_BACKEND=ref "$python" -m fastwm.cli bench update --size size1m --precision bf16 \
   --device cuda --no-graph --json "$out/update-eager.json"
 export FASTWM_BENCH_DEVICE=cuda
-first=(bench/bench_{rssm_observe,scans,mdn_rnn_rollout}.py)
+first=(bench/bench_{rssm_observe,scans,mdn_rnn_imagine}.py)
 families=("${first[@]}")
 for file in bench/bench_*.py; do [[ " ${first[*]} " == *" $file "* ]] || families+=("$file"); done
 step bench "${BENCH_SECONDS:-240}" "$python" -m pytest -q "${families[@]}" --benchmark-only \

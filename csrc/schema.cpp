@@ -98,16 +98,16 @@ STABLE_TORCH_LIBRARY(fastwm, m) {
         "Tensor b_action, Tensor n_action, Tensor w_own, Tensor w_embeds, Tensor b_hidden, Tensor n_hidden, "
         "Tensor w_gates, Tensor b_gates, Tensor[] mlps, int[] save, Tensor? action, float unimix, "
         "float policy_unimix, float eps, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor[])");
-  m.def("mdn_rnn_rollout(Tensor z, Tensor controllers, Tensor? controller_bias, Tensor w_ih, Tensor w_hh, Tensor bias, "
+  m.def("mdn_rnn_imagine(Tensor z, Tensor controllers, Tensor? controller_bias, Tensor w_ih, Tensor w_hh, Tensor bias, "
         "Tensor w_out, Tensor b_out, Tensor seed_offset, int steps, int done, int reward, float temperature, bool car, "
         "float forget_bias, bool ijfo, bool trajectories, bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("gru_rssm_dream(Tensor deter, Tensor stoch, Tensor noise, Tensor action_noise, Tensor w_action, "
+  m.def("gru_rssm_imagine(Tensor deter, Tensor stoch, Tensor noise, Tensor action_noise, Tensor w_action, "
         "Tensor b_input, Tensor b_layer, Tensor w_stoch, Tensor? scale_input, Tensor? shift_input, Tensor w_x, "
         "Tensor? b_x, Tensor w_h, Tensor? b_h, Tensor? scale_gates, Tensor? shift_gates, Tensor w_layer, "
         "Tensor? scale_layer, Tensor? shift_layer, Tensor w_stats, Tensor? b_stats, Tensor? action, Tensor actor, "
         "int[] layers, int[] heads, float[] scales, int cell, int activation, float unimix, float eps, bool save, "
         "bool bf16) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("gru_rssm_dream_backward(Tensor g_deter, Tensor g_stoch, Tensor g_stats, Tensor g_action, Tensor deter0, "
+  m.def("gru_rssm_imagine_backward(Tensor g_deter, Tensor g_stoch, Tensor g_stats, Tensor g_action, Tensor deter0, "
         "Tensor stoch0, Tensor noise, Tensor action_noise, Tensor deter, Tensor stoch, Tensor stats, Tensor input, "
         "Tensor gates, Tensor layer, Tensor actor_pre, Tensor w_action, Tensor w_stoch, Tensor? scale_input, "
         "Tensor? shift_input, Tensor w_x, Tensor w_h, Tensor? scale_gates, Tensor? shift_gates, Tensor w_layer, "

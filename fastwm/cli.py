@@ -19,7 +19,7 @@ from fastwm.settings import SettingError
 
 USAGE = """usage: fastwm COMMAND ...
 
-  train AGENT   train an agent, or continue the run in --logdir   (fastwm train dreamerv3 --help)
+  train AGENT   train an agent, or continue the run in --logdir   (fastwm train dreamer_v3 --help)
   eval LOGDIR   score a trained agent on whole episodes
   dream LOGDIR  draw what its model imagines beside what happened
   compare       train several agents on one environment and plot them together
@@ -39,7 +39,7 @@ def train(args: Sequence[str]) -> None:
     """`fastwm train AGENT [--env ...] [--preset ...] [--logdir ...] [any setting]`."""
     import tyro
 
-    from fastwm.agents import agent_spec
+    from fastwm.agents import agent_name, agent_spec
     from fastwm.runner.start import initial_settings, start
     from fastwm.runner.trust import check_env
 
@@ -47,8 +47,8 @@ def train(args: Sequence[str]) -> None:
         print(train_help())
         return
     if not args or args[0].startswith("-"):
-        raise FastwmError("train needs an agent: fastwm train dreamerv3 --env cartpole")
-    name, args = args[0], args[1:]
+        raise FastwmError("train needs an agent: fastwm train dreamer_v3 --env cartpole")
+    name, args = agent_name(args[0]), args[1:]
     spec = agent_spec(name)
     # What decides the defaults must be known before the settings themselves are read.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

@@ -15,7 +15,7 @@ TINY: dict[str, dict[str, Any]] = {
     "planet": WORLD | dict(candidates=6, elites=2, iterations=2, horizon=3, free_nats=0.1),
     "dreamer_v1": WORLD | dict(imag_length=4, actor_layers=1, critic_layers=1, free_nats=0.1),
     "dreamer_v2": WORLD | dict(imag_length=4, actor_layers=1, critic_layers=1, classes=4),
-    "dreamerv3": dict(deter=16, hidden=8, stoch=4, classes=4, blocks=2, units=8, depth=2, bins=21, imag_length=3,
+    "dreamer_v3": dict(deter=16, hidden=8, stoch=4, classes=4, blocks=2, units=8, depth=2, bins=21, imag_length=3,
                       precision="fp32"),
 }  # fmt: skip
 OLDER = ("planet", "dreamer_v1", "dreamer_v2")

@@ -58,7 +58,7 @@ MORE = {
     "planet": ["--agent.candidates", "4", "--agent.elites", "2", "--agent.iterations", "1", "--agent.horizon", "2"],
     "dreamer_v1": ["--agent.imag-length", "3"],
     "dreamer_v2": ["--agent.imag-length", "3", "--agent.classes", "4"],
-    "dreamerv3": ["--agent.imag-length", "3", "--agent.classes", "4", "--agent.depth", "2"],
+    "dreamer_v3": ["--agent.imag-length", "3", "--agent.classes", "4", "--agent.depth", "2"],
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from fastwm.agents.dreamerv1 import Dream, DreamerV1, DreamerV1Config
+from fastwm.agents.dreamer_v1 import Dream, DreamerV1, DreamerV1Config
 from fastwm.agents.world import ModelLoss, Noise
 from fastwm.nn.cell_weights import gru_from_keras
 from fastwm.nn.distributions import TanhNormal, normal_kl, softplus_std

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from fastwm.agents.dreamerv2 import Dream, DreamerV2, DreamerV2Config
+from fastwm.agents.dreamer_v2 import Dream, DreamerV2, DreamerV2Config
 from fastwm.agents.world import ModelLoss, Noise
 from fastwm.nn.gru_rssm import GRUState
 from fastwm.nn.spaces import SpaceDict
@@ -147,7 +147,7 @@ class Golden(KerasFile):
         noise = time_major(self.tensor(prefix + "uniform/openloop"))
         last = GRUState(state.deter[-1], state.stoch[-1])
         yield from self.compare(prefix + "carry_out/", last._asdict())
-        dreamt, stats = self.agent.world.rssm.imagine(last, self.batch()[1], noise)
+        dreamt, stats = self.agent.world.rssm.open_loop(last, self.batch()[1], noise)
         ours = dreamt._asdict() | {"prior_logit": stats}
         yield from self.compare(prefix + "openloop/", ours, time_major)
 

@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from fastwm.agents.dreamerv3 import DreamerV3, DreamerV3Config, Loss, Noise
+from fastwm.agents.dreamer_v3 import DreamerV3, DreamerV3Config, Loss, Noise
 from fastwm.agents.official import from_official, load_official, official_names
 from fastwm.nn.heads import Action
 from fastwm.nn.spaces import SpaceDict

@@ -129,7 +129,7 @@ def replace_encoder(agent: Any) -> tuple[nn.Module, str]:
 
 @pytest.mark.parametrize("learner", names())
 def test_a_replaced_network_is_trained_or_refused(learner: str) -> None:
-    agent = tiny(learner, **({"warmup": 0} if learner == "dreamerv3" else {}))
+    agent = tiny(learner, **({"warmup": 0} if learner == "dreamer_v3" else {}))
     batch = make_batch(agent)
     agent.update(batch)
     encoder, weight = replace_encoder(agent)
@@ -143,7 +143,7 @@ def test_a_replaced_network_is_trained_or_refused(learner: str) -> None:
 
 @pytest.mark.parametrize("learner", names())
 def test_a_frozen_network_stays_as_it_is(learner: str) -> None:
-    agent = tiny(learner, **({"warmup": 0} if learner == "dreamerv3" else {}))
+    agent = tiny(learner, **({"warmup": 0} if learner == "dreamer_v3" else {}))
     encoder, _ = replace_encoder(agent)
     encoder.requires_grad_(False)
     own = agent.reward if hasattr(agent, "reward") else agent.world.reward
@@ -184,4 +184,4 @@ def test_another_default_dtype_is_told(name: str) -> None:
 def test_stored_latents_cannot_wrap() -> None:
     """Replay keeps class indices as uint8."""
     with pytest.raises(FastwmError, match="classes must be at least 1 and at most 256, got 257"):
-        tiny("dreamerv3", classes=257)
+        tiny("dreamer_v3", classes=257)

@@ -51,9 +51,9 @@ def test_actions_of_width_0(kind: str) -> None:
     state = rssm.initial(3)
     action = torch.zeros(4, 3, 0, dtype=torch.float64)
     noise = torch.rand(4, *state[1].shape[:2], dtype=torch.float64)
-    got = rssm.imagine(state, action, noise)
+    got = rssm.open_loop(state, action, noise)
     with fastwm.backend("ref"):
-        assert_close(got, rssm.imagine(state, action, noise))
+        assert_close(got, rssm.open_loop(state, action, noise))
 
 
 @needs_native
@@ -77,7 +77,7 @@ def test_given_actions_and_no_step() -> None:
     ],
 )  # fmt: skip
 def test_sizes_that_overflow_are_refused(changed: dict[str, Any]) -> None:
-    op, args = raw(gru_rssm, ops.gru_rssm_dream)
+    op, args = raw(gru_rssm, ops.gru_rssm_imagine)
     with pytest.raises(RuntimeError, match="fastwm: "):
         op(*named(op, args, **changed))
 
@@ -134,7 +134,7 @@ def test_unknown_activations_of_raw_operators(activation: int) -> None:
     ],
 )
 def test_unknown_kinds(backend: str, change: dict[str, Any], message: str) -> None:
-    for function in (ops.gru_rssm_observe, ops.gru_rssm_imagine, ops.gru_rssm_dream):
+    for function in (ops.gru_rssm_observe, ops.gru_rssm_open_loop, ops.gru_rssm_imagine):
         args = [x._replace(**change) if isinstance(x, ops.GRURSSMKind) else x for x in find(gru_rssm, function)]
         with fastwm.backend(backend), pytest.raises(ValueError, match=message):
             function(*args)
@@ -145,7 +145,7 @@ def test_unknown_kinds(backend: str, change: dict[str, Any], message: str) -> No
     ("make", "function"),
     [
         (rssm, ops.rssm_observe), (rssm, ops.rssm_imagine), (rssm, ops.rssm_open_loop),
-        (gru_rssm, ops.gru_rssm_observe), (gru_rssm, ops.gru_rssm_imagine), (gru_rssm, ops.gru_rssm_dream),
+        (gru_rssm, ops.gru_rssm_observe), (gru_rssm, ops.gru_rssm_open_loop), (gru_rssm, ops.gru_rssm_imagine),
         (mlp, ops.mlp),
     ],
 )  # fmt: skip

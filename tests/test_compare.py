@@ -45,7 +45,7 @@ def test_trains_each_and_continues(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_wrong_use_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for args, message in (
-        (["--agents", "dreamerv3,dreamer_v3"], "name every agent once"),
+        (["--agents", "dreamer_v3,dreamer_v3"], "name every agent once"),
         (["--agents", "planet,dreamer_v9"], "unknown agent 'dreamer_v9'"),
         (["--preset", "none"], "unknown preset 'none' for planet"),
     ):
@@ -64,6 +64,6 @@ def test_presets_and_repeats(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.undo()
     assert preset_for("dreamer_v2", "cartpole", "") == ("cartpole",)
     assert preset_for("planet", "pendulum", "")[:1] in (("small",), ())
-    for agent in ("planet", "dreamer_v1", "dreamer_v2", "dreamerv3"):
+    for agent in ("planet", "dreamer_v1", "dreamer_v2", "dreamer_v3"):
         config = agent_config(agent, "dmc:cartpole_swingup", 8000, tmp_path / agent, "", 3)
         assert config.preset == ("cartpole_swingup",) and config.steps == 1000 and config.seed == 3

@@ -22,7 +22,7 @@ PARAMETERS = {
     "planet": "world.rssm.post.linear.weight",
     "dreamer_v1": "actor.out.bias",
     "dreamer_v2": "critic.mlp.0.linear.weight",
-    "dreamerv3": "decoder.heads.0.weight",
+    "dreamer_v3": "decoder.heads.0.weight",
 }
 
 
@@ -51,7 +51,7 @@ def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def trained(name: str) -> Any:
-    options = {"warmup": 0, "lr": 1e-2} if name == "dreamerv3" else {}
+    options = {"warmup": 0, "lr": 1e-2} if name == "dreamer_v3" else {}
     agent = tiny(name, **options)
     agent.update(make_batch(agent))
     return agent
@@ -78,7 +78,7 @@ def fails(agent: Agent, batch: dict[str, Tensor], at_once: bool, message: str) -
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("key", ["reward", "pos"])
 def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(name: str, key: str, at_once: bool) -> None:
-    if name == "dreamerv3" and key == "reward":
+    if name == "dreamer_v3" and key == "reward":
         key = "pos"
     agent = trained(name)
     batch = make_batch(agent)
@@ -93,7 +93,7 @@ def test_a_reward_too_large_for_float32_is_named(name: str, at_once: bool) -> No
     agent = trained(name)
     batch = make_batch(agent)
     batch["reward"][2, 1] = 1e30
-    if name == "dreamerv3":  # symlog: no harm
+    if name == "dreamer_v3":  # symlog: no harm
         agent.update(batch)
         agent.check_finite()
     else:
@@ -208,7 +208,7 @@ def test_acting_names_the_observation_that_is_not_finite(name: str, kind: Any, v
 def test_an_update_under_a_graph_needs_no_memory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The record of findings is made at the first update and filled in place, as a graph's replays need it."""
     monkeypatch.setattr(FiniteCheck, "read_at_once", staticmethod(lambda device: False))
-    agent = trained("dreamerv3")
+    agent = trained("dreamer_v3")
     (finding,) = agent.finite.findings.values()
     agent.update(make_batch(agent))
     assert [finding] == list(agent.finite.findings.values()) and finding.record.tolist() == [2, 0, 0]

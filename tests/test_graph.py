@@ -37,15 +37,15 @@ def run(update: Callable[..., Batch], batches: list[Batch]) -> list[Batch]:
     return results
 
 
-def trained(updates: int, precision: str = "fp32", name: str = "dreamerv3") -> Any:
+def trained(updates: int, precision: str = "fp32", name: str = "dreamer_v3") -> Any:
     """An agent on the CPU after some plain updates, none of which stands still."""
-    options: dict[str, Any] = {"warmup": 0, "lr": 1e-2} if name == "dreamerv3" else {}
+    options: dict[str, Any] = {"warmup": 0, "lr": 1e-2} if name == "dreamer_v3" else {}
     agent = tiny(name, precision=precision, **options)
     run(agent.update, [make_batch(agent) for _ in range(updates)])
     return agent
 
 
-def resumed(state: dict[str, Any], device: str, precision: str = "fp32", name: str = "dreamerv3") -> Any:
+def resumed(state: dict[str, Any], device: str, precision: str = "fp32", name: str = "dreamer_v3") -> Any:
     agent = trained(0, precision, name).to(device)
     agent.load_state_dict(state)
     return agent
@@ -94,7 +94,7 @@ def host_numbers(agent: Any) -> list[dict[str, Any]]:
 
 
 def test_which_agents_a_graph_may_hold() -> None:
-    assert CAPTURABLE == ["planet", "dreamer_v1", "dreamer_v2", "dreamerv3"]
+    assert CAPTURABLE == ["planet", "dreamer_v1", "dreamer_v2", "dreamer_v3"]
 
 
 @pytest.mark.parametrize("name", CAPTURABLE)
@@ -123,12 +123,12 @@ def test_a_step_on_the_device_continues_on_the_cpu_as_a_number_does(name: str) -
     agent = trained(3, name=name)
     state = agent.state_dict()
     saved = deepcopy(state)
-    step = "step" if name == "dreamerv3" else "steps"
+    step = "step" if name == "dreamer_v3" else "steps"
     for key in agent.optimizers():
         saved[checkpoint.EXTRA][key]["param_groups"][0].update({"capturable": True, step: torch.tensor(3)})
     number, tensor = resumed(state, "cpu", name=name), resumed(saved, "cpu", name=name)
     batches = [make_batch(agent) for _ in range(2)]
-    equal = same if name == "dreamerv3" else partial(assert_close, atol=1e-6, rtol=1e-5)
+    equal = same if name == "dreamer_v3" else partial(assert_close, atol=1e-6, rtol=1e-5)
     equal(run(tensor.update, batches), run(number.update, batches))
     equal(everything(tensor), everything(number))
     for optimizer in tensor.optimizers().values():
@@ -149,7 +149,7 @@ def test_replays_are_the_plain_updates(name: str, before: int, precision: str) -
     assert isinstance(update, GraphedUpdate)
     got, want = run(update, batches), run(partial(plain_update, plain), batches)
     assert update.graph is not None
-    assert name != "dreamerv3" or {"deter", "stoch", "index"} <= got[-1].keys()
+    assert name != "dreamer_v3" or {"deter", "stoch", "index"} <= got[-1].keys()
     same(got, want)
     same(everything(graphed), everything(plain))
     assert everything(graphed)["step"] == [before + len(batches)]

@@ -15,7 +15,7 @@ import fastwm
 from fastwm import _lib
 from fastwm.nn import RSSM, BlockRSSM
 from fastwm.nn.gru_rssm import GRURSSM, VARIANTS, GRUState, Layer
-from fastwm.ops import GRURSSMKind, LinearWeights, PolicyHead, gru_rssm_dream, gru_rssm_imagine
+from fastwm.ops import GRURSSMKind, LinearWeights, PolicyHead, gru_rssm_imagine, gru_rssm_open_loop
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
 needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
@@ -101,14 +101,14 @@ def test_imagine_equals_reference(case: str) -> None:
         rssm, _, args, _ = make(case, H, N)
         with torch.no_grad():
             given = *args, 2 * torch.rand(H, N, 7, dtype=torch.float64), rssm.weights, rssm.kind
-            ours = gru_rssm_imagine(*given)
+            ours = gru_rssm_open_loop(*given)
             with fastwm.backend("ref"):
-                assert_close(ours, gru_rssm_imagine(*given), atol=1e-9, rtol=1e-9)
+                assert_close(ours, gru_rssm_open_loop(*given), atol=1e-9, rtol=1e-9)
         action = torch.randn(H, N, 7, dtype=torch.float64, requires_grad=True)
         for x in args[:2]:
             x.requires_grad_()
         inputs = [action, *args[:2], *(p for name, p in rssm.named_parameters() if "post" not in name)]
-        against_reference(inputs, gru_rssm_imagine, *args, action, rssm.weights, rssm.kind)
+        against_reference(inputs, gru_rssm_open_loop, *args, action, rssm.weights, rssm.kind)
 
 
 @needs_cpu
@@ -118,7 +118,7 @@ def test_dream_equals_reference(case: str, heads: str) -> None:
     for H, N in [(1, 1), (4, 7), (15, 3)]:
         rssm, policy, args, noise = make(case, H, N, HEADS[heads])
         given = *args, noise, rssm.weights, rssm.kind, *policy.args()
-        against_reference(policy.params, gru_rssm_dream, *given)
+        against_reference(policy.params, gru_rssm_imagine, *given)
 
 
 @needs_cpu
@@ -129,7 +129,7 @@ def test_dream_of_many_rows(case: str, units: tuple[int, ...]) -> None:
     for H, N in [(3, 1024), (5, 37), (2, 0)]:
         rssm, policy, args, noise = make(case, H, N, units=units, deter=37, hidden=34, stoch=9)
         given = *args, noise, rssm.weights, rssm.kind, *policy.args()
-        against_reference(policy.params, gru_rssm_dream, *given)
+        against_reference(policy.params, gru_rssm_imagine, *given)
 
 
 @needs_cpu
@@ -139,8 +139,8 @@ def test_the_model_is_constant_and_the_actors_input_is_cut() -> None:
         for x in args[:2]:
             x.requires_grad_()
         with fastwm.backend(backend):
-            outputs = gru_rssm_dream(*args, noise, rssm.weights, rssm.kind, *policy.args())
-            one = gru_rssm_dream(*(x[:1] if x is args[2] else x for x in args), noise[:1], rssm.weights, rssm.kind,
+            outputs = gru_rssm_imagine(*args, noise, rssm.weights, rssm.kind, *policy.args())
+            one = gru_rssm_imagine(*(x[:1] if x is args[2] else x for x in args), noise[:1], rssm.weights, rssm.kind,
                                  *policy.args())  # fmt: skip
         assert all(g is None for g in gradients(outputs, [*args[:2], *rssm.parameters()]))
         # The first action reaches the first state, and is reached by no gradient of its input.
@@ -150,12 +150,12 @@ def test_the_model_is_constant_and_the_actors_input_is_cut() -> None:
 @needs_cpu
 def test_without_gradient_nothing_is_saved() -> None:
     rssm, policy, args, noise = make("dreamer_v2", 3, 4)
-    with captured("gru_rssm_dream") as calls:
+    with captured("gru_rssm_imagine") as calls:
         with torch.no_grad():
-            gru_rssm_dream(*args, noise, rssm.weights, rssm.kind, *policy.args())
-        gru_rssm_dream(*args, noise, rssm.weights, rssm.kind, *policy.args())
+            gru_rssm_imagine(*args, noise, rssm.weights, rssm.kind, *policy.args())
+        gru_rssm_imagine(*args, noise, rssm.weights, rssm.kind, *policy.args())
     assert [call[-2] for call in calls] == [False, True]
-    assert [len(x) for x in torch.ops.fastwm.gru_rssm_dream(*calls[0])[4:]] == [0, 0, 0, 0]
+    assert [len(x) for x in torch.ops.fastwm.gru_rssm_imagine(*calls[0])[4:]] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("isa", _lib.host.isa_levels() if _lib.host else [])
@@ -167,12 +167,12 @@ def test_every_instruction_set(case: str, isa: str, dtype: torch.dtype) -> None:
     before = _lib.host.isa()
     _lib.host.set_isa(isa)
     try:
-        ours = gru_rssm_dream(*args, noise, rssm.weights, rssm.kind, *policy.args())
+        ours = gru_rssm_imagine(*args, noise, rssm.weights, rssm.kind, *policy.args())
         ours_grads = gradients(ours, policy.params)
     finally:
         _lib.host.set_isa(before)
     with fastwm.backend("ref"):
-        exact = gru_rssm_dream(*args, noise, rssm.weights, rssm.kind, *policy.args())
+        exact = gru_rssm_imagine(*args, noise, rssm.weights, rssm.kind, *policy.args())
         exact_grads = gradients(exact, policy.params)
     tolerance = {torch.float32: 3e-5, torch.float64: 1e-11}[dtype]
     assert_close(ours, exact, atol=tolerance, rtol=tolerance)
@@ -188,10 +188,10 @@ def test_repeats_are_bitwise_equal_and_threads_change_no_value(case: str) -> Non
     threads, results = torch.get_num_threads(), []
     for count in (1, 2, 2, 3):
         torch.set_num_threads(count)
-        dreamt = gru_rssm_dream(*args, noise, rssm.weights, rssm.kind, *policy.args())
-        imagined = gru_rssm_imagine(*args, action, rssm.weights, rssm.kind)
+        dreamt = gru_rssm_imagine(*args, noise, rssm.weights, rssm.kind, *policy.args())
+        imagined = gru_rssm_open_loop(*args, action, rssm.weights, rssm.kind)
         with torch.no_grad():
-            dreamt += gru_rssm_imagine(*args, action, rssm.weights, rssm.kind)
+            dreamt += gru_rssm_open_loop(*args, action, rssm.weights, rssm.kind)
         results.append((dreamt, [*imagined, *gradients(dreamt[:4], policy.params)]))
     torch.set_num_threads(threads)
     for outputs, _ in results[1:]:
@@ -227,27 +227,27 @@ def test_opcheck_and_compile(case: str) -> None:
     action = torch.randn(2, 3, 7, dtype=torch.float64)
 
     def run(*x: Tensor) -> tuple[Tensor, ...]:
-        dreamt = gru_rssm_dream(*x[:4], rssm.weights, rssm.kind, *policy.args())
-        return dreamt + gru_rssm_imagine(*x[:3], x[4], rssm.weights, rssm.kind)
+        dreamt = gru_rssm_imagine(*x[:4], rssm.weights, rssm.kind, *policy.args())
+        return dreamt + gru_rssm_open_loop(*x[:3], x[4], rssm.weights, rssm.kind)
 
     torch._dynamo.reset()
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     ours, want = compiled(*args, noise, action), run(*args, noise, action)
     assert_close(ours, want)
     assert_close(gradients(ours[:4], policy.params), gradients(want[:4], policy.params))
-    with captured("gru_rssm_dream") as calls:
-        gru_rssm_dream(*args, noise, rssm.weights, rssm.kind, *policy.args())
+    with captured("gru_rssm_imagine") as calls:
+        gru_rssm_imagine(*args, noise, rssm.weights, rssm.kind, *policy.args())
     actor = next(i for i, x in enumerate(calls[0]) if isinstance(x, list)) - 1
     inputs = [x.requires_grad_() if i == actor else x for i, x in enumerate(calls[0])]
-    torch.library.opcheck(torch.ops.fastwm.gru_rssm_dream.default, tuple(inputs))
-    with captured("gru_rssm_dream") as calls, torch.no_grad():
-        gru_rssm_imagine(*args, action, rssm.weights, rssm.kind)
-    torch.library.opcheck(torch.ops.fastwm.gru_rssm_dream.default, calls[0])
+    torch.library.opcheck(torch.ops.fastwm.gru_rssm_imagine.default, tuple(inputs))
+    with captured("gru_rssm_imagine") as calls, torch.no_grad():
+        gru_rssm_open_loop(*args, action, rssm.weights, rssm.kind)
+    torch.library.opcheck(torch.ops.fastwm.gru_rssm_imagine.default, calls[0])
     for i, x in enumerate(inputs):
         if isinstance(x, Tensor):
             wrong = [*inputs[:i], x.detach()[..., :-1], *inputs[i + 1 :]]
             with pytest.raises(RuntimeError, match="fastwm"):
-                torch.ops.fastwm.gru_rssm_dream(*wrong)
+                torch.ops.fastwm.gru_rssm_imagine(*wrong)
 
 
 BAD: list[tuple[str, Callable[[Any], Any], str]] = [
@@ -269,7 +269,7 @@ def test_wrong_arguments_are_explained(operator: str, name: str, change: Callabl
     given = dict(deter=deter, stoch=stoch, noise=noise)
     given["action"] = action_noise if operator == "dream" else torch.randn(4, 7, 7, dtype=torch.float64)
     given[name] = change(given[name])
-    call, more = (gru_rssm_dream, policy.args()) if operator == "dream" else (gru_rssm_imagine, ())
+    call, more = (gru_rssm_imagine, policy.args()) if operator == "dream" else (gru_rssm_open_loop, ())
     with pytest.raises(ValueError, match=message):
         call(*given.values(), rssm.weights, rssm.kind, *more)
 
@@ -286,7 +286,7 @@ def test_wrong_policies_are_explained() -> None:
     ]
     for args_of_policy, message in wrong:
         with pytest.raises(ValueError, match=message):
-            gru_rssm_dream(*args, noise, rssm.weights, rssm.kind, *args_of_policy)
+            gru_rssm_imagine(*args, noise, rssm.weights, rssm.kind, *args_of_policy)
 
 
 @needs_cpu
@@ -299,13 +299,13 @@ def test_extreme_policies_stay_finite_and_exact() -> None:
         noise[..., :4] = torch.rand_like(noise[..., :4]).pow(4)
         noise[0, :8, :4] = 0.0
         noise[0, 8:16, :4] = 1 - 2**-24
-        outputs = gru_rssm_dream(*args, noise, rssm.weights, rssm.kind, *policy.args())
+        outputs = gru_rssm_imagine(*args, noise, rssm.weights, rssm.kind, *policy.args())
         assert all(g is not None and g.isfinite().all() for g in gradients(outputs, policy.params))
         double = [x.double() for x in args]
         for module in (rssm, *policy.layers, policy.out):
             module.double()
         with fastwm.backend("ref"), torch.no_grad():
-            exact = gru_rssm_dream(*double, noise.double(), rssm.weights, rssm.kind, *policy.args())
+            exact = gru_rssm_imagine(*double, noise.double(), rssm.weights, rssm.kind, *policy.args())
         assert_close(outputs[3][0].double(), exact[3][0], atol=tolerance, rtol=tolerance)
 
 
@@ -317,7 +317,7 @@ def test_bfloat16_error_is_within_twice_pytorchs(case: str, N: int) -> None:
     sizes = dict(deter=96, hidden=40, stoch=5, units=(64, 64), heads=HEADS["tanh_normal"])
     rssm, policy, args, noise = make(case, 1, N, **sizes)  # type: ignore[arg-type]
     with fastwm.backend("ref"):
-        exact = gru_rssm_dream(*args, noise, rssm.weights, rssm.kind, *policy.args())
+        exact = gru_rssm_imagine(*args, noise, rssm.weights, rssm.kind, *policy.args())
         exact_grads = gradients(exact[:1], policy.params)
     for module in (rssm, *policy.layers, policy.out):
         module.float()
@@ -326,7 +326,7 @@ def test_bfloat16_error_is_within_twice_pytorchs(case: str, N: int) -> None:
     def reduced(backend: str) -> tuple[tuple[Tensor, ...], list[Tensor | None]]:
         with fastwm.backend(backend):
             with torch.autocast("cpu", torch.bfloat16):
-                outputs = gru_rssm_dream(*args, noise, rssm.weights, rssm.kind, *policy.args())
+                outputs = gru_rssm_imagine(*args, noise, rssm.weights, rssm.kind, *policy.args())
             return outputs, gradients(outputs[:1], policy.params)
 
     (ours, our_grads), (theirs, their_grads) = reduced("cpu"), reduced("ref")
@@ -344,8 +344,8 @@ def test_module_imagines(backend: str) -> None:
     rssm, _, (deter, stoch, noise), _ = make("dreamer_v2", 4, 7, dtype=torch.float32)
     action = torch.randn(4, 7, 7)
     with fastwm.backend(backend), torch.no_grad():
-        states, stats = rssm.imagine(GRUState(deter, stoch), action, noise)
-        last, _ = rssm.imagine(GRUState(states.deter[0], states.stoch[0]), action[1:], noise[1:])
+        states, stats = rssm.open_loop(GRUState(deter, stoch), action, noise)
+        last, _ = rssm.open_loop(GRUState(states.deter[0], states.stoch[0]), action[1:], noise[1:])
     assert_close(states.deter[1:], last.deter)
     assert_close(stats, rssm.prior_stats_of(states.deter), atol=1e-5, rtol=1e-5)
 
@@ -359,7 +359,7 @@ def test_one_name_owns_the_parameters_of_every_variant(variant: str) -> None:
     first = torch.zeros(4, 2, dtype=torch.bool)
     states, _ = rssm.observe(rssm.initial(2), torch.randn(4, 2, 2), torch.randn(4, 2, 5), first)
     start = type(states)(states.deter[-1], states.stoch[-1])
-    dreamt, _ = rssm.imagine(start, torch.randn(7, 2, 2))
+    dreamt, _ = rssm.open_loop(start, torch.randn(7, 2, 2))
     latent = (3, 4) if classes else (3,)
     assert dreamt.deter.shape == (7, 2, 6) and dreamt.stoch.shape == (7, 2, *latent)
     sum(x.sum() for x in (*states, *dreamt)).backward()  # type: ignore[union-attr]

@@ -18,7 +18,7 @@ OPERATORS = {
 Z, H, N = 32, 64, 64
 w = ops.MDNRNNWeights(*(torch.randn(s) * 0.1 for s in [(4 * H, Z + 3), (4 * H, H), (4 * H,), (3 * Z, H), (3 * Z,)]))
 streams = torch.zeros(N, 2, dtype=torch.int64)
-call = lambda: ops.mdn_rnn_rollout(torch.randn(N, Z), torch.randn(1, 3, Z), None, w, streams, 10**7)
+call = lambda: ops.mdn_rnn_imagine(torch.randn(N, Z), torch.randn(1, 3, Z), None, w, streams, 10**7)
 """,
     "scan": """
 x, h = torch.zeros(4_000, 4, 1), torch.zeros(4, 1024)
@@ -27,7 +27,7 @@ call = lambda: [ops.gru_scan(x, h, torch.zeros(3 * 1024, 1), torch.zeros(3 * 102
     "imagine": """
 rssm = nn.RSSM("dreamer_v2", tokens=1, action=1, deter=128, hidden=128, stoch=4)
 noise = rssm.noise(30_000, 8)
-call = lambda: [rssm.imagine(rssm.initial(8), torch.zeros(30_000, 8, 1), noise) for _ in range(100)]
+call = lambda: [rssm.open_loop(rssm.initial(8), torch.zeros(30_000, 8, 1), noise) for _ in range(100)]
 """,
 }
 

@@ -85,20 +85,20 @@ def from_gru_rssm_observe(logits: Tensor, uniform: Tensor) -> Tensor:
     return ops.gru_rssm_observe(*data, weights, rssm.kind)[1][0, 0]
 
 
-def from_gru_rssm_imagine(logits: Tensor, uniform: Tensor) -> Tensor:
+def from_gru_rssm_open_loop(logits: Tensor, uniform: Tensor) -> Tensor:
     rssm, start = older_model(logits)
     weights = rssm.weights._replace(prior_stats=constant(logits, 6))
     action = logits.new_ones(1, 1, 3)
-    return ops.gru_rssm_imagine(*start, uniform[None, None], action, weights, rssm.kind)[1][0, 0]
+    return ops.gru_rssm_open_loop(*start, uniform[None, None], action, weights, rssm.kind)[1][0, 0]
 
 
-def from_gru_rssm_dream(logits: Tensor, uniform: Tensor) -> Tensor:
+def from_gru_rssm_imagine(logits: Tensor, uniform: Tensor) -> Tensor:
     small = logits.new_zeros(2, 3)
     rssm, start = older_model(small, logits.numel())
     actor = Layer(rssm.feat_dim, 6).to(logits.device).params
     head = PolicyHead(*logits.shape, "onehot")
     args = *start, logits.new_ones(1, 1, 2), uniform[None, None], rssm.weights, rssm.kind
-    return ops.gru_rssm_dream(*args, (actor,), constant(logits, 6), (head,))[3][0, 0].view(logits.shape)
+    return ops.gru_rssm_imagine(*args, (actor,), constant(logits, 6), (head,))[3][0, 0].view(logits.shape)
 
 
 def from_mdn_sample(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def from_mdn_sample(logits: Tensor, uniform: Tensor) -> Tensor:
 
 SAMPLERS = [
     from_categorical, from_distribution, from_rssm_observe, from_rssm_imagine, from_policy, from_gru_rssm_observe,
-    from_gru_rssm_imagine, from_gru_rssm_dream, from_mdn_sample,
+    from_gru_rssm_open_loop, from_gru_rssm_imagine, from_mdn_sample,
 ]  # fmt: skip
 Sampler = Callable[[Tensor, Tensor], Tensor]
 
@@ -161,6 +161,6 @@ def test_a_dream_draws_the_only_possible_component(on: Target) -> None:
     weights = MDNRNNWeights(*zeros, numbers.flatten())
     z, controllers = torch.zeros(7, Z, device=on.device), torch.zeros(1, 1, Z, device=on.device)
     streams = torch.stack([torch.arange(7), torch.zeros(7, dtype=torch.int64)], -1).to(on.device)
-    dream = ops.mdn_rnn_rollout(z, controllers, None, weights, streams, 3, trajectories=True)
+    dream = ops.mdn_rnn_imagine(z, controllers, None, weights, streams, 3, trajectories=True)
     assert dream.z is not None
     assert_close(dream.z, torch.arange(Z, device=on.device).to(z).expand(3, 7, Z))

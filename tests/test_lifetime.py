@@ -130,8 +130,8 @@ def test_an_environments_own_error_is_not_the_folders(tmp_path: Path, at: str, c
 def test_a_stopped_comparison_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = types.SimpleNamespace(stop="stopped by SIGINT")
     monkeypatch.setattr(compare_module, "train", lambda *_: stopped)
-    with pytest.raises(Interrupted, match="stopped by SIGINT while training dreamerv3; the same command continues"):
-        compare_module.compare("cartpole", ["dreamerv3"], 100, tmp_path)
+    with pytest.raises(Interrupted, match="stopped by SIGINT while training dreamer_v3; the same command continues"):
+        compare_module.compare("cartpole", ["dreamer_v3"], 100, tmp_path)
 
 
 def test_a_comparison_builds_all_before_it_trains_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +144,7 @@ def test_a_comparison_builds_all_before_it_trains_one(tmp_path: Path, capsys: py
 
 
 def test_what_a_kill_left_is_removed_or_gets_its_name_back(tmp_path: Path) -> None:
-    agent = tiny("dreamerv3")
+    agent = tiny("dreamer_v3")
     for step in (1, 2):
         checkpoint.save(tmp_path, step, agent, {}, {})
     one, two = reversed(checkpoint.checkpoints(tmp_path))
@@ -237,11 +237,11 @@ def test_a_run_too_short_to_learn_says_why(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("changes", [{}, {"prefill": 130}, {"update_every": 50}, {"num_envs": 3}], ids=str)
 def test_the_first_update_comes_when_it_was_told(changes: dict[str, int], tmp_path: Path, monkeypatch: Any) -> None:
-    config = TrainConfig(DreamerV3Config(**TINY["dreamerv3"]), env="cartpole", steps=200, num_envs=4, batch_size=4,
+    config = TrainConfig(DreamerV3Config(**TINY["dreamer_v3"]), env="cartpole", steps=200, num_envs=4, batch_size=4,
                          batch_length=8, train_ratio=8, replay_capacity=1000)  # fmt: skip
     for key, value in changes.items():
         setattr(config, key, value)
-    trainer, at = Trainer("dreamerv3", config, tmp_path), list[int]()
+    trainer, at = Trainer("dreamer_v3", config, tmp_path), list[int]()
     trainer.update = lambda batch, write_back: at.append(trainer.step) or {}  # type: ignore[func-returns-value]
     trainer.run()
     trainer.env.close()

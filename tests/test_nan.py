@@ -128,7 +128,7 @@ def gru_observe(variant: str) -> Case:
 
 def gru_imagine(variant: str) -> Case:
     rssm, state, noise = gru_rssm(variant)
-    return Case(ops.gru_rssm_imagine, (*state, noise, normal(T, B, 3), rssm.weights, rssm.kind), (2,))
+    return Case(ops.gru_rssm_open_loop, (*state, noise, normal(T, B, 3), rssm.weights, rssm.kind), (2,))
 
 
 def gru_dream(variant: str) -> Case:
@@ -137,7 +137,7 @@ def gru_dream(variant: str) -> Case:
     actor = Layer(rssm.feat_dim, 7).params
     out = LinearWeights(normal(9, 7), normal(9))
     args = *state, noise, uniform(T, B, 4), rssm.weights, rssm.kind, (actor,), out, heads
-    return Case(ops.gru_rssm_dream, args, (0, 1, 2, 3))
+    return Case(ops.gru_rssm_imagine, args, (0, 1, 2, 3))
 
 
 def mixture(joint: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,7 +157,7 @@ def rollout(extra: tuple[str, ...]) -> Case:
     stream = torch.stack([torch.arange(B), torch.zeros(B, dtype=torch.int64)], -1)
 
     def dream(*args: Any) -> Any:
-        return ops.mdn_rnn_rollout(*args, stream, T, extra, trajectories=True)
+        return ops.mdn_rnn_imagine(*args, stream, T, extra, trajectories=True)
 
     return Case(dream, (normal(B, Z), normal(B, A, Z + H), normal(B, A), weights), differentiable=False)
 
@@ -215,15 +215,15 @@ CASES: dict[str, Callable[[], Case]] = {
     "rssm_imagine_with_unimix": lambda: rssm_imagine(0.01),
     "rssm_open_loop": open_loop,
     **{f"gru_rssm_observe_{name}": (lambda name=name: gru_observe(name)) for name in VARIANTS},
-    **{f"gru_rssm_imagine_{name}": (lambda name=name: gru_imagine(name)) for name in VARIANTS},
-    **{f"gru_rssm_dream_{name}": (lambda name=name: gru_dream(name)) for name in VARIANTS},
+    **{f"gru_rssm_open_loop_{name}": (lambda name=name: gru_imagine(name)) for name in VARIANTS},
+    **{f"gru_rssm_imagine_{name}": (lambda name=name: gru_dream(name)) for name in VARIANTS},
     "mdn_nll": lambda: Case(ops.mdn_nll, (*mixture(False), normal(B, 3))),
     "mdn_nll_joint": lambda: Case(ops.mdn_nll, (*mixture(True), normal(B, 3))),
     "mdn_sample": lambda: mdn_sample(False),
     "mdn_sample_joint": lambda: mdn_sample(True),
-    "mdn_rnn_rollout": lambda: rollout(()),
-    "mdn_rnn_rollout_heads": lambda: rollout(("done", "reward")),
-    "mdn_rnn_rollout_done": lambda: rollout(("done",)),
+    "mdn_rnn_imagine": lambda: rollout(()),
+    "mdn_rnn_imagine_heads": lambda: rollout(("done", "reward")),
+    "mdn_rnn_imagine_done": lambda: rollout(("done",)),
 }
 
 

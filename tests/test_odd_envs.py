@@ -62,11 +62,11 @@ def test_names_that_collide_are_refused(name: str, message: str) -> None:
 def test_a_latents_name_is_refused_and_can_be_left_out() -> None:
     for obs, act in (({"deter": vector(16)}, vector()), ({"x": vector()}, {"deter": vector(16)})):
         with pytest.raises(FastwmError, match=r"'deter' has a name of the agent's latents"):
-            tiny("dreamerv3", obs, act)
+            tiny("dreamer_v3", obs, act)
     env = make_env("tests.odd_envs:observation_deter", keys={"deter": "out"})
     assert list(env.obs_space) == ["x"]
     assert "left out: deter" in describe(env)
-    DreamerV3(env.obs_space, env.act_space, tiny("dreamerv3").config)
+    DreamerV3(env.obs_space, env.act_space, tiny("dreamer_v3").config)
 
 
 @pytest.mark.parametrize("agent", names())
@@ -228,7 +228,7 @@ def test_numbers_beyond_float32_are_warned_of_once(name: str, warnings: Callable
     assert warnings().count("loses") == 1
 
 
-@pytest.mark.parametrize("name", ["dreamerv3", "planet"])
+@pytest.mark.parametrize("name", ["dreamer_v3", "planet"])
 def test_images_of_two_sizes_are_resized_or_refused(name: str) -> None:
     env = make_env("tests.odd_envs:two_images")
     tiny(name, env.obs_space)

@@ -16,14 +16,14 @@ from fastwm.runner.trust import check_env
 from tests.agents_under_test import TINY
 from tests.test_world_models_runs import SMALL
 
-AGENT = [text for key, value in TINY["dreamerv3"].items()
+AGENT = [text for key, value in TINY["dreamer_v3"].items()
          for text in (f"--agent.{key.replace('_', '-')}", str(value))]  # fmt: skip
 RUN = ["--preset", "small", *AGENT, "--batch-size", "2", "--batch-length", "4", "--replay-capacity", "1000",
        "--steps", "24", "--train-ratio", "0", "--num-envs"]  # fmt: skip
 
 
 def train(env: str, logdir: Path, *more: str, num_envs: int = 2) -> int:
-    return main(["train", "dreamerv3", "--env", f"tests.odd_envs:{env}", "--logdir", str(logdir), *RUN, str(num_envs),
+    return main(["train", "dreamer_v3", "--env", f"tests.odd_envs:{env}", "--logdir", str(logdir), *RUN, str(num_envs),
                  *more])  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def test_evaluation_cuts_episodes_that_do_not_end(tmp_path: Path, capsys: pytest
     assert main(["eval", "--trust", str(tmp_path), "--episodes", "3", "--max-steps", "7"]) == 0
     output = capsys.readouterr().out
     assert "3 of them cut after 7 steps (--max-steps)" in output
-    assert "dreamerv3: 0 of 3 episodes, 5 steps" in output
+    assert "dreamer_v3: 0 of 3 episodes, 5 steps" in output
     result = scores(tmp_path)
     assert (result["cut"], result["returns"]) == (3, [7.0] * 3)
 
@@ -85,7 +85,7 @@ def test_evaluation_names_the_space_that_changed(
 def test_keys_are_settings_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("observation_deter", tmp_path, "--keys", "deter", "out") == 0
     assert "{x: vector 3, left out: deter}" in capsys.readouterr().out
-    again = ["train", "dreamerv3", "--logdir", str(tmp_path), "--trust", "--steps"]
+    again = ["train", "dreamer_v3", "--logdir", str(tmp_path), "--trust", "--steps"]
     assert main([*again, "30", "--env-args", "max_time", "9", "--keys", "x", "vector"]) == 0
     assert main(["eval", "--trust", str(tmp_path), "--episodes", "2"]) == 0
     config = (tmp_path / "config.yaml").read_text()

@@ -264,7 +264,7 @@ def test_t36_overshooting_by_a_double_loop() -> None:
                 if t + d >= 4 or (d and rows["is_first"][t + d, b]):
                     break
                 action = prev_action[t + d, b] if d else action
-                state, stats = agent.world.rssm.imagine(
+                state, stats = agent.world.rssm.open_loop(
                     GRUState(*(x.reshape(1, -1) for x in state)), action[None, None], torch.zeros(1, 1, 4)
                 )
                 kl = normal_kl(world.post_stats[t + d, b], stats[0, 0])

@@ -106,7 +106,7 @@ def observe(rssm: Any, batch: int = B, swap: bool = False, **changed: Tensor) ->
 
 def observe_and_imagine(rssm: Any) -> None:
     observe(rssm)
-    rssm.imagine(rssm.initial(B), torch.randn(T, B, 2))
+    rssm.open_loop(rssm.initial(B), torch.randn(T, B, 2))
 
 
 PLACES = {
@@ -163,7 +163,7 @@ def test_a_converted_rssm_is_told_to_use_autocast(variant: str, convert: str) ->
     with pytest.raises(TypeError, match=message):
         observe(rssm)
     with pytest.raises(TypeError, match=message):
-        rssm.imagine(rssm.initial(B), torch.randn(T, B, 2))
+        rssm.open_loop(rssm.initial(B), torch.randn(T, B, 2))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -174,7 +174,7 @@ def test_batch_major_sequences_are_named(variant: str) -> None:
     ):
         observe(rssm, swap=True)
     with pytest.raises(ValueError, match=r"looks batch-major, use action.transpose\(0, 1\)"):
-        rssm.imagine(rssm.initial(B), torch.randn(B, T, 2))
+        rssm.open_loop(rssm.initial(B), torch.randn(B, T, 2))
     with pytest.raises(ValueError, match=r"state's B = 4, got \[5, 3, 7\]$"):
         observe(rssm, batch=4)
 

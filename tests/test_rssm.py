@@ -194,10 +194,10 @@ def test_observe_resets_anywhere_and_replays_noise() -> None:
 
 def test_imagine_follows_given_actions() -> None:
     rssm, actions, uniform = make_rssm(), torch.randn(4, 3, 3), torch.rand(4, 3, 4)
-    states, logits = rssm.imagine(rssm.initial(3), actions, uniform)
+    states, logits = rssm.open_loop(rssm.initial(3), actions, uniform)
     state = rssm.initial(3)
     for t in range(4):
-        state, logit = rssm.imagine_step(state, actions[t], uniform[t])
+        state, logit = rssm.open_loop_step(state, actions[t], uniform[t])
         torch.testing.assert_close(states.deter[t], state.deter)
         torch.testing.assert_close(logits[t], logit)
 
@@ -212,7 +212,7 @@ class Filter(torch.nn.Module):
     def forward(self, tokens: torch.Tensor, action: torch.Tensor, is_first: torch.Tensor, noise: torch.Tensor) -> Any:
         start = self.rssm.initial(tokens.shape[1])
         states, stats = self.rssm.observe(start, action, tokens, is_first, noise)
-        dreamt, _ = self.rssm.imagine(type(start)(*(x[-1] for x in states)), action, noise)
+        dreamt, _ = self.rssm.open_loop(type(start)(*(x[-1] for x in states)), action, noise)
         return states[0], stats, dreamt[0]
 
 

@@ -211,13 +211,13 @@ def test_equals_the_modules_own_steps(act: Any, backend: str) -> None:
 
     with torch.no_grad(), fastwm.backend(backend):
         got_deter, got_stoch, got_logits, encoded, _ = rssm_imagine(*args, *weights)
-        open_loop = rssm.imagine(State(deter, stoch), encoded[:-1], uniform)
+        open_loop = rssm.open_loop(State(deter, stoch), encoded[:-1], uniform)
         state, states, logits, actions = State(deter, stoch), [], [], []
         for step in range(len(noise)):
             action, onehots = policy(state, step)
             actions.append(action)
             if step < len(uniform):
-                state, logit = rssm.imagine_step(state, onehots, uniform[step])
+                state, logit = rssm.open_loop_step(state, onehots, uniform[step])
                 states.append(state)
                 logits.append(logit)
         want_deter, want_stoch = (torch.stack(part) for part in zip(*states))

@@ -31,7 +31,7 @@ FAST = [
 
 
 def run(*args: str) -> int:
-    return main(["train", "dreamerv3", "--env", "cartpole", "--preset", "cartpole", *FAST, *args])
+    return main(["train", "dreamer_v3", "--env", "cartpole", "--preset", "cartpole", *FAST, *args])
 
 
 class Broken(gymnasium.Env):
@@ -80,7 +80,7 @@ def test_t43_a_length_counts_decisions() -> None:
 def test_a_run_continues_and_the_command_line_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logdir = str(tmp_path / "run")
     assert run("--logdir", logdir, "--steps", "200") == 0
-    assert main(["train", "dreamerv3", "--logdir", logdir, "--steps", "400", "--agent.lr", "1e-5"]) == 0
+    assert main(["train", "dreamer_v3", "--logdir", logdir, "--steps", "400", "--agent.lr", "1e-5"]) == 0
     assert "continuing at step 200" in capsys.readouterr().out
     config = (tmp_path / "run/config.yaml").read_text()
     assert "lr: 1.0e-05" in config and "deter: 16" in config and "env: cartpole" in config
@@ -99,7 +99,7 @@ def test_a_run_continues_and_the_command_line_wins(tmp_path: Path, capsys: pytes
 
 
 def spawn(logdir: Path, *args: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "fastwm.cli", "train", "dreamerv3", "--env", "cartpole", "--preset", "cartpole",
+    command = [sys.executable, "-m", "fastwm.cli", "train", "dreamer_v3", "--env", "cartpole", "--preset", "cartpole",
                *FAST, "--logdir", str(logdir), "--log-every", "0.2", *args]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             env=os.environ | {"PYTHONUNBUFFERED": "1"}, preexec_fn=as_in_a_terminal)  # fmt: skip
@@ -123,14 +123,14 @@ def wait_for(done: Callable[[], bool], process: "subprocess.Popen[str]", seconds
 def test_killed_in_mid_training_it_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     process = spawn(tmp_path, "--save-every", "0.5")
     wait_for(lambda: len(checkpoint.checkpoints(tmp_path)) >= 2, process)
-    assert main(["train", "dreamerv3", "--logdir", str(tmp_path)]) == 2
+    assert main(["train", "dreamer_v3", "--logdir", str(tmp_path)]) == 2
     assert f"{tmp_path} is in use by process {process.pid} on " in capsys.readouterr().err
     fastwm.load(tmp_path)
     process.kill()
     process.communicate()
     step = int(checkpoint.checkpoints(tmp_path)[0].name)
     (tmp_path / "metrics.jsonl").open("a").write(json.dumps({"step": step + 10**6, "episode/return": 1.0}) + '\n{"torn')
-    assert main(["train", "dreamerv3", "--logdir", str(tmp_path), "--steps", str(step + 104)]) == 0
+    assert main(["train", "dreamer_v3", "--logdir", str(tmp_path), "--steps", str(step + 104)]) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert max(line["step"] for line in lines) <= step + 104  # what was lost with the kill is not told twice
     assert int(checkpoint.checkpoints(tmp_path)[0].name) == step + 104
@@ -165,11 +165,11 @@ def test_wrong_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["train", "dreamerv9"], "unknown agent 'dreamerv9'; there is: planet"),
         (["fly"], "unknown command 'fly'"),
         (["train"], "needs an agent"),
-        (["train", "dreamerv3", *logdir], "no environment given"),
-        (["train", "dreamerv3", "--env", "cartpol", *logdir], "cartpole"),
-        (["train", "dreamerv3", "--env", "cartpole", "--preset", "size2m", *logdir], "unknown preset 'size2m'"),
-        (["train", "dreamerv3", "--env", "cartpole", "--device", "tpu", *logdir], "device 'tpu'"),
-        (["train", "dreamerv3", "--env", "cartpole", "--steps", "0", *logdir], "at least 1"),
+        (["train", "dreamer_v3", *logdir], "no environment given"),
+        (["train", "dreamer_v3", "--env", "cartpol", *logdir], "cartpole"),
+        (["train", "dreamer_v3", "--env", "cartpole", "--preset", "size2m", *logdir], "unknown preset 'size2m'"),
+        (["train", "dreamer_v3", "--env", "cartpole", "--device", "tpu", *logdir], "device 'tpu'"),
+        (["train", "dreamer_v3", "--env", "cartpole", "--steps", "0", *logdir], "at least 1"),
         (["eval", str(tmp_path / "none")], "not the folder of a run"),
         (["dream", str(tmp_path / "none")], "not the folder of a run"),
         (["bench", "update", "--size", "size2m"], "unknown preset 'size2m'"),
@@ -178,12 +178,12 @@ def test_wrong_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert message in error_of(main(args), capsys)
         assert not (tmp_path / "x").exists()
     with pytest.raises(SystemExit) as stop:
-        main(["train", "dreamerv3", "--env", "cartpole", "--no-such-setting", "3", *logdir])
+        main(["train", "dreamer_v3", "--env", "cartpole", "--no-such-setting", "3", *logdir])
     assert stop.value.code == 2
 
 
 def test_a_nan_observation_is_named_with_its_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["train", "dreamerv3", "--env", "tests.test_runner:Broken", "--preset", "cartpole", *FAST,
+    code = main(["train", "dreamer_v3", "--env", "tests.test_runner:Broken", "--preset", "cartpole", *FAST,
                  "--num-envs", "2", "--logdir", str(tmp_path)])  # fmt: skip
     error = error_of(code, capsys)
     assert "'obs' of environment 0" in error and "at its step 21" in error
@@ -233,7 +233,7 @@ def test_other_sizes_do_not_fit_a_checkpoint(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = tiny("dreamerv3")
+    agent = tiny("dreamer_v3")
     checkpoint.save(tmp_path, 1, agent, {}, {})
 
     def full(*_: object) -> None:
@@ -252,8 +252,8 @@ def test_spaces_survive_json() -> None:
 
 
 def test_diverged_weights_are_not_saved(tmp_path: Path) -> None:
-    config = with_presets(TrainConfig(DreamerV3Config()), "dreamerv3", ["cartpole"])
-    trainer = Trainer("dreamerv3", config, tmp_path)
+    config = with_presets(TrainConfig(DreamerV3Config()), "dreamer_v3", ["cartpole"])
+    trainer = Trainer("dreamer_v3", config, tmp_path)
     trainer.save()
     trainer.agent.critic.out.bias.data[3] = float("nan")
     with pytest.raises(FastwmError, match=r"critic\.out\.bias is not finite; nothing was saved"):

@@ -115,9 +115,9 @@ def test_settings_that_do_not_fit_each_other_are_refused() -> None:
 
 
 @pytest.mark.parametrize("args", [
-    ("dreamerv3", "--agent.bins", "254"), ("dreamerv3", "--agent.deter", "500"), ("dreamerv3", "--agent.lr", "-1"),
-    ("dreamerv3", "--train-ratio", "-1"), ("dreamerv3", "--agent.imag-length", "0"), ("dreamerv3", "--seed", "-3"),
-    ("dreamerv3", "--threads", "1000000000"), ("planet", "--agent.elites", "9999"),
+    ("dreamer_v3", "--agent.bins", "254"), ("dreamer_v3", "--agent.deter", "500"), ("dreamer_v3", "--agent.lr", "-1"),
+    ("dreamer_v3", "--train-ratio", "-1"), ("dreamer_v3", "--agent.imag-length", "0"), ("dreamer_v3", "--seed", "-3"),
+    ("dreamer_v3", "--threads", "1000000000"), ("planet", "--agent.elites", "9999"),
     ("world_models", "--agent.c.population", "1"), ("world_models", "--agent.m.lr", "0"),
 ], ids=" ".join)  # fmt: skip
 def test_the_command_line_names_the_option(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,12 +139,12 @@ def test_a_run_folder_names_its_file_and_the_setting(tmp_path: Path, capsys: pyt
         ("steps: [1]", "steps must be an integer, got [1]"),
         ("env_args: 7", "env_args must be a dictionary of strings, got 7"),
     ):
-        file.write_text(f"agent_name: dreamerv3\nenv: cartpole\n{text}\n")
-        assert main(["train", "dreamerv3", "--logdir", str(tmp_path)]) == 2
+        file.write_text(f"agent_name: dreamer_v3\nenv: cartpole\n{text}\n")
+        assert main(["train", "dreamer_v3", "--logdir", str(tmp_path)]) == 2
         error = capsys.readouterr().err.strip()
         assert f"{file}: {message}" in error and "\n" not in error
-    file.write_text("agent_name: dreamerv3\nenv: cartpole\nagent: {lr: 1e-5}\nsteps: 0\n")  # to YAML 1e-5 is a string
-    assert main(["train", "dreamerv3", "--logdir", str(tmp_path)]) == 2
+    file.write_text("agent_name: dreamer_v3\nenv: cartpole\nagent: {lr: 1e-5}\nsteps: 0\n")  # to YAML 1e-5 is a string
+    assert main(["train", "dreamer_v3", "--logdir", str(tmp_path)]) == 2
     assert "steps must be at least 1" in capsys.readouterr().err
 
 

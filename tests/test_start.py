@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 import fastwm
 from fastwm.agents import AGENTS, AgentSpec, DreamerV3Config, PlaNet, PlaNetConfig
-from fastwm.agents.dreamerv3 import DreamerV3
+from fastwm.agents.dreamer_v3 import DreamerV3
 from fastwm.cli import main
 from fastwm.errors import FastwmError
 from fastwm.runner.config import TrainConfig, with_presets
@@ -102,7 +102,7 @@ def test_help_lists_the_agents(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("args", "applied"), [
-    (["planet"], "small"), (["dreamerv3", "--preset", "size12m", "cartpole"], "size12m, cartpole"),
+    (["planet"], "small"), (["dreamer_v3", "--preset", "size12m", "cartpole"], "size12m, cartpole"),
     (["world_models", "--env", "takecover"], "quick"), (["world_models"], ""),
 ], ids=str)  # fmt: skip
 def test_help_names_the_presets_and_the_one_applied(
@@ -141,10 +141,10 @@ def test_a_large_agent_on_a_cpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tiny("dreamerv3")
-    monkeypatch.setattr("fastwm.agents.dreamerv3.LARGE", 100)
+        tiny("dreamer_v3")
+    monkeypatch.setattr("fastwm.agents.dreamer_v3.LARGE", 100)
     with pytest.warns(UserWarning, match=r"on a CPU an update takes minutes. DreamerV3Config\(\) is") as caught:
-        DreamerV3(VECTOR, BOX, DreamerV3Config(**TINY["dreamerv3"]))
+        DreamerV3(VECTOR, BOX, DreamerV3Config(**TINY["dreamer_v3"]))
     (size1m,) = re.findall(r"size1m is DreamerV3Config\((.*)\)", str(caught[0].message))
     quoted = {key: int(value) for key, value in (pair.split("=") for pair in size1m.split(", "))}
-    assert DreamerV3Config(**quoted) == with_presets(TrainConfig(DreamerV3Config()), "dreamerv3", ["size1m"]).agent
+    assert DreamerV3Config(**quoted) == with_presets(TrainConfig(DreamerV3Config()), "dreamer_v3", ["size1m"]).agent

@@ -51,7 +51,7 @@ def make():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     logdir = tmp_path_factory.mktemp("runs") / "run"
-    damage.make_run("dreamerv3", logdir)
+    damage.make_run("dreamer_v3", logdir)
     return logdir
 
 
@@ -68,10 +68,10 @@ def stranger(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def rewrite(logdir: Path, **changes: Any) -> None:
     """The settings of a run as a stranger would write them, checksum and all."""
-    config = read_config(logdir / "config.yaml", TrainConfig(DreamerV3Config()), "dreamerv3")
+    config = read_config(logdir / "config.yaml", TrainConfig(DreamerV3Config()), "dreamer_v3")
     for key, value in changes.items():
         setattr(config, key, value)
-    write_config(logdir / "config.yaml", "dreamerv3", config)
+    write_config(logdir / "config.yaml", "dreamer_v3", config)
 
 
 def reseal(path: Path, **changes: Any) -> None:
@@ -109,7 +109,7 @@ def error_of(code: int, capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_folder_names_no_code(stranger: Path, capsys: Any, env: str, command: str) -> None:
     rewrite(stranger, env=env, env_args={"command": "touch ran", "args": "touch ran"})
     (stranger / "evil.py").write_text(FACTORY)
-    arguments = ["eval", str(stranger)] if command == "eval" else ["train", "dreamerv3", "--logdir", str(stranger)]
+    arguments = ["eval", str(stranger)] if command == "eval" else ["train", "dreamer_v3", "--logdir", str(stranger)]
     error = error_of(main(arguments), capsys)
     assert f"names the environment '{env}'" in error and "--trust" in error and not Path("ran").exists()
     assert "evil" not in sys.modules and os.getcwd() not in sys.path
@@ -120,7 +120,7 @@ def test_trust_and_the_command_line_allow_code(stranger: Path) -> None:
     assert main(["eval", str(stranger), "--episodes", "1", "--trust"]) == 0 and Path("ran").exists()
     os.unlink("ran")
     sys.modules.pop("evil")
-    assert main(["train", "dreamerv3", "--logdir", str(stranger), "--env", "evil:make"]) == 0 and Path("ran").exists()
+    assert main(["train", "dreamer_v3", "--logdir", str(stranger), "--env", "evil:make"]) == 0 and Path("ran").exists()
 
 
 @pytest.mark.parametrize("value", ["/etc/passwd", "module:name", "../x", "[1, 2]", "{a: b}", "1000000000"])
@@ -264,7 +264,7 @@ def test_no_link_leads_out(stranger: Path, capsys: Any, name: str, target: str) 
     Path("secret").write_text("mine")
     shutil.rmtree(stranger / name) if (stranger / name).is_dir() else (stranger / name).unlink(missing_ok=True)
     (stranger / name).symlink_to(Path(target).absolute())
-    arguments = (["eval", str(stranger)], ["dream", str(stranger)], ["train", "dreamerv3", "--logdir", str(stranger)])
+    arguments = (["eval", str(stranger)], ["dream", str(stranger)], ["train", "dreamer_v3", "--logdir", str(stranger)])
     for command in arguments if name in ("eval.json", "config.yaml") else arguments[:1]:
         error = error_of(main(command), capsys)
         assert "link out of" in error or "it has no config.yaml" in error or "no environment given" in error
@@ -283,7 +283,7 @@ def test_links_inside_and_pipes(tmp_path: Path) -> None:
 def test_the_lock_is_no_other_file(stranger: Path, capsys: Any) -> None:
     Path("secret").write_text("mine")
     os.link("secret", stranger / "lock")
-    assert "by a hard link: remove it" in error_of(main(["train", "dreamerv3", "--logdir", str(stranger)]), capsys)
+    assert "by a hard link: remove it" in error_of(main(["train", "dreamer_v3", "--logdir", str(stranger)]), capsys)
     assert Path("secret").read_text() == "mine"
 
 
@@ -306,18 +306,18 @@ def test_numbers_of_a_replay_are_checked(stranger: Path, capsys: Any, change: di
 
 
 def test_settings_take_no_memory_before_they_fit(stranger: Path, capsys: Any) -> None:
-    agent = read_config(stranger / "config.yaml", TrainConfig(DreamerV3Config()), "dreamerv3").agent
+    agent = read_config(stranger / "config.yaml", TrainConfig(DreamerV3Config()), "dreamer_v3").agent
     agent.deter, agent.units = 2**17, 2**17
     rewrite(stranger, agent=agent)
-    for arguments in (["eval", str(stranger)], ["train", "dreamerv3", "--logdir", str(stranger)]):
+    for arguments in (["eval", str(stranger)], ["train", "dreamer_v3", "--logdir", str(stranger)]):
         assert "does not fit the settings" in error_of(main(arguments), capsys)
 
 
 @pytest.mark.parametrize("text", ["threads: 1000000000", "steps: [1]", "agent: *a", "env_args: {a: *a}", "seed: 1e999"])
 def test_settings_are_checked(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.yaml").write_text(f"agent_name: dreamerv3\nx: &a [1, 1]\n{text}\n")
+    (tmp_path / "config.yaml").write_text(f"agent_name: dreamer_v3\nx: &a [1, 1]\n{text}\n")
     with pytest.raises(FastwmError):
-        read_config(tmp_path / "config.yaml", TrainConfig(DreamerV3Config()), "dreamerv3")
+        read_config(tmp_path / "config.yaml", TrainConfig(DreamerV3Config()), "dreamer_v3")
 
 
 @pytest.mark.parametrize("space", [
@@ -442,12 +442,12 @@ def test_a_broken_meta_gives_way_and_costs_nothing(tmp_path: Path) -> None:
 
 def test_a_config_is_whole_or_refused(tmp_path: Path) -> None:
     file, config = tmp_path / "config.yaml", TrainConfig(DreamerV3Config(), env="cartpole", env_args={"repeat": "2"})
-    write_config(file, "dreamerv3", config)
+    write_config(file, "dreamer_v3", config)
     lines = file.read_text().splitlines(keepends=True)
 
     def read(text: str) -> Any:
         file.write_text(text)
-        return read_config(file, TrainConfig(DreamerV3Config()), "dreamerv3")
+        return read_config(file, TrainConfig(DreamerV3Config()), "dreamer_v3")
 
     assert read("".join(lines)) == config
     for count in range(len(lines) - 1):
@@ -478,7 +478,7 @@ def test_a_run_goes_on_without_a_damaged_replay(stranger: Path, capsys: Any) -> 
     path = newest(stranger)
     damage.flip(random.Random(0), path / "tail.safetensors", path)
     resum(path)
-    command = ["train", "dreamerv3", "--logdir", str(stranger), "--steps", "100"]
+    command = ["train", "dreamer_v3", "--logdir", str(stranger), "--steps", "100"]
     assert "add --fresh-replay" in error_of(main(command), capsys)
     assert main([*command, "--fresh-replay"]) == 0
     said = capsys.readouterr().out
@@ -495,7 +495,7 @@ def test_stored_rows_of_another_kind_are_one_line(stranger: Path, monkeypatch: p
         self._data["reward"] = self._data["reward"].double()
 
     monkeypatch.setattr(Replay, "load", load_other_rows)
-    error = error_of(main(["train", "dreamerv3", "--logdir", str(stranger), "--steps", "100"]), capsys)
+    error = error_of(main(["train", "dreamer_v3", "--logdir", str(stranger), "--steps", "100"]), capsys)
     assert "the saved replay does not fit" in error and "'reward' is torch.float32" in error
     assert "add --fresh-replay" in error
 

@@ -3,7 +3,7 @@
 
 #include "layer_rows.h"
 #include "rssm_plan.h"
-#include "fastwm/gru_rssm_dream.h"
+#include "fastwm/gru_rssm_imagine.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {

@@ -5,7 +5,7 @@
 #include "ops/laprop.h"
 #include "ops/norm_act.h"
 #include "ops/mdn.h"
-#include "ops/mdn_rnn_rollout.h"
+#include "ops/mdn_rnn_imagine.h"
 #include "ops/philox.h"
 #include "ops/rssm_observe.h"
 #include "ops/scans.h"
@@ -28,7 +28,7 @@ FASTWM_CUDA_KERNEL(categorical_entropy_backward_kernel, CategoricalEntropyBackwa
 FASTWM_CUDA_KERNEL(mdn_sample_kernel, MdnSample)
 FASTWM_CUDA_KERNEL(mdn_nll_kernel, MdnNll)
 FASTWM_CUDA_KERNEL(mdn_nll_backward_kernel, MdnNllBackward)
-FASTWM_CUDA_KERNEL(mdn_rnn_rollout_kernel, MdnRnnRollout)
+FASTWM_CUDA_KERNEL(mdn_rnn_imagine_kernel, MdnRnnImagine)
 FASTWM_CUDA_KERNEL(philox_kernel, PhiloxDraw)
 
 FASTWM_CUDA_KERNEL(gru_kernel, Cells)
@@ -82,7 +82,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastwm, CUDA, m) {
   m.impl("mdn_sample", TORCH_BOX(&mdn_sample<mdn_sample_kernel>));
   m.impl("mdn_nll", TORCH_BOX(&mdn_nll<mdn_nll_kernel>));
   m.impl("mdn_nll_backward", TORCH_BOX(&mdn_nll_backward<mdn_nll_backward_kernel>));
-  m.impl("mdn_rnn_rollout", TORCH_BOX(&mdn_rnn_rollout<mdn_rnn_rollout_kernel>));
+  m.impl("mdn_rnn_imagine", TORCH_BOX(&mdn_rnn_imagine<mdn_rnn_imagine_kernel>));
   m.impl("philox_bits", TORCH_BOX((&philox<philox_kernel, PhiloxKind::bits>)));
   m.impl("philox_uniform", TORCH_BOX((&philox<philox_kernel, PhiloxKind::uniform>)));
   m.impl("philox_normal", TORCH_BOX((&philox<philox_kernel, PhiloxKind::normal>)));

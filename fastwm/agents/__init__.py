@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastwm.agents.agent import Agent
-from fastwm.agents.dreamerv1 import DreamerV1, DreamerV1Config
-from fastwm.agents.dreamerv2 import DreamerV2, DreamerV2Config
-from fastwm.agents.dreamerv3 import DreamerV3, DreamerV3Config, Noise
+from fastwm.agents.dreamer_v1 import DreamerV1, DreamerV1Config
+from fastwm.agents.dreamer_v2 import DreamerV2, DreamerV2Config
+from fastwm.agents.dreamer_v3 import DreamerV3, DreamerV3Config, Noise
 from fastwm.agents.official import load_official
 from fastwm.agents.planet import PlaNet, PlaNetConfig
 from fastwm.agents.world_models import STAGES, WorldModels, WorldModelsConfig
@@ -31,13 +31,19 @@ AGENTS = {
     "planet": AgentSpec(PlaNet, PlaNetConfig),
     "dreamer_v1": AgentSpec(DreamerV1, DreamerV1Config),
     "dreamer_v2": AgentSpec(DreamerV2, DreamerV2Config),
-    "dreamerv3": AgentSpec(DreamerV3, DreamerV3Config),
+    "dreamer_v3": AgentSpec(DreamerV3, DreamerV3Config),
     "world_models": AgentSpec(WorldModels, WorldModelsConfig, STAGES),
 }
 
 
+def agent_name(name: str) -> str:
+    """The name as `AGENTS` has it: `dreamerv3` is another spelling of `dreamer_v3`, and so for V1 and V2."""
+    return name.replace("dreamerv", "dreamer_v")
+
+
 def agent_spec(name: str) -> AgentSpec:
     """The agent of that name; an unknown one is a `FastwmError` that lists what exists."""
+    name = agent_name(name)
     if name not in AGENTS:
         own = "; for one of your own see fastwm.train" if ":" in name or "." in name else ""
         raise FastwmError(f"unknown agent {name!r}; there is: {', '.join(AGENTS)}{own}")
@@ -59,6 +65,7 @@ __all__ = [
     "PlaNetConfig",
     "WorldModels",
     "WorldModelsConfig",
+    "agent_name",
     "agent_spec",
     "load_official",
 ]

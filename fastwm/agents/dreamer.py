@@ -92,7 +92,7 @@ class Dreamer(WorldAgent):
         latent_noise = rssm.noise(horizon, count) if noise.prior is None else noise.prior
         action_noise = self.actor.noise(horizon, count) if noise.action is None else noise.action
         with self.autocast():
-            deter, stoch, stats, action = ops.gru_rssm_dream(
+            deter, stoch, stats, action = ops.gru_rssm_imagine(
                 *start, latent_noise, action_noise, rssm.weights, rssm.kind,
                 self.actor.mlp.params, self.actor.out_params, self.actor.heads,
             )  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastwm.agents.dreamerv3 import DreamerV3
+from fastwm.agents.dreamer_v3 import DreamerV3
 
 PARTS = {"encoder": "enc", "rssm": "dyn", "decoder": "dec", "reward": "rew", "cont": "con", "actor": "pol",
          "critic": "val", "slow_critic": "slowval"}  # fmt: skip

@@ -68,7 +68,7 @@ class PlaNet(WorldAgent):
         super().__init__(obs_space, act_space, c, VARIANTS["planet"], "relu")
         if discrete := [key for key, space in self.act_space.items() if classes(space)]:
             raise FastwmError(f"planet plans with real actions only, but {', '.join(discrete)} is discrete; "
-                              "use dreamer_v2 or dreamerv3")  # fmt: skip
+                              "use dreamer_v2 or dreamer_v3")  # fmt: skip
         self.reset_optimizers()
 
     def reset_optimizers(self) -> None:
@@ -126,7 +126,7 @@ class PlaNet(WorldAgent):
         first_action = torch.where(is_first[..., None], 0, prev_action)
         actions = torch.cat([first_action[None], ahead(prev_action)[1:]])
         with self.autocast():
-            _, stats = self.world.rssm.imagine(GRUState(*start), actions.flatten(1, 2), noise)
+            _, stats = self.world.rssm.open_loop(GRUState(*start), actions.flatten(1, 2), noise)
         resets = ahead(is_first)[1:].cumsum(0) > 0
         same_episode = torch.cat([torch.ones_like(resets[:1]), ~resets])
         inside = ahead(torch.ones_like(is_first))
@@ -156,7 +156,7 @@ class PlaNet(WorldAgent):
                 latent = ops.philox_normal(streams[iteration], (*batch.shape[:2], c.stoch))
             else:
                 latent = latent_noise[iteration]
-            reached, _ = rssm.imagine(start, batch.contiguous(), latent)
+            reached, _ = rssm.open_loop(start, batch.contiguous(), latent)
             return self.world.reward(*reached.parts).mean.sum(0).unflatten(0, actions.shape[:2])
 
         with self.autocast():

@@ -174,7 +174,7 @@ class WorldModel(nn.Module):
         tokens = self.encoder(self.prepare({key: rows[key][:context] for key in self.obs_space}))
         start, is_first = self.rssm.initial(tokens.shape[1]), rows["is_first"][:context].bool()
         seen, _ = self.rssm.observe(start, prev_action[:context], tokens, is_first)
-        dreamt, _ = self.rssm.imagine(GRUState(seen.deter[-1], seen.stoch[-1]), prev_action[context:])
+        dreamt, _ = self.rssm.open_loop(GRUState(seen.deter[-1], seen.stoch[-1]), prev_action[context:])
         state = GRUState(torch.cat([seen.deter, dreamt.deter]), torch.cat([seen.stoch, dreamt.stoch]))
         recon = self.decoder(*state.parts)
         return {key: dist.prediction + 0.5 * is_image(self.obs_space[key]) for key, dist in recon.items()}

@@ -9,6 +9,7 @@ from fastwm import ops
 from fastwm.nn.arguments import check_precision, check_time_major
 from fastwm.nn.cells import GRUCell, LayerNormGRUCell, PlanetGRUCell
 from fastwm.nn.fused import plain
+from fastwm.renamed import warn_renamed
 
 VARIANTS = {
     "planet": ops.GRURSSMKind("planet_gru", "relu"),
@@ -151,13 +152,18 @@ class GRURSSM(nn.Module):
         deter, stoch, stats = ops.gru_rssm_observe(tokens, action, is_first, *state, noise, self.weights, self.kind)
         return GRUState(deter, stoch), stats
 
-    def imagine(self, state: GRUState, action: Tensor, noise: Tensor | None = None) -> tuple[GRUState, Tensor]:
-        """The prior with given actions [H, N, A]; see `fastwm.ops.gru_rssm_imagine`."""
+    def open_loop(self, state: GRUState, action: Tensor, noise: Tensor | None = None) -> tuple[GRUState, Tensor]:
+        """The prior with given actions [H, N, A]; see `fastwm.ops.gru_rssm_open_loop`."""
         check_precision(self)
         check_time_major(state.deter.shape[0], action=action)
         noise = self.noise(*action.shape[:2]) if noise is None else noise
-        deter, stoch, stats = ops.gru_rssm_imagine(*state, noise, action, self.weights, self.kind)
+        deter, stoch, stats = ops.gru_rssm_open_loop(*state, noise, action, self.weights, self.kind)
         return GRUState(deter, stoch), stats
+
+    def imagine(self, state: GRUState, action: Tensor, noise: Tensor | None = None) -> tuple[GRUState, Tensor]:
+        """The old name of `open_loop`."""
+        warn_renamed("RSSM.imagine", "RSSM.open_loop")
+        return self.open_loop(state, action, noise)
 
     def prior_stats_of(self, deter: Tensor) -> Tensor:
         """The prior's statistics at `deter` [..., D], as `observe` returns the posterior's."""

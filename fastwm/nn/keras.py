@@ -102,7 +102,7 @@ class LogitHead(ScalarHead):
 
 
 class DenseActor(nn.Module):
-    """MLP -> a `Policy` over a dictionary of action spaces, in the form `fastwm.ops.gru_rssm_dream` takes.
+    """MLP -> a `Policy` over a dictionary of action spaces, in the form `fastwm.ops.gru_rssm_imagine` takes.
 
     Real actions are of `dist`, with `min_std` and `shift` as `fastwm.ops.PolicyHead` has them.
     """

@@ -13,6 +13,7 @@ from fastwm.nn.distributions import Categorical
 from fastwm.nn.fused import plain
 from fastwm.nn.gru_rssm import GRURSSM
 from fastwm.nn.layers import MLP, Linear, RMSNorm
+from fastwm.renamed import warn_renamed
 
 
 class State(NamedTuple):
@@ -126,13 +127,13 @@ class BlockRSSM(nn.Module):
         """The prior's parameters as `fastwm.ops.rssm_imagine` takes them."""
         return ops.MLPWeights(*_layers("prior", self.prior))
 
-    def imagine_step(self, state: State, action: Tensor, uniform: Tensor | None = None) -> tuple[State, Tensor]:
+    def open_loop_step(self, state: State, action: Tensor, uniform: Tensor | None = None) -> tuple[State, Tensor]:
         """One step of the prior from `state` [B, ...] with `action` [B, A]."""
         deter = self.next_deter(state, action)
         logits = self.prior_logits(deter)
         return State(deter, self.dist(logits).onehot(uniform)), logits
 
-    def imagine(self, state: State, action: Tensor, uniform: Tensor | None = None) -> tuple[State, Tensor]:
+    def open_loop(self, state: State, action: Tensor, uniform: Tensor | None = None) -> tuple[State, Tensor]:
         """The prior's states [H, N, ...] and logits after given actions [H, N, A]; see `fastwm.ops.rssm_open_loop`."""
         check_precision(self)
         check_time_major(state.deter.shape[0], action=action)
@@ -140,6 +141,16 @@ class BlockRSSM(nn.Module):
         weights = self.observe_weights(), self.prior_weights()
         deter, stoch, logits = ops.rssm_open_loop(*state, uniform, action, *weights, self.unimix, RMSNorm.eps)
         return State(deter, stoch), logits
+
+    def imagine(self, state: State, action: Tensor, uniform: Tensor | None = None) -> tuple[State, Tensor]:
+        """The old name of `open_loop`."""
+        warn_renamed("RSSM.imagine", "RSSM.open_loop")
+        return self.open_loop(state, action, uniform)
+
+    def imagine_step(self, state: State, action: Tensor, uniform: Tensor | None = None) -> tuple[State, Tensor]:
+        """The old name of `open_loop_step`."""
+        warn_renamed("RSSM.imagine_step", "RSSM.open_loop_step")
+        return self.open_loop_step(state, action, uniform)
 
     def kl(self, post_logits: Tensor, prior_logits: Tensor, free_nats: float) -> tuple[Tensor, Tensor]:
         """(dyn, rep): `max(free, KL(sg(post) || prior))` and `max(free, KL(post || sg(prior)))`, summed over S."""

@@ -23,14 +23,14 @@ from fastwm.ops.gru_rssm import (
     GRURSSMWeights,
     LayerWeights,
     PolicyHead,
-    gru_rssm_dream,
     gru_rssm_imagine,
     gru_rssm_observe,
+    gru_rssm_open_loop,
 )
 from fastwm.ops.lambda_return import lambda_return
 from fastwm.ops.laprop import laprop_step_
 from fastwm.ops.mdn import mdn_nll, mdn_sample
-from fastwm.ops.mdn_rnn_rollout import MDNRNNWeights, Rollouts, mdn_rnn_rollout
+from fastwm.ops.mdn_rnn_imagine import MDNRNNWeights, Rollouts, mdn_rnn_imagine
 from fastwm.ops.mlp import MLPWeights, mlp
 from fastwm.ops.norm_act import layer_norm_elu, layer_norm_silu, rms_norm, rms_norm_silu
 from fastwm.ops.philox import philox_bits, philox_normal, philox_uniform
@@ -39,6 +39,9 @@ from fastwm.ops.rssm_observe import DenseWeights, LinearWeights, RSSMWeights, rs
 from fastwm.ops.scans import gru_scan, layernorm_gru_scan, lstm_scan, planet_gru_scan
 from fastwm.ops.symlog import symexp, symlog
 from fastwm.ops.two_hot import two_hot_loss, two_hot_mean
+from fastwm.renamed import old_names
+
+__getattr__ = old_names(__name__, {"gru_rssm_dream": gru_rssm_imagine, "mdn_rnn_rollout": mdn_rnn_imagine})
 
 __all__ = [
     "ActionHead",
@@ -62,9 +65,9 @@ __all__ = [
     "categorical_entropy",
     "categorical_kl",
     "gru_gates",
-    "gru_rssm_dream",
     "gru_rssm_imagine",
     "gru_rssm_observe",
+    "gru_rssm_open_loop",
     "gru_scan",
     "gru_step",
     "lambda_return",
@@ -78,7 +81,7 @@ __all__ = [
     "lstm_scan",
     "lstm_step",
     "mdn_nll",
-    "mdn_rnn_rollout",
+    "mdn_rnn_imagine",
     "mdn_sample",
     "mlp",
     "philox_bits",

@@ -10,7 +10,7 @@ from fastwm.ops.cell_steps import in_dtype_of
 from fastwm.ops.linear import linear
 from fastwm.ops.norm_act import rms_norm_silu
 from fastwm.ops.rssm_observe import dense_shapes
-from fastwm.ref.block_gru_scan import BlockGRUWeights
+from fastwm.weights import BlockGRUWeights
 
 __all__ = ["BlockGRUWeights", "block_gru_scan"]
 

@@ -1,66 +1,231 @@
-"""Imagining with the RSSM of PlaNet, Dreamer V1 and DreamerV2: given actions, a whole horizon in one call."""
+"""Dreaming with the RSSM of PlaNet, Dreamer V1 and DreamerV2: the actor inside, a whole horizon in one call."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, bf16_products, check_shapes
-from fastwm.ops.gru_rssm_dream import _forward, gru_rssm_follow, start_shapes
-from fastwm.ops.gru_rssm_observe import gru_rssm_sequence
-from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights
+from fastwm.ops._backend import KERNEL_DTYPES, Operator, Shapes, bf16_products, check_shapes, no_vmap
+from fastwm.ops.gru_rssm_observe import (
+    _CELLS,
+    _gates,
+    _norm,
+    _vector_shapes,
+    layer_shapes,
+    weight_shapes,
+)
+from fastwm.ops.norm_act import ACTIVATIONS
+from fastwm.renamed import warn_renamed
+from fastwm.weights import GRURSSMKind, GRURSSMWeights, LayerWeights, LinearWeights, PolicyHead
+
+_DISTS = {"onehot": 0, "tanh_normal": 1, "trunc_normal": 2}
+_MAX_LAYERS = 16  # of the actor in the kernels, its outputs included
 
 
 def gru_rssm_imagine(
-    deter: Tensor, stoch: Tensor, noise: Tensor, action: Tensor, w: GRURSSMWeights, kind: GRURSSMKind
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Roll the prior H steps ahead with given actions: PlaNet's planner, overshooting, open-loop video.
+    deter: Tensor, stoch: Tensor, noise: Tensor, action_noise: Tensor, w: GRURSSMWeights, kind: GRURSSMKind,
+    actor: tuple[LayerWeights, ...] | None = None, actor_out: LinearWeights | None = None,
+    heads: tuple[PolicyHead, ...] = (),
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Dream H steps ahead in one call, prior and actor inside, with the gradient through the dynamics.
 
-        x_k = dense([z_k, a_k]),   h_{k+1} = GRU(x_k, h_k),   z_{k+1} ~ p(dense(h_{k+1}))
+        a_k ~ actor(sg([z_k, h_k])),   (h_{k+1}, z_{k+1}) = prior(h_k, z_k, a_k)
 
     Args:
-        deter, stoch: `[N, D]`, and `[N, S, C]` or `[N, S]`, float32 or float64: the states to leave from.
-        noise: `[H, N, S]`, H >= 1, as for `gru_rssm_observe`.
-        action: `[H, N, A]`, encoded.
-        w, kind: see `gru_rssm_observe`; of the posterior nothing is read.
+        deter, stoch: `[N, D]`, and `[N, S, C]` or `[N, S]`, float32 or float64: the states dreamt from. No gradient.
+        noise: `[H, N, S]`, H >= 1, the latents' noise, as for `gru_rssm_observe`.
+        action_noise: `[H, N, sum of sizes]`, see `PolicyHead`.
+        w, kind: see `gru_rssm_observe`. They get no gradient: the model is a fixed function here.
+        actor, actor_out, heads: its layers (with `kind`'s activation), the outputs of all heads, and the heads.
 
     Returns:
-        States 1..H: deter `[H, N, D]`, the sample, and the prior's statistics, as `gru_rssm_observe` has them.
-        Differentiable once in all but the noise, the start included; with `ref` any number of times. Under autocast:
-        see `gru_rssm_observe`.
+        States 1..H as `gru_rssm_open_loop` has them, and the actions 0..H-1 `[H, N, A]`, encoded. Differentiable once
+        in the actor's parameters, through actions, latents and dynamics; with `ref` any number of times. Under
+        autocast: see `gru_rssm_observe`.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or H = 0.
 
-    Source: Hafner et al., "Learning latent dynamics for planning from pixels" (2019), and its official code
+    Source: Hafner et al., "Dream to control" (2020), "Mastering Atari with discrete world models" (2021), and their
+    official codes
     """
-    if action.dim() != 3:
-        raise ValueError(f"expected action [H, N, A], got {list(action.shape)}")
-    H, N, A = noise.shape[0], deter.shape[0], action.shape[2]
-    expected = start_shapes(deter, stoch, noise, A, w, kind)
-    check_shapes("deter", deter, expected, {"noise": (noise, (H, N, stoch.shape[1])), "action": (action, (H, N, A))})
+    if actor is None or actor_out is None:  # until 0.1 this name was that of the rollout with given actions
+        from fastwm.ops.gru_rssm_open_loop import gru_rssm_open_loop
+
+        warn_renamed("gru_rssm_imagine without an actor", "gru_rssm_open_loop")
+        return gru_rssm_open_loop(deter, stoch, noise, action_noise, w, kind)
+    _check(deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads)
+    w = _constants(w)
     library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES else None
-    if library is None:
-        return ref.gru_rssm_imagine(deter, stoch, noise, action, w, kind)
+    if library is None or len(actor) >= _MAX_LAYERS:
+        return ref.gru_rssm_imagine(deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads)
     bf16 = bf16_products(deter)
     if not torch.is_autocast_enabled(deter.device.type):
-        return _imagine(library, deter, stoch, noise, action, w, kind, bf16)
+        return _dream(library, deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads, bf16)
     with torch.autocast(deter.device.type, enabled=False):
-        return _imagine(library, deter, stoch, noise, action, w, kind, bf16)
+        return _dream(library, deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads, bf16)
 
 
-def _imagine(
+def _dream(
+    library: str, deter: Tensor, stoch: Tensor, noise: Tensor, action_noise: Tensor, w: GRURSSMWeights,
+    kind: GRURSSMKind, actor: tuple[LayerWeights, ...], actor_out: LinearWeights, heads: tuple[PolicyHead, ...],
+    bf16: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    params = _flatten(actor, actor_out, stoch.shape[1:].numel())
+    layers = [x for layer in actor for x in (len(layer.weight), int(layer.scale is not None))]
+    specs = (
+        [*layers, len(actor_out.weight), 0],
+        [x for head in heads for x in (_DISTS[head.dist], head.size, head.classes)],
+        [float(x) for head in heads for x in (head.min_std, head.shift)],
+    )
+    save = torch.is_grad_enabled() and params.requires_grad
+    start = deter.detach(), stoch.detach(), noise.to(deter.dtype), action_noise.to(deter.dtype)
+    model = _model_inputs(deter, stoch, w, kind)
+    deters, stochs, stats, actions = _forward(
+        library, *start, *model, None, params, *specs, *_options(kind), save, bf16
+    )[:4]  # fmt: skip
+    return deters, stochs, stats, actions
+
+
+def gru_rssm_follow(
     library: str, deter: Tensor, stoch: Tensor, noise: Tensor, action: Tensor, w: GRURSSMWeights, kind: GRURSSMKind,
     bf16: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Where a gradient is wanted: the posterior's chain, with the prior in its place and no resets."""
-    parts = deter, stoch, action, *w.input, *w.cell, *w.prior, *w.prior_stats
-    if not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in parts)):
-        return gru_rssm_follow(library, deter, stoch, noise, action, w, kind, bf16)
-    U, A = len(w.input.weight), action.shape[2]
-    w_stoch, w_action = w.input.weight.split([w.input.weight.shape[1] - A, A], 1)
-    input_in = F.linear(action.to(deter.dtype), w_action, w.input.bias)
-    bias = deter.new_zeros(U) if w.prior.bias is None else w.prior.bias
-    never = torch.zeros(action.shape[:2], dtype=torch.bool, device=deter.device)
-    inputs = input_in, bias.expand_as(input_in), never, deter, stoch, noise.to(deter.dtype)
-    return gru_rssm_sequence(library, *inputs, w_stoch, w, w.prior.weight, w.prior, w.prior_stats, kind, bf16)
+    """`gru_rssm_open_loop` without gradients: the dream, with given actions in place of an actor."""
+    start = deter, stoch, noise.to(deter.dtype), deter.new_empty(*noise.shape[:2], 0)
+    model, nobody = _model_inputs(deter, stoch, w, kind), deter.new_empty(0)
+    deters, stochs, stats = _forward(
+        library, *start, *model, action.to(deter.dtype), nobody, [], [], [], *_options(kind), False, bf16
+    )[:3]  # fmt: skip
+    return deters, stochs, stats
+
+
+def _model_inputs(deter: Tensor, stoch: Tensor, w: GRURSSMWeights, kind: GRURSSMKind) -> tuple[Tensor | None, ...]:
+    flat = stoch.shape[1:].numel()
+    w_stoch, w_action = w.input.weight.split([flat, w.input.weight.shape[1] - flat], 1)
+    zeros = deter.new_zeros(len(w_stoch))
+    b_input, b_layer = (zeros if layer.bias is None else layer.bias for layer in (w.input, w.prior))
+    w_x, b_x, w_h, b_h, *norm = _gates(w.cell, deter.shape[1], kind)
+    return (
+        w_action, b_input, b_layer, w_stoch, *_norm(w.input), w_x, b_x, w_h, b_h, *norm, w.prior.weight,
+        *_norm(w.prior), *w.prior_stats,
+    )  # fmt: skip
+
+
+def _options(kind: GRURSSMKind) -> tuple[int, int, float, float]:
+    return _CELLS[kind.cell], ACTIVATIONS[kind.activation], kind.unimix, kind.eps
+
+
+def _constants(w: GRURSSMWeights) -> GRURSSMWeights:
+    def cut(part: Any) -> list[Any]:
+        return [x if x is None else x.detach() for x in part]
+
+    return w._replace(
+        input=LayerWeights(*cut(w.input)), cell=tuple(cut(w.cell)), prior=LayerWeights(*cut(w.prior)),
+        prior_stats=LinearWeights(*cut(w.prior_stats)),
+    )  # fmt: skip
+
+
+def _flatten(actor: tuple[LayerWeights, ...], out: LinearWeights, flat: int) -> Tensor:
+    """All of the actor as one array, the first layer's part of the latent first and turned round, [Z, V]."""
+    parts: list[Tensor] = []
+    for layer in (*actor, LayerWeights(*out)):
+        weight = layer.weight
+        if not parts:
+            parts.append(weight[:, :flat].mT)
+            weight = weight[:, flat:]
+        parts += [weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias]
+        parts += [x for x in _norm(layer) if x is not None]
+    return torch.cat([x.flatten() for x in parts])
+
+
+def _check(
+    deter: Tensor, stoch: Tensor, noise: Tensor, action_noise: Tensor, w: GRURSSMWeights, kind: GRURSSMKind,
+    actor: tuple[LayerWeights, ...], actor_out: LinearWeights, heads: tuple[PolicyHead, ...],
+) -> None:  # fmt: skip
+    for head in heads:
+        if head.dist not in _DISTS or (head.dist == "onehot") != (head.classes > 0) or head.size < 1:
+            raise ValueError(f"expected heads with classes (onehot) or without (tanh_normal, trunc_normal), got {head}")
+    if not heads:
+        raise ValueError("the policy needs a head")
+    A = sum(head.size * (head.classes or 1) for head in heads)
+    expected = start_shapes(deter, stoch, noise, A, w, kind)
+    inputs = deter.shape[1] + stoch.shape[1:].numel()
+    for i, layer in enumerate(actor):
+        units = len(layer.weight)
+        expected[f"actor[{i}]"] = layer.weight, (units, inputs)
+        expected |= _vector_shapes(f"actor[{i}]", layer, units)
+        inputs = units
+    outputs = sum(head.size * (head.classes or 2) for head in heads)
+    expected["actor_out"] = actor_out.weight, (outputs, inputs)
+    if actor_out.bias is not None:
+        expected["actor_out.bias"] = actor_out.bias, (outputs,)
+    data: Shapes = {
+        "noise": (noise, (*noise.shape[:1], *stoch.shape[:2])),
+        "action_noise": (action_noise, (*noise.shape[:2], sum(head.size for head in heads))),
+    }
+    check_shapes("deter", deter, expected, data)
+
+
+def start_shapes(deter: Tensor, stoch: Tensor, noise: Tensor, A: int, w: GRURSSMWeights, kind: GRURSSMKind) -> Shapes:
+    """The shapes of all that imagining reads but noise and actions."""
+    if deter.dim() != 2 or stoch.dim() != 2 + bool(kind.classes) or noise.dim() != 3 or noise.shape[0] == 0:
+        latent, shapes = "[N, S, C]" if kind.classes else "[N, S]", [list(x.shape) for x in (deter, stoch, noise)]
+        raise ValueError(f"expected deter [N, D], stoch {latent} and noise [H, N, S] with H >= 1, got {shapes}")
+    (N, D), S = deter.shape, stoch.shape[1]
+    return {
+        "stoch": (stoch, (N, S, kind.classes) if kind.classes else (N, S)),
+        **weight_shapes(D, S, A, w, kind), **layer_shapes("prior", w.prior, w.prior_stats, D, S, w, kind),
+    }  # fmt: skip
+
+
+# The operator fastwm::gru_rssm_imagine takes deter, stoch, noise, action_noise, w_action, b_input, b_layer, the weights
+# of gru_rssm_observe, given actions or none, the actor's parameters in one array, its layers and heads, and cell,
+# activation, unimix, eps, save, bf16.
+_ACTOR = 22
+
+
+def _fake(deter: Tensor, stoch: Tensor, noise: Tensor, action_noise: Tensor, w_action: Tensor, *rest: Any) -> Any:
+    (N, D), H, (U, A), new = deter.shape, noise.shape[0], w_action.shape, deter.new_empty
+    stats = stoch.shape if stoch.dim() == 3 else (N, 2 * stoch.shape[1])
+    kept, numbers = H if rest[-2] else 0, 4 if rest[-6] == _CELLS["gru"] else 3
+    chosen = H if rest[-11] is None else 0
+    outputs = new(H, N, D), new(H, *stoch.shape), new(H, *stats), new(chosen, N, A)
+    return *outputs, new(kept, N, U), new(kept, N, numbers * D), new(kept, N, U), new(kept, N, sum(rest[-9][::2]))
+
+
+def _fake_backward(*inputs: Any) -> Any:
+    return torch.empty_like(inputs[-9])  # the actor's parameters
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *ctx.options, _, ctx.bf16 = inputs[_ACTOR + 1 :]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[4:])
+    ctx.save_for_backward(*inputs[: _ACTOR + 1], *output)
+
+
+def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    inputs, output = saved[: _ACTOR + 1], saved[_ACTOR + 1 :]
+    (deter, stoch, noise, action_noise, w_action, _, _, w_stoch, scale_input, shift_input, w_x, _, w_h, _, scale_gates,
+     shift_gates, w_layer, scale_layer, shift_layer, w_stats, _, _, actor) = inputs  # fmt: skip
+    deters, stochs, stats, _, *kept = output
+    g = (torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads[:4], output[:4]))
+    d_actor = _backward(
+        library, *g, deter, stoch, noise, action_noise, deters, stochs, stats, *kept, w_action, w_stoch, scale_input,
+        shift_input, w_x, w_h, scale_gates, shift_gates, w_layer, scale_layer, shift_layer, w_stats, actor,
+        *ctx.options, ctx.bf16,
+    )  # fmt: skip
+    return *(None,) * _ACTOR, d_actor, *(None,) * (len(ctx.options) + 2)
+
+
+_backward = Operator("gru_rssm_imagine_backward", fake=_fake_backward, vmap=no_vmap("gru_rssm_imagine"))
+_forward = Operator(
+    "gru_rssm_imagine",
+    fake=_fake,
+    vmap=no_vmap("gru_rssm_imagine"),
+    backward=_derivative,
+    setup_context=_setup_context,
+)

@@ -10,8 +10,7 @@ from fastwm import ref
 from fastwm.ops._backend import KERNEL_DTYPES, Operator, Shapes, bf16_products, check_shapes, check_widths, no_vmap
 from fastwm.ops.linear import linear
 from fastwm.ops.norm_act import ACTIVATIONS
-from fastwm.ref.gru_rssm import GRURSSMKind, GRURSSMWeights, LayerWeights
-from fastwm.ref.rssm_observe import LinearWeights
+from fastwm.weights import GRURSSMKind, GRURSSMWeights, LayerWeights, LinearWeights
 
 _CELLS = {"gru": 0, "planet_gru": 1, "layernorm_gru": 2}
 

@@ -16,9 +16,7 @@ from fastwm.ops._backend import (
     select,
 )
 from fastwm.ops.norm_act import ACTIVATIONS, activate, rms_norm_silu
-from fastwm.ref.block_gru_scan import DenseWeights
-from fastwm.ref.gru_rssm import LayerWeights
-from fastwm.ref.mlp import MLPWeights
+from fastwm.weights import DenseWeights, LayerWeights, MLPWeights
 
 __all__ = ["MLPWeights", "mlp"]
 

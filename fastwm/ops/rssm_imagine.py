@@ -22,9 +22,8 @@ from fastwm.ops.cell_steps import block_gru_step
 from fastwm.ops.mlp import by_layers, dense, made, mlp, mlp_shapes, wants_gradient, weight_tensors
 from fastwm.ops.norm_act import rms_norm_silu
 from fastwm.ops.rssm_observe import core_shapes
-from fastwm.ref.mlp import MLPWeights
-from fastwm.ref.rssm_imagine import ActionHead, _sample_action
-from fastwm.ref.rssm_observe import DenseWeights, RSSMWeights
+from fastwm.ref.rssm_imagine import _sample_action
+from fastwm.weights import ActionHead, DenseWeights, MLPWeights, RSSMWeights
 
 __all__ = ["ActionHead", "rssm_imagine", "rssm_open_loop"]
 
@@ -205,7 +204,7 @@ def _check(
             raise ValueError("prior, actor and readouts need a hidden layer")
         if not all(isinstance(layer, DenseWeights) for layer in net.layers):
             raise ValueError(
-                "prior, actor and readouts have DenseWeights, RMSNorm and SiLU; see gru_rssm_dream for LayerWeights"
+                "prior, actor and readouts have DenseWeights, RMSNorm and SiLU; see gru_rssm_imagine for LayerWeights"
             )
     expected: Shapes = {"stoch": (stoch, (N, S, C)), **core_shapes(w, D, S * C, width)}
     expected |= mlp_shapes("prior", prior, D, S * C)

@@ -8,8 +8,7 @@ from fastwm import ref
 from fastwm.ops._backend import KERNEL_DTYPES, Operator, Shapes, bf16_products, check_shapes, check_widths, no_vmap
 from fastwm.ops.linear import linear
 from fastwm.ops.norm_act import rms_norm_silu
-from fastwm.ref.block_gru_scan import DenseWeights, LinearWeights
-from fastwm.ref.rssm_observe import RSSMWeights
+from fastwm.weights import DenseWeights, LinearWeights, RSSMWeights
 
 __all__ = ["DenseWeights", "LinearWeights", "RSSMWeights", "rssm_observe"]
 

@@ -10,11 +10,11 @@ from fastwm.ref.cells import (
     planet_gru_reset,
     planet_gru_update,
 )
-from fastwm.ref.gru_rssm import gru_rssm_dream, gru_rssm_imagine, gru_rssm_observe
+from fastwm.ref.gru_rssm import gru_rssm_imagine, gru_rssm_observe, gru_rssm_open_loop
 from fastwm.ref.lambda_return import lambda_return
 from fastwm.ref.laprop import laprop_step_
 from fastwm.ref.mdn import mdn_nll, mdn_sample
-from fastwm.ref.mdn_rnn_rollout import mdn_rnn_rollout
+from fastwm.ref.mdn_rnn_imagine import mdn_rnn_imagine
 from fastwm.ref.mlp import mlp
 from fastwm.ref.norm_act import layer_norm_elu, layer_norm_silu, norm_act, rms_norm, rms_norm_silu
 from fastwm.ref.philox import philox_bits, philox_normal, philox_uniform
@@ -30,9 +30,9 @@ __all__ = [
     "categorical_entropy",
     "categorical_kl",
     "gru_gates",
-    "gru_rssm_dream",
     "gru_rssm_imagine",
     "gru_rssm_observe",
+    "gru_rssm_open_loop",
     "gru_scan",
     "lambda_return",
     "laprop_step_",
@@ -43,7 +43,7 @@ __all__ = [
     "lstm_gates",
     "lstm_scan",
     "mdn_nll",
-    "mdn_rnn_rollout",
+    "mdn_rnn_imagine",
     "mdn_sample",
     "mlp",
     "norm_act",

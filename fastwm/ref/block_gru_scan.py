@@ -1,33 +1,10 @@
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-class DenseWeights(NamedTuple):
-    """Linear -> RMSNorm -> SiLU: `weight` [out, in], or [G, in/G, out/G] in blocks, `bias` [out], `norm` [out]."""
-
-    weight: Tensor
-    bias: Tensor
-    norm: Tensor
-
-
-class LinearWeights(NamedTuple):
-    """`weight` [out, in], or [G, in/G, out/G] in blocks, `bias` [out]."""
-
-    weight: Tensor
-    bias: Tensor
-
-
-class BlockGRUWeights(NamedTuple):
-    """DreamerV3's recurrent core. D carry, U units of every embedding, X inputs, G blocks."""
-
-    embed_carry: DenseWeights  # [U, D]
-    embed_inputs: tuple[DenseWeights, ...]  # [U, X], one for each of I inputs
-    hidden: tuple[DenseWeights, ...]  # [G, D/G + (1 + I) U, D/G], and [G, D/G, D/G] from the second layer on
-    gates: LinearWeights  # [G, D/G, 3D/G], each block's outputs being reset, cand and update
+from fastwm.weights import BlockGRUWeights, DenseWeights
 
 
 def block_gru_scan(

@@ -1,65 +1,12 @@
 import math
-from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm.ref.cells import gru_gates, layernorm_gru_gates, planet_gru_reset, planet_gru_update
-from fastwm.ref.rssm_observe import LinearWeights, _sample
-
-
-class LayerWeights(NamedTuple):
-    """Linear -> LayerNorm where it has one -> activation: `weight` [out, in], `bias`, `scale`, `shift` [out]."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-
-
-class GRURSSMWeights(NamedTuple):
-    """D deter, U hidden units, Z the flat latent, A action, E tokens; O the latent's statistics.
-
-    Z is S*C and O is S*C, the logits, for categoricals; Z is S and O is 2S, means then raw deviations, for Gaussians.
-    """
-
-    input: LayerWeights  # [U, Z + A], reads [stoch, action]
-    cell: tuple[Any, ...]  # as gru_step, planet_gru_step or layernorm_gru_step take them
-    post: LayerWeights  # [U, D + E], reads [deter, tokens]
-    post_stats: LinearWeights  # [O, U]
-    prior: LayerWeights  # [U, D]
-    prior_stats: LinearWeights  # [O, U]
-
-
-class GRURSSMKind(NamedTuple):
-    """What distinguishes the generations: the cell, the activation of the dense layers, and the latent."""
-
-    cell: Literal["planet_gru", "gru", "layernorm_gru"]
-    activation: Literal["relu", "elu", "silu"]
-    classes: int = 0
-    """Of every categorical; 0 for Gaussian latents with std = softplus(raw) + 0.1."""
-    order: Literal["xh", "hx"] = "xh"
-    """Of the inputs of the LayerNorm-GRU's product."""
-    unimix: float = 0.0
-    eps: float = 1e-3
-    """Of all LayerNorms."""
-
-
-class PolicyHead(NamedTuple):
-    """A part of the action: `size` categoricals of `classes` classes, or `size` reals in [-1, 1].
-
-    onehot: straight-through one-hots; noise uniform in [0, 1).
-    tanh_normal: tanh of a Normal with mean 5 tanh(raw / 5), std softplus(raw + shift) + min_std; noise standard normal.
-    trunc_normal: Normal cut at -1 and 1, mean tanh(raw), std 2 sigmoid(raw / 2) + min_std; noise uniform in [0, 1).
-    The outputs of a real head are all raw means, then all raw deviations.
-    """
-
-    size: int
-    classes: int
-    dist: Literal["onehot", "tanh_normal", "trunc_normal"]
-    min_std: float = 0.1
-    shift: float = 0.0
+from fastwm.ref.rssm_observe import _sample
+from fastwm.weights import GRURSSMKind, GRURSSMWeights, LayerWeights, LinearWeights, PolicyHead
 
 
 def gru_rssm_observe(
@@ -80,10 +27,10 @@ def gru_rssm_observe(
     return deters, stochs, all_stats
 
 
-def gru_rssm_imagine(
+def gru_rssm_open_loop(
     deter: Tensor, stoch: Tensor, noise: Tensor, action: Tensor, w: GRURSSMWeights, kind: GRURSSMKind
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The prior's rollout with given actions: see `fastwm.ops.gru_rssm_imagine`."""
+    """The prior's rollout with given actions: see `fastwm.ops.gru_rssm_open_loop`."""
     outputs = []
     for t in range(len(action)):
         deter, stoch, stats = _imagine_step(deter, stoch, noise[t], action[t], w, kind)
@@ -92,11 +39,11 @@ def gru_rssm_imagine(
     return deters, stochs, all_stats
 
 
-def gru_rssm_dream(
+def gru_rssm_imagine(
     deter: Tensor, stoch: Tensor, noise: Tensor, action_noise: Tensor, w: GRURSSMWeights, kind: GRURSSMKind,
     actor: tuple[LayerWeights, ...], actor_out: LinearWeights, heads: tuple[PolicyHead, ...],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The rollout with the actor inside: see `fastwm.ops.gru_rssm_dream`."""
+    """The rollout with the actor inside: see `fastwm.ops.gru_rssm_imagine`."""
     deter, stoch = deter.detach(), stoch.detach()
     states, actions = [], []
     for t in range(len(noise)):

@@ -1,24 +1,10 @@
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastwm.ref.gru_rssm import LayerWeights, _layer
-from fastwm.ref.rssm_observe import DenseWeights, LinearWeights, _dense
-
-
-class MLPWeights(NamedTuple):
-    """Dense layers and a linear one behind them.
-
-    The layers are all `DenseWeights`, which have an RMSNorm and SiLU, or all `LayerWeights`, which have the activation
-    of this name, and all of them a LayerNorm or none.
-    """
-
-    layers: tuple[DenseWeights, ...] | tuple[LayerWeights, ...]
-    out: LinearWeights
-    activation: str = "silu"
-    """Or "elu", "relu"."""
+from fastwm.ref.gru_rssm import _layer
+from fastwm.ref.rssm_observe import _dense
+from fastwm.weights import DenseWeights, MLPWeights
 
 
 def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-4) -> Tensor:

@@ -1,21 +1,12 @@
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastwm.ref.mlp import MLPWeights, mlp
-from fastwm.ref.rssm_observe import RSSMWeights, _gru, _sample
-
-
-class ActionHead(NamedTuple):
-    """A part of the action: `size` categoricals of `classes` classes, or `size` reals where `classes` is 0.
-
-    Its outputs are all logits, or all means and then all deviations, before `BoundedNormal` maps them.
-    """
-
-    size: int
-    classes: int
+from fastwm.ref.mlp import mlp
+from fastwm.ref.rssm_observe import _gru, _sample
+from fastwm.weights import ActionHead, MLPWeights, RSSMWeights
 
 
 def rssm_imagine(

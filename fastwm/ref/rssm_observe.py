@@ -1,23 +1,10 @@
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastwm.ref.block_gru_scan import BlockGRUWeights, DenseWeights, LinearWeights, _dense, block_gru_step
+from fastwm.ref.block_gru_scan import _dense, block_gru_step
 from fastwm.ref.categorical import _last_drawable, _one_hot
-
-
-class RSSMWeights(NamedTuple):
-    """DreamerV3's recurrent core and posterior. D deter, U hidden units, S*C latent, A action, E tokens, G blocks."""
-
-    embed_deter: DenseWeights  # [U, D]
-    embed_stoch: DenseWeights  # [U, S*C]
-    embed_action: DenseWeights  # [U, A]
-    hidden: DenseWeights  # [G, D/G + 3U, D/G]
-    gates: LinearWeights  # [G, D/G, 3D/G], each block's outputs being reset, cand and update
-    post: DenseWeights  # [U, D + E]
-    logits: LinearWeights  # [S*C, U]
+from fastwm.weights import BlockGRUWeights, RSSMWeights
 
 
 def rssm_observe(

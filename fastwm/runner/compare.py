@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastwm.agents import agent_spec
+from fastwm.agents import agent_name, agent_spec
 from fastwm.errors import FastwmError, Interrupted
 from fastwm.files import check_folder
 from fastwm.runner import plots
@@ -18,7 +18,6 @@ from fastwm.runner.plots import plt
 from fastwm.runner.train import Trainer, train
 from fastwm.writing import write_text
 
-ALIASES = {"dreamer_v3": "dreamerv3"}  # so that the four can be written alike
 WINDOW = 20
 POINTS = 200
 
@@ -41,7 +40,7 @@ def compare(
     An agent takes the preset given, or the one named as the environment, or its usual one. Writes
     `compare.png`, `compare.md` and `compare.json` and returns what is in the last.
     """
-    agents = [ALIASES.get(agent, agent) for agent in agents]
+    agents = [agent_name(agent) for agent in agents]
     if len(set(agents)) < len(agents) or not agents:
         raise FastwmError(f"name every agent once, got {', '.join(agents) or 'none'}")
     for agent in agents:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import torch
 import yaml
 
+from fastwm.agents import agent_name
 from fastwm.errors import FastwmError, Misfit
 from fastwm.files import read_text
 from fastwm.settings import Count, Parallel, Range, SettingError, Settings, Weight, Whole
@@ -189,7 +190,7 @@ def read_config(path: Path, config: Any, agent: str) -> Any:
     name = values.pop("agent_name", None)
     if not isinstance(name, str):
         raise FastwmError(f"{path} is not a run's configuration; remove it or use another logdir")
-    if name != agent:
+    if agent_name(name) != agent:
         raise FastwmError(f"{path.parent} is a run of {name}, not of {agent}; use another logdir")
     sealed = values.pop("checksum", None) is not None
     try:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastwm.agents import agent_spec
+from fastwm.agents import agent_name, agent_spec
 from fastwm.envs import Record, VecEnv, WrongNumber, make_env
 from fastwm.errors import FastwmError
 from fastwm.files import check, check_folder
@@ -58,7 +58,7 @@ def open_run(logdir: Path, trust: bool = False) -> Saved:
         raise FastwmError(f"{logdir} has no checkpoint yet")
     meta = checkpoint.describe(newest)
     check(meta, {"agent": str, "obs_space": dict, "act_space": dict}, str(newest / "meta.json"))
-    name = meta["agent"]
+    name = agent_name(meta["agent"])
     spec = agent_spec(name)
     kind = StagedConfig if spec.stages else TrainConfig
     config = read_config(path, kind(spec.config()), name)

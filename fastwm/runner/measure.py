@@ -59,7 +59,7 @@ def measure_update(
     """
     device = resolve_device(device_name)
     served = provenance(str(device))
-    config = with_presets(TrainConfig(DreamerV3Config()), "dreamerv3", [size]).agent
+    config = with_presets(TrainConfig(DreamerV3Config()), "dreamer_v3", [size]).agent
     if precision not in ("fp32", "bf16"):
         raise FastwmError(f"unknown precision {precision!r}; there is: fp32, bf16")
     config.precision = precision
@@ -75,7 +75,7 @@ def measure_update(
         torch.cuda.reset_peak_memory_stats(device)
     times = [seconds(lambda: update(batch), device) for _ in range(max(5, repeats))]
     return {
-        "agent": "dreamerv3", "size": size, "obs": obs, "precision": precision, "batch": BATCH, "length": LENGTH,
+        "agent": "dreamer_v3", "size": size, "obs": obs, "precision": precision, "batch": BATCH, "length": LENGTH,
         "horizon": config.imag_length, "parameters": sum(p.numel() for p in agent.parameters() if p.requires_grad),
         "median_ms": 1e3 * statistics.median(times), "min_ms": 1e3 * min(times), "repeats": len(times),
         "threads": torch.get_num_threads(), "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastwm.agents import agent_spec
+from fastwm.agents import agent_name, agent_spec
 from fastwm.errors import FastwmError
 from fastwm.files import check_folder
 from fastwm.runner.config import (
@@ -52,7 +52,7 @@ def start(name: str, config: Any, env: Any = None) -> Any:
 def train(name: str, env: Any = "", logdir: str | Path = "", preset: str | Sequence[str] = (), **settings: Any) -> Any:
     """Train an agent, or continue the run in `logdir`; returns the agent, ready to `act`.
 
-        agent = fastwm.train("dreamerv3", env=make_my_env, logdir="runs/mine", steps=50_000, agent={"lr": 1e-4})
+        agent = fastwm.train("dreamer_v3", env=make_my_env, logdir="runs/mine", steps=50_000, agent={"lr": 1e-4})
 
     Args:
         name: of the agent, as on the command line, or one of your own in `fastwm.agents.AGENTS`.
@@ -67,6 +67,7 @@ def train(name: str, env: Any = "", logdir: str | Path = "", preset: str | Seque
     if not logdir:
         raise FastwmError("train needs logdir, the folder of the run")
     folder = str(Path(logdir).expanduser())
+    name = agent_name(name)
     named = env if isinstance(env, str) else env_name(env)
     presets = (preset,) if isinstance(preset, str) else tuple(preset)
     config = initial_settings(name, named, folder, presets, bool(settings.get("trust")))

@@ -248,13 +248,13 @@ def gru_rssm(d: Draw) -> Case:
     if which == 0:
         return ops.gru_rssm_observe, (d.normal(T, B, E), d.normal(T, B, A), d.flags(T, B), *state, noise, w, kind)
     if which == 1:
-        return ops.gru_rssm_imagine, (*state, noise, d.normal(T, B, A), w, kind)
+        return ops.gru_rssm_open_loop, (*state, noise, d.normal(T, B, A), w, kind)
     widths = d.sizes(d.rng.randrange(3))
     inputs = (Z + D, *widths)
     actor = tuple(d.layer(out, into, norm) for into, out in zip(inputs, widths))
     out = d.linear(sum(head.size * (head.classes or 2) for head in heads), inputs[-1])
     action_noise = d.uniform(T, B, sum(head.size for head in heads))
-    return ops.gru_rssm_dream, (*state, noise, action_noise, w, kind, actor, out, heads)
+    return ops.gru_rssm_imagine, (*state, noise, action_noise, w, kind, actor, out, heads)
 
 
 def mlp(d: Draw) -> Case:
@@ -282,7 +282,7 @@ def rollout(d: Draw) -> Case:
     streams = torch.randint(2**31, (N, 2), generator=d.generator)
     squash = d.rng.choice(["tanh", "car"]) if A == 3 else "tanh"
     bias = d.rng.choice([None, d.normal(P, A)])
-    return ops.mdn_rnn_rollout, (
+    return ops.mdn_rnn_imagine, (
         d.normal(N, Z), d.normal(P, A, F), bias, w, streams, d.size(most=9), extra, 0.9, squash, 1.0,
         d.rng.choice(["ifgo", "ijfo"]), d.rng.random() < 0.5,
     )  # fmt: skip

@@ -64,7 +64,7 @@ class Dream:
         stream = torch.stack([torch.full_like(flat, seed), flat << 32], -1)
         rnn = self.agent.rnn
         with self.agent.autocast():
-            return ops.mdn_rnn_rollout(
+            return ops.mdn_rnn_imagine(
                 self.starts(flat, seed), weight.contiguous(), bias, rnn.rollout_weights(), stream, self.max_steps,
                 rnn.heads, self.temperature, self.agent.task.squash, rnn.lstm.forget_bias, **options,
             )  # fmt: skip

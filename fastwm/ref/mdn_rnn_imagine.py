@@ -1,5 +1,3 @@
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,38 +5,16 @@ from torch.nn import functional as F
 from fastwm.ref.cells import lstm_gates
 from fastwm.ref.mdn import mdn_sample
 from fastwm.ref.philox import philox_normal, philox_uniform
-
-
-class MDNRNNWeights(NamedTuple):
-    """An LSTM in torch's layout and the linear layer behind it, with the columns of `fastwm.nn.MDNHead`.
-
-    Where the input is one wider than latent and action, its last column is the restart flag: 1 at the first step.
-    """
-
-    weight_ih: Tensor  # [4H, Z + A] or [4H, Z + A + 1], input order [z, action, restart]
-    weight_hh: Tensor  # [4H, H]
-    bias: Tensor  # [4H]; the sum of torch's two
-    out_weight: Tensor  # [extra + 3 Z K, H]: the extra outputs, then for each latent K logits, K means, K log-stds
-    out_bias: Tensor  # [extra + 3 Z K]
-
-
-class Rollouts(NamedTuple):
-    """What N dreams came to. The last three are there where trajectories were asked for, and zero after the end."""
-
-    lengths: Tensor  # [N] int64, steps taken, the one that ended the dream included
-    returns: Tensor  # [N], the sum of the predicted rewards, or the length where none is predicted
-    z: Tensor | None  # [T, N, Z], the latent that step t led to
-    action: Tensor | None  # [T, N, A], the action of step t, as the model saw it
-    done: Tensor | None  # [T, N] bool
+from fastwm.weights import MDNRNNWeights, Rollouts
 
 
 @torch.no_grad()
-def mdn_rnn_rollout(
+def mdn_rnn_imagine(
     z: Tensor, controllers: Tensor, controller_bias: Tensor | None, w: MDNRNNWeights, seed_offset: Tensor, steps: int,
     extra: tuple[str, ...] = (), temperature: float = 1.0, squash: str = "tanh", forget_bias: float = 0.0,
     order: str = "ifgo", trajectories: bool = False,
 ) -> Rollouts:  # fmt: skip
-    """N dreams: see `fastwm.ops.mdn_rnn_rollout`."""
+    """N dreams: see `fastwm.ops.mdn_rnn_imagine`."""
     (N, Z), (P, A, _), H = z.shape, controllers.shape, w.weight_hh.shape[1]
     candidate = torch.arange(P, device=z.device).repeat_interleave(N // P)
     has_restart = w.weight_ih.shape[1] > Z + A

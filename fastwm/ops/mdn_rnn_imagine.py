@@ -6,16 +6,16 @@ from torch import Tensor
 from fastwm import ref
 from fastwm.ops._backend import Operator, bf16_products, no_vmap
 from fastwm.ops.cells import GateOrder
-from fastwm.ref.mdn_rnn_rollout import MDNRNNWeights, Rollouts
+from fastwm.weights import MDNRNNWeights, Rollouts
 
-__all__ = ["MDNRNNWeights", "Rollouts", "mdn_rnn_rollout"]
+__all__ = ["MDNRNNWeights", "Rollouts", "mdn_rnn_imagine"]
 
 Squash = Literal["tanh", "car"]
 
 _SHARED_BYTES = 98 * 1024  # that a block can have on every GPU since sm_80
 
 
-def mdn_rnn_rollout(
+def mdn_rnn_imagine(
     z: Tensor, controllers: Tensor, controller_bias: Tensor | None, w: MDNRNNWeights, seed_offset: Tensor, steps: int,
     extra: tuple[str, ...] = (), temperature: float = 1.0, squash: Squash = "tanh", forget_bias: float = 0.0,
     order: GateOrder = "ifgo", trajectories: bool = False,
@@ -61,7 +61,7 @@ def mdn_rnn_rollout(
     if z.is_cuda and _shared_bytes(w) > _SHARED_BYTES:
         library = None
     if library is None:
-        return ref.mdn_rnn_rollout(
+        return ref.mdn_rnn_imagine(
             z, controllers, controller_bias, w, seed_offset, steps, tuple(extra), temperature, squash, forget_bias,
             order, trajectories,
         )  # fmt: skip
@@ -152,4 +152,4 @@ def _fake(z: Tensor, controllers: Tensor, *args: Any) -> Any:
     )  # fmt: skip
 
 
-_forward = Operator("mdn_rnn_rollout", fake=_fake, vmap=no_vmap("mdn_rnn_rollout"))
+_forward = Operator("mdn_rnn_imagine", fake=_fake, vmap=no_vmap("mdn_rnn_imagine"))

@@ -13,12 +13,12 @@ from torch.testing import assert_close
 
 import fastwm
 from fastwm import _lib
-from fastwm.ops import MDNRNNWeights, Rollouts, mdn_rnn_rollout, philox_uniform
+from fastwm.ops import MDNRNNWeights, Rollouts, mdn_rnn_imagine, philox_uniform
 from tests.conftest import Target
 
 pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
 needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
-reference = sys.modules["fastwm.ref.mdn_rnn_rollout"]
+reference = sys.modules["fastwm.ref.mdn_rnn_imagine"]
 
 Golden = dict[str, Tensor]
 
@@ -63,7 +63,7 @@ def test_recorded_dream_of_the_published_car(recorded_noise: Callable[[Tensor, T
     w = recorded_weights(g["lstm_kernel"], g["lstm_bias"], g["out_w"], g["out_b"])
     recorded_noise(g["dream/uniform"], g["dream/normal"])
     z0, stream = g["dream/z"][:1], torch.zeros(1, 2, dtype=torch.int64)
-    result = mdn_rnn_rollout(
+    result = mdn_rnn_imagine(
         z0, g["controller_w"].T[None], g["controller_b"][None], w, stream, 20, squash="car", forget_bias=1,
         order="ijfo", trajectories=True,
     )  # fmt: skip
@@ -90,7 +90,7 @@ def test_recorded_samples(
     while start < steps:
         given = iter(actions[start:])
         monkeypatch.setattr(reference, "_act", lambda z, *rest, given=given: next(given)[None].expand(len(z), -1))
-        result = mdn_rnn_rollout(
+        result = mdn_rnn_imagine(
             z0, torch.zeros(1, actions.shape[1], z0.shape[1], dtype=torch.float64), None, w,
             torch.tensor([[0, start]]), steps - start, ("done",) if task == "doom" else (), float(tau),
             forget_bias=1, order="ijfo", trajectories=True,
@@ -131,7 +131,7 @@ def make(
 
 def rollout(made: tuple[tuple[Any, ...], dict[str, Any]], steps: int = 9, **changed: Any) -> Rollouts:
     args, options = made
-    return mdn_rnn_rollout(*args, steps, **options | dict(trajectories=True) | changed)
+    return mdn_rnn_imagine(*args, steps, **options | dict(trajectories=True) | changed)
 
 
 @pytest.mark.parametrize("task", ["car", "doom"])
@@ -325,11 +325,11 @@ def test_opcheck_and_compile() -> None:
     numbers = (5, 0, 1, 1.15, False, 1.0, True)
     for trajectories in (False, True):
         torch.library.opcheck(
-            torch.ops.fastwm.mdn_rnn_rollout, (*args[:3], *w, args[4], *numbers, trajectories, False)
+            torch.ops.fastwm.mdn_rnn_imagine, (*args[:3], *w, args[4], *numbers, trajectories, False)
         )  # fmt: skip
     torch._dynamo.reset()
-    compiled = torch.compile(lambda z: mdn_rnn_rollout(z, *args[1:], 5, **options), fullgraph=True, backend="aot_eager")
-    got, want = compiled(args[0]), mdn_rnn_rollout(*args, 5, **options)
+    compiled = torch.compile(lambda z: mdn_rnn_imagine(z, *args[1:], 5, **options), fullgraph=True, backend="aot_eager")
+    got, want = compiled(args[0]), mdn_rnn_imagine(*args, 5, **options)
     assert torch.equal(got.lengths, want.lengths) and torch.equal(got.returns, want.returns)
 
 
@@ -380,4 +380,4 @@ def test_bad_input_is_refused() -> None:
     ]
     for args, changed, message in bad:
         with pytest.raises(ValueError, match=message):
-            mdn_rnn_rollout(*args, **options | changed)
+            mdn_rnn_imagine(*args, **options | changed)

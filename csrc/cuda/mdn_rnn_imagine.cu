@@ -5,7 +5,7 @@
 
 #include "fastwm/cells.h"
 #include "fastwm/mdn.h"
-#include "fastwm/mdn_rnn_rollout.h"
+#include "fastwm/mdn_rnn_imagine.h"
 #include "fastwm/philox.h"
 
 namespace fastwm::cuda {
@@ -52,7 +52,7 @@ struct Block {
   Rows<T>* out;             // [outputs]
   int64_t first;            // dream
 
-  __device__ T feature(const MdnRnnRollout& p, int64_t i, int r) const {
+  __device__ T feature(const MdnRnnImagine& p, int64_t i, int r) const {
     if (i < p.Z) return x[i].of[r];
     i -= p.Z;
     if (p.F == p.Z + p.H) return h[i].of[r];
@@ -60,7 +60,7 @@ struct Block {
   }
 
   // A warp an action of a dream.
-  __device__ void act(const MdnRnnRollout& p, int64_t t, const bool* alive) const {
+  __device__ void act(const MdnRnnImagine& p, int64_t t, const bool* alive) const {
     constexpr int R = Rows<T>::count;
     const int lane = threadIdx.x % 32;
     for (int64_t i = threadIdx.x / 32; i < R * p.A; i += blockDim.x / 32) {
@@ -81,7 +81,7 @@ struct Block {
     if (p.I > p.Z + p.A && threadIdx.x < R) x[p.I - 1].of[threadIdx.x] = t == 0 ? 1 : 0;
   }
 
-  __device__ void lstm(const MdnRnnRollout& p) const {
+  __device__ void lstm(const MdnRnnImagine& p) const {
     const T* bias = static_cast<const T*>(p.bias);
     for (int64_t j = threadIdx.x; j < p.H; j += blockDim.x) {
       Rows<T> gates[4];
@@ -102,7 +102,7 @@ struct Block {
     }
   }
 
-  __device__ void outputs(const MdnRnnRollout& p) const {
+  __device__ void outputs(const MdnRnnImagine& p) const {
     const int64_t count = p.extra + 3 * p.Z * p.K;
     for (int64_t o = threadIdx.x; o < count; o += blockDim.x) {
       Rows<T> sums[1] = {all_rows(static_cast<const T*>(p.out_bias)[o])};
@@ -112,7 +112,7 @@ struct Block {
   }
 
   // A thread a latent of a dream.
-  __device__ void sample(const MdnRnnRollout& p, int64_t t, const bool* alive) const {
+  __device__ void sample(const MdnRnnImagine& p, int64_t t, const bool* alive) const {
     constexpr int R = Rows<T>::count;
     const T inverse_temperature = static_cast<T>(1 / p.temperature);
     for (int64_t i = threadIdx.x; i < R * p.Z; i += blockDim.x) {
@@ -151,7 +151,7 @@ struct Block {
   }
 
   // Whether dream r goes on. By one thread.
-  __device__ bool finish(const MdnRnnRollout& p, int64_t t, int r) const {
+  __device__ bool finish(const MdnRnnImagine& p, int64_t t, int r) const {
     const int64_t n = first + r;
     const T end = p.done >= 0 ? out[p.done].of[r] : T(-1);
     const bool done = end > 0;
@@ -165,7 +165,7 @@ struct Block {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kMostThreads) dream(MdnRnnRollout p) {
+__global__ void __launch_bounds__(kMostThreads) dream(MdnRnnImagine p) {
   constexpr int R = Rows<T>::count;
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ bool alive[R];
@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(kMostThreads) dream(MdnRnnRollout p) {
 }
 
 template <typename T>
-const char* launch(const MdnRnnRollout& p, cudaStream_t stream) {
+const char* launch(const MdnRnnImagine& p, cudaStream_t stream) {
   const int64_t outputs = p.extra + 3 * p.Z * p.K;
   const size_t shared = sizeof(Rows<T>) * static_cast<size_t>(3 * p.H + p.I + outputs);
   const cudaError_t error =
@@ -219,7 +219,7 @@ const char* launch(const MdnRnnRollout& p, cudaStream_t stream) {
 
 }  // namespace
 
-const char* mdn_rnn_rollout_kernel(const MdnRnnRollout& p, void* stream) {
+const char* mdn_rnn_imagine_kernel(const MdnRnnImagine& p, void* stream) {
   if (p.N == 0) return nullptr;
   const auto on = static_cast<cudaStream_t>(stream);
   return p.dtype == Dtype::f64 ? launch<double>(p, on) : launch<float>(p, on);

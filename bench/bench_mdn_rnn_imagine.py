@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.conftest import DEVICE, Measure
-from fastwm.ops import MDNRNNWeights, mdn_rnn_rollout
+from fastwm.ops import MDNRNNWeights, mdn_rnn_imagine
 
 P, ROLLOUTS, K = 64, 16, 5
 TASKS = {  # Z, A, H, extra outputs, bias of the done logit, steps
@@ -22,7 +22,7 @@ TASKS = {  # Z, A, H, extra outputs, bias of the done logit, steps
 
 @pytest.mark.parametrize("name", ["fastwm", "eager", "fastwm bf16", "eager bf16"])
 @pytest.mark.parametrize("task", TASKS)
-def test_mdn_rnn_rollout(measure: Measure, task: str, name: str) -> None:
+def test_mdn_rnn_imagine(measure: Measure, task: str, name: str) -> None:
     Z, A, H, extra, done_bias, steps = TASKS[task]
     inputs, outputs, N = Z + A + extra, extra + 3 * Z * K, P * ROLLOUTS
     shapes = ((4 * H, inputs), (4 * H, H), (4 * H,), (outputs, H), (outputs,))
@@ -36,7 +36,7 @@ def test_mdn_rnn_rollout(measure: Measure, task: str, name: str) -> None:
     def fused() -> Tensor:
         squash = "tanh" if extra else "car"
         heads = ("done",) if extra else ()
-        return mdn_rnn_rollout(
+        return mdn_rnn_imagine(
             z, controllers, None, w, stream, steps, heads, 1.15, squash, forget_bias=1, order="ijfo"
         ).lengths  # fmt: skip
 

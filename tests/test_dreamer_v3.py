@@ -20,7 +20,7 @@ from tests.agents_under_test import BOX, VECTOR, make_batch
 
 
 def tiny(obs: Mapping[str, spaces.Space] | None = None, act: Any = BOX, **changes: Any) -> DreamerV3:
-    agent: DreamerV3 = agents_under_test.tiny("dreamerv3", obs, act, **changes)
+    agent: DreamerV3 = agents_under_test.tiny("dreamer_v3", obs, act, **changes)
     return agent
 
 
@@ -50,7 +50,7 @@ ACTION6 = spaces.Box(-1, 1, (6,), np.float32)
 
 
 def build(size: str, obs: Mapping[str, spaces.Space], act: spaces.Space) -> DreamerV3:
-    config = with_presets(TrainConfig(DreamerV3Config()), "dreamerv3", [size]).agent
+    config = with_presets(TrainConfig(DreamerV3Config()), "dreamer_v3", [size]).agent
     with torch.device("meta"):
         return DreamerV3(obs, act, config)
 

@@ -446,7 +446,7 @@ class DreamerV3(Agent):
             start = State(batch["deter"][0].float(), stoch_onehot(batch["stoch"][0], self.config.classes))
             seen = {key: value[:context] for key, value in rows.items()}
             state, _ = self.rssm.observe(start, actions[:context], self.encoder(seen), seen["is_first"].bool())
-            states, _ = self.rssm.imagine(State(state.deter[-1], state.stoch[-1]), actions[context:])
+            states, _ = self.rssm.open_loop(State(state.deter[-1], state.stoch[-1]), actions[context:])
             deter, stoch = (torch.cat(parts) for parts in zip(state, states))
             recon = self.decoder(deter, stoch.flatten(-2))
         return {key: dist.prediction for key, dist in recon.items()}

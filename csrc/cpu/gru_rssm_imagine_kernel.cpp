@@ -11,7 +11,7 @@ struct Scratch {
   O *deter, *act, *action;       // operands [R, D] [R, W] [R, A], W the actor's widest layer
   T *pre, *input_in, *layer_in;  // [R, actor.pre] [R, U] [R, U]
 
-  Scratch(const GruRssmDream& p, int64_t rows)
+  Scratch(const GruRssmImagine& p, int64_t rows)
       : step(p.n, rows),
         arena(rows * (p.n.D + 2 * p.n.U + p.actor.widest + p.actor.width + p.actor.pre) * sizeof(T) + 1024) {
     deter = arena.take<O>(rows * p.n.D);
@@ -27,7 +27,7 @@ struct Scratch {
 template <typename T, typename O>
 class Dream {
  public:
-  Dream(const GruRssmDream& p, const GruRssmPacked<T, O>& model, const ActorPacked<T, O>& actor, int64_t first_row,
+  Dream(const GruRssmImagine& p, const GruRssmPacked<T, O>& model, const ActorPacked<T, O>& actor, int64_t first_row,
         int64_t rows, const Scratch<T, O>& s, Stop& stop)
       : p_(p), n_(p.n), a_(p.actor), w_(actor), row0_(first_row), rows_(rows), s_(s), team_{0, 1, nullptr, &stop},
         core_(n_, p.w, model, rows, team_, s.step) {}
@@ -102,7 +102,7 @@ class Dream {
     }
   }
 
-  const GruRssmDream& p_;
+  const GruRssmImagine& p_;
   const GruRssmSizes& n_;
   const ActorNet& a_;
   const ActorPacked<T, O>& w_;
@@ -114,7 +114,7 @@ class Dream {
 };
 
 template <typename T, typename O>
-void dream(const GruRssmDream& p) {
+void dream(const GruRssmImagine& p) {
   const int threads = max_threads();
   GruRssmPacked<T, O> model(p.n);
   ActorPacked<T, O> actor(p.actor, p.action, p.n.U, false);
@@ -130,7 +130,7 @@ void dream(const GruRssmDream& p) {
 
 }  // namespace
 
-void gru_rssm_dream_kernel(const GruRssmDream& p) {
+void gru_rssm_imagine_kernel(const GruRssmImagine& p) {
 #if FASTWM_BF16
   if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return dream<float, bf16>(p);
 #endif

@@ -32,7 +32,7 @@ struct ActorNet {
   int64_t widest, pre, size;  // the widest layer; columns of all layers; numbers of all parameters
 };
 
-struct GruRssmDream {
+struct GruRssmImagine {
   Dtype dtype;
   bool bf16;           // products in bfloat16, where the CPU has them
   GruRssmSizes n;      // T: steps H; B: rows N
@@ -49,7 +49,7 @@ struct GruRssmDream {
   void* actor_pre;                      // [H, N, actor.pre]: its layers before norms, and its outputs; or null
 };
 
-struct GruRssmDreamBackward {
+struct GruRssmImagineBackward {
   Dtype dtype;
   bool bf16;
   GruRssmSizes n;

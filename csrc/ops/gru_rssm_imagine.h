@@ -1,7 +1,7 @@
 // The host side of the dream of PlaNet's, V1's and V2's RSSM.
 #pragma once
 
-#include "fastwm/gru_rssm_dream.h"
+#include "fastwm/gru_rssm_imagine.h"
 #include "ops/gru_rssm_observe.h"
 
 namespace fastwm {
@@ -18,16 +18,16 @@ class ActorArgs {
     if (count == 0 && n_heads == 0 && params.numel() == 0) return;
     STD_TORCH_CHECK(count > 0 && count <= kMaxActorLayers && layers.size() % 2 == 0 && n_heads > 0 &&
                         heads.size() % 3 == 0 && scales.size() == 2 * heads.size() / 3,
-                    "fastwm: gru_rssm_dream: expected 1 to ", kMaxActorLayers, " layers, and heads");
+                    "fastwm: gru_rssm_imagine: expected 1 to ", kMaxActorLayers, " layers, and heads");
     ActorNet& a = net;
     a.count = count, a.n_heads = n_heads;
     const int64_t most = params.numel();  // what each layer's parameters may number, so nothing overflows
-    STD_TORCH_CHECK(layers[0] <= most / n.Z(), "fastwm: gru_rssm_dream: layers that do not fit the actor's parameters");
+    STD_TORCH_CHECK(layers[0] <= most / n.Z(), "fastwm: gru_rssm_imagine: layers that do not fit the actor's parameters");
     int64_t at = n.Z() * layers[0], inputs = n.D;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t width = layers[2 * i];
       STD_TORCH_CHECK(0 < width && width <= most / inputs,
-                      "fastwm: gru_rssm_dream: layers that do not fit the actor's parameters");
+                      "fastwm: gru_rssm_imagine: layers that do not fit the actor's parameters");
       layers_[i] = {inputs, width, layers[2 * i + 1] != 0, at, a.pre};
       inputs = width, at = layers_[i].end(), a.pre += width;
       a.widest = width > a.widest ? width : a.widest;
@@ -40,11 +40,11 @@ class ActorArgs {
       STD_TORCH_CHECK(0 <= heads[3 * i] && heads[3 * i] <= 2 && head.size > 0 &&
                           (head.classes > 0) == (head.dist == PolicyDist::onehot) && head.classes >= 0 &&
                           head.size <= last && head.classes <= last / head.size,
-                      "fastwm: gru_rssm_dream: no such head");
+                      "fastwm: gru_rssm_imagine: no such head");
       heads_.push_back(head);
       outputs += head.outputs(), a.draws += head.size, a.width += head.width();
     }
-    STD_TORCH_CHECK(outputs == last, "fastwm: gru_rssm_dream: outputs that do not fit the heads");
+    STD_TORCH_CHECK(outputs == last, "fastwm: gru_rssm_imagine: outputs that do not fit the heads");
     a.size = at;
     a.params = dense_shaped(params, {at}, like, "actor").const_data_ptr();
     a.layers = layers_;
@@ -61,7 +61,7 @@ class ActorArgs {
 };
 
 template <auto kernel>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_rssm_dream(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_rssm_imagine(
     const Tensor& deter0, const Tensor& stoch0, const Tensor& noise, const Tensor& action_noise, const Tensor& w_action,
     const Tensor& b_input, const Tensor& b_layer, const Tensor& w_stoch, const std::optional<Tensor>& scale_input,
     const std::optional<Tensor>& shift_input, const Tensor& w_x, const std::optional<Tensor>& b_x, const Tensor& w_h, const std::optional<Tensor>& b_h,
@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_r
     std::vector<int64_t> layers, std::vector<int64_t> heads, std::vector<double> scales, int64_t cell,
     int64_t activation, double unimix, double eps, bool save, bool bf16_products) {
   STD_TORCH_CHECK(deter0.dim() == 2 && noise.dim() == 3 && w_stoch.dim() == 2,
-                  "fastwm: gru_rssm_dream: expected deter [N, D], noise [H, N, S]");
+                  "fastwm: gru_rssm_imagine: expected deter [N, D], noise [H, N, S]");
   const GruRssmSizes n = gru_rssm_sizes(deter0, stoch0, noise.size(0), w_stoch.size(0));
   DenseCopies copy(deter0);
   GruRssmWeights w =
@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_r
   ActorArgs args(actor, layers, heads, scales, n, deter0);
   ActorNet& a = args.net;
   STD_TORCH_CHECK(given.has_value() == (a.count == 0) && (!given || given->dim() == 3),
-                  "fastwm: gru_rssm_dream: expected an actor, or given actions [H, N, A]");
+                  "fastwm: gru_rssm_imagine: expected an actor, or given actions [H, N, A]");
   if (given) a.width = given->size(2);
   Tensor deter = empty_shaped(deter0, {n.T, n.B, n.D});
   Tensor stoch = n.C ? empty_shaped(deter0, {n.T, n.B, n.S, n.C}) : empty_shaped(deter0, {n.T, n.B, n.S});
@@ -95,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_r
   Tensor layer = empty_shaped(deter0, {kept, n.B, n.U});
   Tensor actor_pre = empty_shaped(deter0, {kept, n.B, a.pre});
   const auto saved = [save](Tensor& x) { return save ? x.mutable_data_ptr() : nullptr; };
-  const GruRssmDream p{dtype_of(deter0),
+  const GruRssmImagine p{dtype_of(deter0),
                        bf16_products,
                        n,
                        w,
@@ -119,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_r
 }
 
 template <auto kernel>
-Tensor gru_rssm_dream_backward(
+Tensor gru_rssm_imagine_backward(
     const Tensor& g_deter, const Tensor& g_stoch, const Tensor& g_stats, const Tensor& g_action, const Tensor& deter0,
     const Tensor& stoch0, const Tensor& noise, const Tensor& action_noise, const Tensor& deter, const Tensor& stoch,
     const Tensor& stats, const Tensor& input, const Tensor& gates, const Tensor& layer, const Tensor& actor_pre,
@@ -130,7 +130,7 @@ Tensor gru_rssm_dream_backward(
     const Tensor& actor, std::vector<int64_t> layers, std::vector<int64_t> heads, std::vector<double> scales,
     int64_t cell, int64_t activation, double unimix, double eps, bool bf16_products) {
   STD_TORCH_CHECK(deter0.dim() == 2 && deter.dim() == 3 && w_stoch.dim() == 2,
-                  "fastwm: gru_rssm_dream: expected deter0 [N, D], deter [H, N, D]");
+                  "fastwm: gru_rssm_imagine: expected deter0 [N, D], deter [H, N, D]");
   const GruRssmSizes n = gru_rssm_sizes(deter0, stoch0, deter.size(0), w_stoch.size(0));
   DenseCopies copy(deter0);
   const GruRssmWeights w =
@@ -145,7 +145,7 @@ Tensor gru_rssm_dream_backward(
   const ActorArgs args(actor, layers, heads, scales, n, deter0);
   const ActorNet& a = args.net;
   Tensor d_actor = empty_shaped(deter0, {a.size});
-  const GruRssmDreamBackward p{dtype_of(deter0),
+  const GruRssmImagineBackward p{dtype_of(deter0),
                                bf16_products,
                                n,
                                w,

@@ -17,7 +17,7 @@ struct Scratch {
   T *past_deter, *acts, *d_pre;
   const T** past_stoch;  // [steps, R]
 
-  Scratch(const GruRssmDreamBackward& p, int64_t rows) : step(p.n, rows), arena(bytes(p, rows)) {
+  Scratch(const GruRssmImagineBackward& p, int64_t rows) : step(p.n, rows), arena(bytes(p, rows)) {
     const GruRssmSizes& n = p.n;
     const ActorNet& a = p.actor;
     const int64_t chunk = chunk_steps(n.T, rows, n.D) * rows;
@@ -37,7 +37,7 @@ struct Scratch {
     std::memset(d_norms, 0, (4 * n.U + 6 * n.D) * sizeof(T));
   }
 
-  static int64_t bytes(const GruRssmDreamBackward& p, int64_t rows) {
+  static int64_t bytes(const GruRssmImagineBackward& p, int64_t rows) {
     const GruRssmSizes& n = p.n;
     const ActorNet& a = p.actor;
     const int64_t step = rows * (4 * n.U + 5 * n.D + n.O() + a.width + 2 * a.widest);
@@ -51,7 +51,7 @@ struct Scratch {
 template <typename T, typename O>
 class DreamBackward {
  public:
-  DreamBackward(const GruRssmDreamBackward& p, const GruRssmPackedBackward<T, O>& model,
+  DreamBackward(const GruRssmImagineBackward& p, const GruRssmPackedBackward<T, O>& model,
                 const ActorPacked<T, O>& actor, int64_t first_row, int64_t rows, const Scratch<T, O>& s, T* sums, Stop& stop)
       : p_(p), n_(p.n), a_(p.actor), w_(actor), row0_(first_row), rows_(rows), steps_(chunk_steps(p.n.T, rows, p.n.D)),
         s_(s), sums_(sums), stop_(stop),
@@ -152,7 +152,7 @@ class DreamBackward {
     add_sparse_products(count, n_.Z(), s_.past_stoch, chunk(s_.d_pre, first), first.N, sums_, kAlone);
   }
 
-  const GruRssmDreamBackward& p_;
+  const GruRssmImagineBackward& p_;
   const GruRssmSizes& n_;
   const ActorNet& a_;
   const ActorPacked<T, O>& w_;
@@ -165,7 +165,7 @@ class DreamBackward {
 };
 
 template <typename T, typename O>
-void dream_backward(const GruRssmDreamBackward& p) {
+void dream_backward(const GruRssmImagineBackward& p) {
   const int threads = max_threads();
   GruRssmPackedBackward<T, O> model(p.n);
   ActorPacked<T, O> actor(p.actor, p.action, p.n.U, true);
@@ -184,7 +184,7 @@ void dream_backward(const GruRssmDreamBackward& p) {
 
 }  // namespace
 
-void gru_rssm_dream_backward_kernel(const GruRssmDreamBackward& p) {
+void gru_rssm_imagine_backward_kernel(const GruRssmImagineBackward& p) {
 #if FASTWM_BF16
   if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return dream_backward<float, bf16>(p);
 #endif

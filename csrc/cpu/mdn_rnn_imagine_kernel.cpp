@@ -1,4 +1,4 @@
-#include "fastwm/mdn_rnn_rollout.h"
+#include "fastwm/mdn_rnn_imagine.h"
 
 #include <sched.h>
 #include <time.h>
@@ -80,19 +80,19 @@ struct Weights {
   T* gate_bias;            // [4, H], the constant of the forget gate added
   T *out_bias, *extra;     // [3K, Z], [extra, H]
 
-  explicit Weights(const MdnRnnRollout& p) : out{(kAllComponents<O> ? 3 : 1) * p.K, p.H, p.Z} {
+  explicit Weights(const MdnRnnImagine& p) : out{(kAllComponents<O> ? 3 : 1) * p.K, p.H, p.Z} {
     for (int i = 0; i < 4; ++i) ih[i] = {1, p.I, p.H}, hh[i] = {1, p.H, p.H};
   }
-  int64_t bytes(const MdnRnnRollout& p) const {
+  int64_t bytes(const MdnRnnImagine& p) const {
     int64_t sum = Arena::bytes<O>(out.size());
     for (int i = 0; i < 4; ++i) sum += Arena::bytes<O>(ih[i].size()) + Arena::bytes<O>(hh[i].size());
     return sum + Arena::bytes<T>(4 * p.H) + Arena::bytes<T>(3 * p.K * p.Z) + Arena::bytes<T>(p.extra * p.H) +
            Arena::bytes<T>(moment_count(p));
   }
-  static int64_t moment_count(const MdnRnnRollout& p) { return kAllComponents<O> ? 0 : 2 * p.Z * p.K * padded(p.H); }
+  static int64_t moment_count(const MdnRnnImagine& p) { return kAllComponents<O> ? 0 : 2 * p.Z * p.K * padded(p.H); }
   int64_t count() const { return 4 * (ih[0].K + hh[0].K) * hh[0].N + out.blocks * out.K * out.N; }
 
-  void pack(const MdnRnnRollout& p, Arena& arena, int threads) {
+  void pack(const MdnRnnImagine& p, Arena& arena, int threads) {
     Packing<O> items[9];
     gate_bias = arena.take<T>(4 * p.H);
     for (int i = 0; i < 4; ++i) {
@@ -140,7 +140,7 @@ struct Scratch {
   float *uniform, *normal;
   int64_t rows[kDreams];
 
-  explicit Scratch(const MdnRnnRollout& p)
+  explicit Scratch(const MdnRnnImagine& p)
       : arena(8 * (kDreams * (p.I + 2 * padded(p.H) + kGateWidth + 3 * p.K * p.Z + 4 * p.Z) + 5 * p.Z + p.A) + 8192) {
     x = arena.take<O>(kDreams * p.I);
     h = arena.take<O>(2 * kDreams * padded(p.H));
@@ -164,7 +164,7 @@ template <typename T, typename O>
 class Dreamer {
  public:
   // states [N, Z + 2H]: z, c and h of every dream
-  Dreamer(const MdnRnnRollout& p, const Weights<T, O>& w, T* states, Scratch<T, O>& s)
+  Dreamer(const MdnRnnImagine& p, const Weights<T, O>& w, T* states, Scratch<T, O>& s)
       : p_(p), w_(w), states_(states), s_(s), ldh_(padded(p.H)) {}
 
   void run(Waiting& waiting) {
@@ -328,7 +328,7 @@ class Dreamer {
     return ptr<T>(p_.out_bias)[column] + dot(p_.H, w_.extra + column * p_.H, hidden(r));
   }
 
-  const MdnRnnRollout& p_;
+  const MdnRnnImagine& p_;
   const Weights<T, O>& w_;
   T* const states_;
   Scratch<T, O>& s_;
@@ -337,7 +337,7 @@ class Dreamer {
 };
 
 template <typename T, typename O>
-void rollout(const MdnRnnRollout& p) {
+void rollout(const MdnRnnImagine& p) {
   if (p.N == 0) return;
   const int64_t width = p.Z + 2 * p.H;
   const bool amx = use_amx<O>();
@@ -362,7 +362,7 @@ void rollout(const MdnRnnRollout& p) {
 
 }  // namespace
 
-void mdn_rnn_rollout_kernel(const MdnRnnRollout& p) {
+void mdn_rnn_imagine_kernel(const MdnRnnImagine& p) {
 #if FASTWM_BF16
   if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return rollout<float, bf16>(p);
 #endif

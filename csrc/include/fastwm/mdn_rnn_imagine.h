@@ -6,7 +6,7 @@
 
 namespace fastwm {
 
-struct MdnRnnRollout {
+struct MdnRnnImagine {
   Dtype dtype;
   bool bf16;  // products in bfloat16, where the CPU has them
   int64_t N, P, A, F, Z, H, K, I, steps;
