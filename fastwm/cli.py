@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastwm.errors import FastwmError
+from fastwm.extras import needs
 from fastwm.settings import SettingError
 
 USAGE = """usage: fastwm COMMAND ...
@@ -37,7 +38,8 @@ def path(text: str) -> Path:
 
 def train(args: Sequence[str]) -> None:
     """`fastwm train AGENT [--env ...] [--preset ...] [--logdir ...] [any setting]`."""
-    import tyro
+    with needs("agents", "fastwm train"):
+        import tyro
 
     from fastwm.agents import agent_name, agent_spec
     from fastwm.runner.start import initial_settings, start

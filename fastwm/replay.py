@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import FastwmError
+from .extras import needs
 from .files import Kinds, check, is_plain, regular
-from .writing import remove_temporaries, replacing
+
+with needs("agents", "fastwm.replay"):
+    import safetensors.torch
+    from safetensors import SafetensorError
+
+    from .writing import remove_temporaries, replacing
 
 Row: TypeAlias = Mapping[str, np.ndarray | Tensor]
 

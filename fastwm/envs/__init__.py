@@ -1,9 +1,12 @@
 """Environments behind one small interface: actions in, dicts of arrays out, one row an observation."""
 
-from .gym import WrongNumber
-from .registry import imports_code, make_env, register
-from .spaces import ArrayTree
-from .vec import Action, Backend, Record, UnknownEnv, VecEnv, describe
+from ..extras import needs
+
+with needs("agents", "fastwm.envs"):
+    from .gym import WrongNumber
+    from .registry import imports_code, make_env, register
+    from .spaces import ArrayTree
+    from .vec import Action, Backend, Record, UnknownEnv, VecEnv, describe
 
 __all__ = [
     "Action",

@@ -203,7 +203,7 @@ def import_envpool() -> Any:
     try:
         import envpool
     except ImportError as error:
-        raise FastwmError(f"this environment needs EnvPool ({error}): pip install envpool") from error
+        raise FastwmError(f"this environment needs EnvPool ({error}): pip install 'fastwm[agents]'") from error
     return envpool
 
 

@@ -1,12 +1,13 @@
 """Networks that end in a prediction."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Mapping
 from math import prod
 from typing import Any, Generic, TypeVar
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,7 +16,7 @@ from fastwm.nn.distributions import Bernoulli, BoundedNormal, Categorical, TwoHo
 from fastwm.nn.functional import symexp_bins
 from fastwm.nn.fused import plain
 from fastwm.nn.layers import MLP, Linear, RMSNorm
-from fastwm.nn.spaces import SpaceDict, classes, shape, total_width
+from fastwm.nn.spaces import SpaceDict, classes, shape, spaces, total_width
 
 Prediction = TypeVar("Prediction")
 

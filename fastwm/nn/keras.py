@@ -1,10 +1,11 @@
 """Networks of PlaNet, Dreamer V1 and V2: one activation throughout, Keras' initialisation, unit-variance heads."""
 
+from __future__ import annotations
+
 from math import prod
 from typing import Literal
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,7 +14,7 @@ from fastwm.nn.distributions import Bernoulli, Categorical, TanhNormal, Truncate
 from fastwm.nn.fused import is_plain, plain
 from fastwm.nn.gru_rssm import EPS, Layer, glorot_
 from fastwm.nn.heads import Policy
-from fastwm.nn.spaces import SpaceDict, classes, shape, width
+from fastwm.nn.spaces import SpaceDict, classes, shape, spaces, width
 from fastwm.ops.norm_act import activate
 
 
@@ -163,9 +164,7 @@ def invalid_classes(space: spaces.Space) -> Tensor:
     return torch.zeros(width(space) * (1 if classes(space) else 2), dtype=torch.bool)
 
 
-def policy_dist(
-    head: ops.PolicyHead, x: Tensor, event: tuple[int, ...]
-) -> "Categorical | TanhNormal | TruncatedNormal":
+def policy_dist(head: ops.PolicyHead, x: Tensor, event: tuple[int, ...]) -> Categorical | TanhNormal | TruncatedNormal:
     """The distribution of an action of shape `event`, from its head's outputs x [..., O]."""
     if head.classes:
         return Categorical(x.reshape(*x.shape[:-1], *event, head.classes))

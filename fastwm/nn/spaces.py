@@ -1,18 +1,26 @@
 """Observation and action spaces as the networks see them: flat float vectors and channels-last images."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm.errors import FastwmError
+from fastwm.extras import Missing
 from fastwm.row import OWN_KEYS
 
-SpaceDict = dict[str, spaces.Space]
+try:
+    from gymnasium import spaces
+except ModuleNotFoundError:
+    spaces = Missing("gymnasium", "agents", "a network of observations or actions")  # type: ignore[assignment]
+
+SpaceDict: TypeAlias = "dict[str, spaces.Space]"
 
 
 class SpaceError(FastwmError, ValueError):
@@ -20,7 +28,7 @@ class SpaceError(FastwmError, ValueError):
 
 
 def row_spaces(
-    obs: "spaces.Space | Mapping[str, spaces.Space]", act: "spaces.Space | Mapping[str, spaces.Space]",
+    obs: spaces.Space | Mapping[str, spaces.Space], act: spaces.Space | Mapping[str, spaces.Space],
     latents: Iterable[str] = (), alone: str = "obs",
 ) -> tuple[SpaceDict, SpaceDict]:  # fmt: skip
     """Observation and action spaces by key; a lone observation is called `alone`, a lone action "action".
@@ -39,7 +47,7 @@ def row_spaces(
     return obs_space, act_space
 
 
-def as_dict(space: "spaces.Space | Mapping[str, spaces.Space]", name: str) -> SpaceDict:
+def as_dict(space: spaces.Space | Mapping[str, spaces.Space], name: str) -> SpaceDict:
     """A dictionary of leaf spaces; a lone space becomes `{name: space}`."""
     if isinstance(space, spaces.Dict):
         space = space.spaces
