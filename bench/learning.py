@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastwm.errors import FastwmError
-from fastwm.runner.compare import WINDOW, read_curve, repeat_of
+from fastwm.runner.curves import WINDOW, read_curve, repeat_of
 from fastwm.runner.evaluate import open_run
 from fastwm.runner.log import read_lines
 from fastwm.runner.plots import plt, save

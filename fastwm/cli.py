@@ -1,4 +1,4 @@
-"""The command line: `fastwm train | eval | dream | compare | bench | doctor`."""
+"""The command line: `fastwm train | eval | dream | compare | reproduce | bench | doctor`."""
 
 import argparse
 import dataclasses
@@ -24,6 +24,7 @@ USAGE = """usage: fastwm COMMAND ...
   eval LOGDIR   score a trained agent on whole episodes
   dream LOGDIR  draw what its model imagines beside what happened
   compare       train several agents on one environment and plot them together
+  reproduce     run a published benchmark again: curves, scores, pass or fail
   bench [update | FAMILY ...]  measure a whole update, or the operators
   doctor        what is installed, what works here, and what does not
 
@@ -195,12 +196,49 @@ def compare(args: Sequence[str]) -> None:
     parser.add_argument("--logdir", type=path, required=True, help="a folder an agent inside; the same again continues")
     parser.add_argument("--preset", default="", help="of all agents; else what each has for this environment")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1, help="train every agent with so many seeds, from --seed on")
     parser.add_argument("--episodes", type=int, default=20, help="of the evaluation after training")
     options = parser.parse_args(args)
     agents = [name.strip() for name in options.agents.split(",") if name.strip()]
-    run(options.env, agents, options.steps, options.logdir, options.preset, options.seed, options.episodes)
+    run(options.env, agents, options.steps, options.logdir, options.preset, options.seed, options.episodes,
+        options.seeds)  # fmt: skip
     print((options.logdir / "compare.md").read_text())
     print(f"wrote {options.logdir / 'compare.png'}, compare.md and compare.json")
+
+
+def reproduce(args: Sequence[str]) -> None:
+    """`fastwm reproduce SUITE [--tasks ...] [--agents ...] [--seeds N] --logdir DIR`."""
+    from fastwm.runner.reproduce import reproduce as run
+    from fastwm.runner.reproduce import suites
+
+    parser = argparse.ArgumentParser(
+        prog="fastwm reproduce",
+        description="Train on a published benchmark, score by its protocol, draw our curves over the published ones, "
+        "and pass or fail at its gate (fastwm/configs/reproduce.yaml). The exit code is 1 where a task fails.",
+    )
+    parser.add_argument("suite", help=", ".join(suites()))
+    parser.add_argument("--logdir", type=path, required=True, help="a folder a run inside; the same again continues")
+    parser.add_argument("--tasks", nargs="*", default=[], help="such as walker_walk; none: all of the suite")
+    parser.add_argument("--agents", nargs="*", default=[], help="none: the suite's first")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=0, help="of the environment, repeated actions counted; 0: all")
+    parser.add_argument("--smoke", action="store_true", help="a tiny network and few steps: shows that everything runs")
+    options = parser.parse_args(args)
+    verdicts = run(
+        options.suite, options.logdir, options.tasks, options.agents, options.seeds, options.steps, options.smoke
+    )
+    print((options.logdir / "reproduce.md").read_text())
+    failed = [f"{each.agent} on {each.task}" for each in verdicts if each.passed is False]
+    if failed:
+        raise Failed(f"below the gate: {', '.join(failed)}")
+    judged = [each for each in verdicts if each.passed]
+    print(f"pass: {len(judged)} of {len(verdicts)}" if judged else "no verdict: too few steps for the gate")
+
+
+class Failed(FastwmError):
+    """A score below its gate; the exit code is 1."""
+
+    code = 1
 
 
 def bench(args: Sequence[str]) -> None:
@@ -264,7 +302,15 @@ def doctor(args: Sequence[str]) -> None:
     print(report())
 
 
-COMMANDS = {"train": train, "eval": evaluate, "dream": dream, "compare": compare, "bench": bench, "doctor": doctor}
+COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "dream": dream,
+    "compare": compare,
+    "reproduce": reproduce,
+    "bench": bench,
+    "doctor": doctor,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,7 +34,7 @@ def test_trains_each_and_continues(tmp_path: Path, capsys: pytest.CaptureFixture
     result = json.loads((tmp_path / "compare.json").read_text())
     assert [row["agent"] for row in result["agents"]] == ["planet", "dreamer_v2"]
     assert all(row["environment steps"] == 420 and row["updates"] > 0 for row in result["agents"])
-    for curve in result["curves"].values():
+    for (curve,) in result["curves"].values():
         assert len(curve["steps"]) == len(curve["seconds"]) == len(curve["returns"]) > 0
     assert (tmp_path / "compare.md").read_text().count("|\n") == 4
     assert (tmp_path / "compare.png").stat().st_size > 1000

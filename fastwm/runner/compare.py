@@ -11,67 +11,85 @@ from fastwm.agents import agent_name, agent_spec
 from fastwm.errors import FastwmError, Interrupted
 from fastwm.files import check_folder
 from fastwm.runner import plots
-from fastwm.runner.config import TrainConfig, default_preset, env_options, preset_blocks, read_config, with_presets
+from fastwm.runner.config import TrainConfig, default_preset, preset_blocks, read_config, with_presets
+from fastwm.runner.curves import WINDOW, Band, Curve, band, read_curve, repeat_of
 from fastwm.runner.evaluate import evaluate
-from fastwm.runner.log import read_lines
 from fastwm.runner.plots import plt
 from fastwm.runner.train import Trainer, train
 from fastwm.writing import write_text
 
-WINDOW = 20
-POINTS = 200
-
-
-@dataclass
-class Curve:
-    """The moving mean of an agent's episode returns, against environment steps (repeats counted) and seconds."""
-
-    agent: str
-    steps: np.ndarray
-    seconds: np.ndarray
-    returns: np.ndarray
-
 
 def compare(
-    env: str, agents: list[str], steps: int, logdir: Path, preset: str = "", seed: int = 0, episodes: int = 20
-) -> dict[str, Any]:
+    env: str, agents: list[str], steps: int, logdir: Path, preset: str = "", seed: int = 0, episodes: int = 20,
+    seeds: int = 1,
+) -> dict[str, Any]:  # fmt: skip
     """Train every agent for `steps` environment steps in a folder of its own below `logdir`, or continue it there.
 
-    An agent takes the preset given, or the one named as the environment, or its usual one. Writes
-    `compare.png`, `compare.md` and `compare.json` and returns what is in the last.
+    An agent takes the preset given, or the one named as the environment, or its usual one. With several `seeds`, from
+    `seed` on, every agent is trained and scored that often. Writes `compare.png`, `compare.md` and `compare.json`
+    and returns what is in the last.
     """
     agents = [agent_name(agent) for agent in agents]
     if len(set(agents)) < len(agents) or not agents:
         raise FastwmError(f"name every agent once, got {', '.join(agents) or 'none'}")
+    if seeds < 1:
+        raise FastwmError(f"seeds must be at least 1, got {seeds}")
     for agent in agents:
         if agent_spec(agent).stages:
             raise FastwmError(f"{agent} learns in stages, not step by step; train and evaluate it by itself")
-    configs = {agent: agent_config(agent, env, steps, logdir / agent, preset, seed) for agent in agents}
-    for agent, config in configs.items():  # what one of them refuses is said before another has trained for hours
-        check_folder(logdir / agent, config.trust)
-        Trainer(agent, config, logdir / agent).env.close()
-    rows, curves = [], []
-    for agent, config in configs.items():
-        trainer = train(agent, config, logdir / agent)
-        if trainer.stop:
-            raise Interrupted(f"{trainer.stop} while training {agent}; the same command continues")
-        curves.append(read_curve(agent, logdir / agent, config))
-        score = evaluate(logdir / agent, episodes, seed=1_000_000, device=config.device)
+    runs = {
+        agent: [
+            Run(agent, folder, agent_config(agent, env, steps, folder, preset, number))
+            for number in range(seed, seed + seeds)
+            for folder in [logdir / (agent if number == seed else f"{agent}-seed{number}")]
+        ]
+        for agent in agents
+    }
+    for own in runs.values():  # what one of them refuses is said before another has trained for hours
+        own[0].check()
+    rows, curves = [], dict[str, list[Curve]]()
+    for agent, own in runs.items():
+        trainers = [run.train() for run in own]
+        curves[agent] = [read_curve(agent, run.folder, run.config) for run in own]
+        scores = [evaluate(run.folder, episodes, seed=1_000_000, device=run.config.device) for run in own]
+        std = scores[0]["std"] if seeds == 1 else float(np.std([score["mean"] for score in scores]))
         rows.append({
-            "agent": agent, "preset": " ".join(config.preset), "environment steps": trainer.step * repeat_of(config),
-            "updates": trainer.updates, "seconds": round(trainer.seconds, 1),
-            "parameters": sum(p.numel() for p in trainer.agent.parameters() if p.requires_grad),
-            "return": round(score["mean"], 1), "std": round(score["std"], 1),
+            "agent": agent, "preset": " ".join(own[0].config.preset),
+            "environment steps": trainers[0].step * repeat_of(own[0].config), "updates": trainers[0].updates,
+            "seconds": round(float(np.mean([trainer.seconds for trainer in trainers])), 1),
+            "parameters": sum(p.numel() for p in trainers[0].agent.parameters() if p.requires_grad),
+            "return": round(float(np.mean([score["mean"] for score in scores])), 1), "std": round(std, 1),
         })  # fmt: skip
     result = {
-        "env": env, "seed": seed, "episodes": episodes, "agents": rows,
-        "curves": {curve.agent: {"steps": curve.steps.tolist(), "seconds": curve.seconds.tolist(),
-                                 "returns": curve.returns.tolist()} for curve in curves},
+        "env": env, "seed": seed, "seeds": seeds, "episodes": episodes, "agents": rows,
+        "curves": {agent: [{"steps": curve.steps.tolist(), "seconds": curve.seconds.tolist(),
+                            "returns": curve.returns.tolist()} for curve in own] for agent, own in curves.items()},
     }  # fmt: skip
     write_text(logdir / "compare.json", json.dumps(result, indent=1))
     write_text(logdir / "compare.md", table(result))
-    draw(curves, env, logdir / "compare.png")
+    draw([band(own) for own in curves.values()], env, logdir / "compare.png")
     return result
+
+
+@dataclass
+class Run:
+    """One agent, with its settings, in its folder."""
+
+    agent: str
+    folder: Path
+    config: TrainConfig[Any]
+
+    def check(self) -> None:
+        """Raise FastwmError where the run could not start."""
+        check_folder(self.folder, self.config.trust)
+        Trainer(self.agent, self.config, self.folder).env.close()
+
+    def train(self) -> Trainer:
+        """Start or continue it to its end."""
+        trainer = train(self.agent, self.config, self.folder)
+        if trainer.stop:
+            raise Interrupted(f"{trainer.stop} while training {self.agent}; the same command continues")
+        return trainer
 
 
 def agent_config(agent: str, env: str, steps: int, folder: Path, preset: str, seed: int) -> TrainConfig[Any]:
@@ -98,30 +116,11 @@ def preset_for(agent: str, env: str, preset: str) -> tuple[str, ...]:
     return (name,) if name in blocks else default_preset(agent)
 
 
-def repeat_of(config: TrainConfig[Any]) -> int:
-    """How often the environment steps every action."""
-    return int(env_options(config).get("repeat", 1))
-
-
-def read_curve(agent: str, folder: Path, config: TrainConfig[Any]) -> Curve:
-    """From a run's metrics, thinned out."""
-    lines = [line for line in read_lines(folder / "metrics.jsonl") if "episode/return" in line]
-    if not lines:
-        return Curve(agent, *np.zeros((3, 0)))
-    values = np.array([line["episode/return"] for line in lines])
-    window = min(WINDOW, len(values))
-    mean = np.convolve(values, np.ones(window) / window, "valid")
-    at = np.unique(np.linspace(0, len(mean) - 1, min(POINTS, len(mean))).astype(int))
-    lines = lines[window - 1 :]
-    steps = np.array([lines[i]["step"] * repeat_of(config) for i in at])
-    seconds = np.array([lines[i]["seconds"] for i in at])
-    return Curve(agent, steps, seconds, mean[at].round(2))
-
-
 def table(result: dict[str, Any]) -> str:
     """Markdown."""
     columns = list(result["agents"][0])
-    lines = [f"Returns on `{result['env']}`: {result['episodes']} episodes after training, seed {result['seed']}.", "",
+    over = f"seed {result['seed']}" if result["seeds"] == 1 else f"mean and deviation over {result['seeds']} seeds"
+    lines = [f"Returns on `{result['env']}`: {result['episodes']} episodes after training, {over}.", "",
              "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]  # fmt: skip
     for row in result["agents"]:
         cells = [f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()]
@@ -129,15 +128,19 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(curves: list[Curve], env: str, path: Path) -> Path:
-    """Returns against environment steps, and against time."""
+def draw(bands: list[Band], env: str, path: Path) -> Path:
+    """Returns against environment steps, and against time; a band of one deviation where there are several seeds."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
-    for curve in curves:
-        axes[0].plot(curve.steps, curve.returns, label=curve.agent)
-        axes[1].plot(curve.seconds / 60, curve.returns, label=curve.agent)
+    for each in bands:
+        for axis, x in zip(axes, (each.steps, each.seconds / 60)):
+            (line,) = axis.plot(x, each.mean, label=each.agent)
+            if each.seeds > 1:
+                axis.fill_between(
+                    x, each.mean - each.std, each.mean + each.std, color=line.get_color(), alpha=0.2, lw=0
+                )
     axes[0].set(xlabel="environment steps", ylabel=f"return (mean of {WINDOW} episodes)", title=env)
     axes[1].set(xlabel="minutes of training")
-    for each in axes:
-        each.grid(alpha=0.3)
+    for axis in axes:
+        axis.grid(alpha=0.3)
     axes[0].legend(loc="upper left")
     return plots.save(figure, path)
