@@ -33,7 +33,8 @@ def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-
 
     Args:
         x: `[..., D]`, float32 or float64.
-        w: the parameters: layers of one width, the first `[U, D + Z]`, and the output `[O, U]`.
+        w: the parameters: layers `[U_0, D + Z]`, `[U_1, U_0]`, ..., and the output `[O, U_L]`. The kernels serve
+            layers of one width; others are computed layer by layer.
         onehot: `[..., Z]`, any values but mostly zeros. None: Z = 0.
         eps: epsilon of the norms.
 
@@ -43,12 +44,12 @@ def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-
         and all else stays float32; with `ref` it is as autocast has it.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, no layer, or layers of different widths.
+        ValueError: shapes, dtypes or devices that do not fit, or no layer.
 
     Source: Hafner et al., "Mastering diverse control tasks through world models" (2025) and its official code
     """
     _check(x, w, onehot)
-    library = _forward.library(x) if x.dtype in KERNEL_DTYPES else None
+    library = _forward.library(x) if x.dtype in KERNEL_DTYPES and even(w) else None
     if library is None:
         return ref.mlp(x, w, onehot, eps) if select(x) is None else by_layers(x, w, onehot, eps)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
@@ -66,6 +67,11 @@ def made(library: str, y: Tensor, pre: Tensor, x: Tensor, z: Tensor, w: tuple[Te
     options = ACTIVATIONS["silu"], eps, True, bf16_products(x)
     out: Tensor = _Made.apply(library, y.flatten(0, -2), pre, *rows, *w, *options)
     return out.view(y.shape)
+
+
+def even(w: MLPWeights) -> bool:
+    """Whether all layers have one width, as the kernels need it."""
+    return len({len(layer.weight) for layer in w.layers}) == 1
 
 
 def wants_gradient(*tensors: Tensor) -> bool:
@@ -123,24 +129,26 @@ def _check(x: Tensor, w: MLPWeights, onehot: Tensor | None) -> None:
 
 
 def mlp_shapes(name: str, w: MLPWeights, inputs: int, outputs: int) -> Shapes:
-    """The shapes of an MLP's parameters; raises ValueError where its layers are not alike."""
-    units = len(w.layers[0].weight)
-    check_widths(units=units)
-    out: Shapes = {f"{name}.out.weight": (w.out.weight, (outputs, units)), f"{name}.out.bias": (w.out.bias, (outputs,))}
+    """The shapes of an MLP's parameters; raises ValueError where its layers are of several types."""
     shapes: Shapes = {}
     layer: Any
     for i, layer in enumerate(w.layers):
+        units = len(layer.weight)
+        check_widths(units=units)
         kinds = [(type(each), [part is None for part in each]) for each in (layer, w.layers[0])]
         if kinds[0] != kinds[1]:
             raise ValueError("expected all layers alike: of one type, with the same parts")
         if isinstance(layer, LayerWeights) and (layer.scale is None) != (layer.shift is None):
             raise ValueError("expected a LayerNorm with both scale and shift, or none")
-        shapes[f"{name}.layers[{i}].weight"] = layer.weight, (units, units if i else inputs)
+        shapes[f"{name}.layers[{i}].weight"] = layer.weight, (units, inputs)
         needed = isinstance(layer, DenseWeights)
         for part, x in zip(layer._fields[1:], layer[1:]):
             if needed or x is not None:
                 shapes[f"{name}.layers[{i}].{part}"] = x, (units,)
-    return shapes | out
+        inputs = units
+    shapes[f"{name}.out.weight"] = w.out.weight, (outputs, inputs)
+    shapes[f"{name}.out.bias"] = w.out.bias, (outputs,)
+    return shapes
 
 
 # The operator fastwm::mlp takes x, z, then w, b, norm of the first layer, ws, bs, norms of the others, w_out, b_out,

@@ -19,7 +19,7 @@ from fastwm.ops._backend import (
 )
 from fastwm.ops.categorical import straight_through_categorical
 from fastwm.ops.cell_steps import block_gru_step
-from fastwm.ops.mlp import by_layers, dense, made, mlp, mlp_shapes, wants_gradient, weight_tensors
+from fastwm.ops.mlp import by_layers, dense, even, made, mlp, mlp_shapes, wants_gradient, weight_tensors
 from fastwm.ops.norm_act import rms_norm_silu
 from fastwm.ops.rssm_observe import core_shapes
 from fastwm.ref.rssm_imagine import _sample_action
@@ -65,7 +65,8 @@ def rssm_imagine(
     """
     nets = actor, *readouts
     _check(deter, stoch, uniform, noise, w, prior, nets, heads)
-    library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES else None
+    served = deter.dtype in KERNEL_DTYPES and all(map(even, (prior, *nets)))
+    library = _forward.library(deter) if served else None
     if library is not None:
         draws = uniform, noise
         return _imagine(library, deter, stoch, draws, None, w, prior, nets, heads, unimix, policy_unimix, eps)
@@ -96,7 +97,7 @@ def rssm_open_loop(
     if action.dim() != 3:
         raise ValueError(f"expected action [H, N, A], got {list(action.shape)}")
     _check(deter, stoch, uniform, None, w, prior, (), (), action)
-    library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES else None
+    library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES and even(prior) else None
     tensors = (deter, stoch, action, *itertools.chain(*w), *itertools.chain(*prior.layers), *prior.out)
     if library is None or wants_gradient(*tensors):
         return ref.rssm_open_loop(deter, stoch, uniform, action, w, prior, unimix, eps)
