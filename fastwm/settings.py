@@ -4,7 +4,8 @@ import functools
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastwm.errors import FastwmError
 
@@ -27,11 +28,24 @@ class Range:
         return low if self.high == math.inf else f"{low} and {'below' if self.below else 'at most'} {self.high:,.15g}"
 
 
+@dataclass(frozen=True)
+class Length(Range):
+    """Bounds of a tuple's length."""
+
+    def __contains__(self, value: Any) -> bool:
+        return super().__contains__(len(value))
+
+    def __str__(self) -> str:
+        return f"a tuple of {super().__str__()} entries"
+
+
 Count = Annotated[int, Range(1, 2**40)]
 Whole = Annotated[int, Range(0, 2**40)]
 Width = Annotated[int, Range(1, 2**17)]
-Layers = Annotated[int, Range(0, 100)]
+Layers = Annotated[int, Range(0, 100)] | Annotated[tuple[Width, ...], Length(0, 100)]
+"""Hidden layers: their number, each of a network's `units`, or the width of each."""
 Hidden = Annotated[int, Range(1, 100)]  # where a network needs a hidden layer
+HiddenLayers = Hidden | Annotated[tuple[Width, ...], Length(1, 100)]
 Parallel = Annotated[int, Range(1, 2**16)]  # environments or rows at once
 Weight = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
@@ -73,6 +87,11 @@ def hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
+def fits(settings: Settings, name: str, value: Any) -> bool:
+    """Whether the setting `name` takes the value, whatever the others are."""
+    return mismatch(hints(type(settings))[name], value) is None  # type: ignore[arg-type]
+
+
 PLAIN: dict[Any, tuple[type, str]] = {
     int: (Integral, "an integer"), float: (Real, "a finite number"),
     bool: (bool, "true or false"), str: (str, "a string"),
@@ -84,6 +103,9 @@ def mismatch(hint: Any, value: Any) -> str | None:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return mismatch(args[0], value) or next((str(limit) for limit in args[1:] if value not in limit), None)
+    if origin in (Union, UnionType):
+        kinds = [mismatch(each, value) for each in args]
+        return None if None in kinds else " or ".join(kind for kind in kinds if kind)
     if origin is Literal:
         return None if value in args else f"one of {', '.join(map(str, args))}"
     if origin is tuple:

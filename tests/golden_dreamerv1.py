@@ -1,8 +1,7 @@
 """Replay numbers recorded from the official Dreamer V1 code: `python -m tests.golden_dreamerv1 FILE.npz`."""
 
-import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +11,8 @@ from torch import Tensor
 
 from fastwm.agents.dreamer_v1 import Dream, DreamerV1, DreamerV1Config
 from fastwm.agents.world import ModelLoss, Noise
-from fastwm.nn.cell_weights import gru_from_keras
 from fastwm.nn.distributions import TanhNormal, normal_kl, softplus_std
 from tests.replaying import Check, KerasFile, main, time_major
-
-LAYERS = {
-    "world.rssm.input.linear": "dynamics/img1", "world.rssm.prior.linear": "dynamics/img2",
-    "world.rssm.prior_stats": "dynamics/img3", "world.rssm.post.linear": "dynamics/obs1",
-    "world.rssm.post_stats": "dynamics/obs2", "world.decoder.conv_in": "decode/h1",
-    "world.decoder.conv_out": "decode/h5",
-}  # fmt: skip
-PARTS = {"cont": "pcont", "critic": "value"}
-CELL = "dynamics/cell/"
 
 
 class Golden(KerasFile):
@@ -47,29 +36,6 @@ class Golden(KerasFile):
             action_std=get("action_init_std"), model_lr=get("model_lr"), actor_lr=get("actor_lr"),
             critic_lr=get("value_lr"), eps=get("adam_eps"), clip=get("grad_clip"), decay=get("weight_decay"),
         )  # fmt: skip
-
-    def layout(self) -> dict[str, tuple[str, ...]]:
-        return {name: self.recorded_names(name) for name, _ in self.agent.named_parameters()}
-
-    def recorded_names(self, ours: str) -> tuple[str, ...]:
-        module, leaf = ours.rsplit(".", 1)
-        if module == "world.rssm.cell":
-            return (CELL + {"weight_ih": "kernel", "weight_hh": "recurrent_kernel"}.get(leaf, "bias"), leaf)
-        leaf = leaf.replace("weight", "kernel")
-        if module in LAYERS:
-            return (f"{LAYERS[module]}/{leaf}",)
-        if match := re.fullmatch(r"world\.(encoder|decoder)\.cnn\.(\d)\.conv", module):
-            encoder = match[1] == "encoder"
-            return (f"{'encode' if encoder else 'decode'}/h{int(match[2]) + (1 if encoder else 2)}/{leaf}",)
-        match = re.fullmatch(r"(?:world\.)?(reward|cont|actor|critic)\.(?:mlp\.(\d)\.linear|out)", module)
-        assert match, ours
-        return (f"{PARTS.get(match[1], match[1])}/h{match[2] or 'out'}/{leaf}",)
-
-    def ours(self, recorded: Mapping[str, np.ndarray], names: tuple[str, ...]) -> Tensor:
-        if not names[0].startswith(CELL):
-            return super().ours(recorded, names)
-        arrays = (torch.from_numpy(recorded[CELL + name]) for name in ("kernel", "recurrent_kernel", "bias"))
-        return gru_from_keras(*arrays)[names[1]]
 
     def batch(self) -> tuple[dict[str, Tensor], Tensor]:
         """The recorded rows and the actions that led to them, time-major."""

@@ -1,6 +1,5 @@
 """Replay numbers recorded from the official DreamerV2 code: `python -m tests.golden_dreamerv2 FILE.npz`."""
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,24 +16,6 @@ from fastwm.nn.gru_rssm import GRUState
 from fastwm.nn.spaces import SpaceDict
 from fastwm.ops import categorical_entropy
 from tests.replaying import VALUE_TOLERANCE, Check, KerasFile, main, time_major, within
-
-LAYERS = {
-    r"world\.encoder\.cnn\.(\d)\.(conv|norm)": "encoder/conv{1}{0}",
-    r"world\.encoder\.mlp\.(\d)\.(linear|norm)": "encoder/{1}{0}",
-    r"world\.rssm\.input\.(linear|norm)": "rssm/img_in{0}",
-    r"world\.rssm\.cell\.(linear|layer_norm)": "rssm/cell/{0}",
-    r"world\.rssm\.post\.(linear|norm)": "rssm/obs_out{0}",
-    r"world\.rssm\.post_stats()": "rssm/obs_dist",
-    r"world\.rssm\.prior\.(linear|norm)": "rssm/img_out{0}_0",
-    r"world\.rssm\.prior_stats()": "rssm/img_dist_0",
-    r"world\.decoder\.conv_in()": "decoder/convin",
-    r"world\.decoder\.cnn\.(\d)\.(conv|norm)": "decoder/conv{1}{0}",
-    r"world\.decoder\.conv_out()": "decoder/conv3",
-    r"world\.decoder\.mlp\.(\d)\.(linear|norm)": "decoder/{1}{0}",
-    r"(?:world\.)?(reward|cont|actor|critic|slow_critic)\.mlp\.(\d)\.(linear|norm)": "{0}/{2}{1}",
-    r"(?:world\.)?(reward|cont|critic|slow_critic)\.out": "{0}/out/out",
-}
-PARTS = {"cont": "discount", "slow_critic": "target_critic"}
 
 
 class Golden(KerasFile):
@@ -74,35 +55,6 @@ class Golden(KerasFile):
             actor_entropy=get("actor_ent"), slow_every=get("slow_target_update"), slow_rate=get("slow_target_fraction"),
             eps=get("model_opt.eps"), decay=get("model_opt.wd"),
         )  # fmt: skip
-
-    def layout(self) -> dict[str, tuple[str, ...]]:
-        return {name: self.recorded_names(name) for name, _ in self.agent.named_parameters()}
-
-    def recorded_names(self, ours: str) -> tuple[str, ...]:
-        module, leaf = ours.rsplit(".", 1)
-        leaf = {"weight": "gamma", "bias": "beta"}[leaf] if "norm" in module else leaf.replace("weight", "kernel")
-        if module == "actor.out":
-            heads = ("out", "std") if "params0/actor/out/std/bias" in self.data else ("out",)
-            return tuple(f"actor/out/{head}/{leaf}" for head in heads)
-        if match := re.fullmatch(r"world\.decoder\.heads\.(\d)", module):
-            keys = list(self.agent.world.decoder.vectors)
-            return (f"decoder/dense_{keys[int(match[1])]}/out/{leaf}",)
-        for pattern, template in LAYERS.items():
-            if match := re.fullmatch(pattern, module):
-                return (f"{self.name(template.format(*match.groups()))}/{leaf}",)
-        raise KeyError(ours)
-
-    @staticmethod
-    def name(path: str) -> str:
-        part, rest = path.split("/", 1)
-        dense = {"linear": "dense", "norm": "densenorm" if part in ("encoder", "decoder") else "norm"}
-        if part == "rssm":
-            rest = {"cell/linear": "cell/layer", "cell/layer_norm": "cell/norm"}.get(rest, rest)
-            rest = rest.replace("linear", "").replace("outnorm", "out_norm").replace("innorm", "in_norm")
-            return f"rssm/{rest}"
-        return f"{PARTS.get(part, part)}/" + re.sub(
-            r"^(linear|norm)(?=\d)", lambda m: dense[m[1]], rest.replace("convconv", "conv")
-        )
 
     def batch(self) -> tuple[dict[str, Tensor], Tensor]:
         """The recorded rows and the actions that led to them, time-major."""

@@ -1,6 +1,5 @@
 """Replay numbers recorded from the official PlaNet code: `python -m tests.golden_planet FILE.npz`."""
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +15,13 @@ from fastwm.nn.distributions import normal_kl, softplus_std
 from fastwm.nn.gru_rssm import GRUState
 from tests.replaying import Check, KerasFile, main, time_major
 
-TRANSITION, POSTERIOR = "rnn/rssm/transition/", "rnn/rssm/posterior/"
-LAYERS = {
-    "input.linear": (TRANSITION + "dense",), "prior.linear": (TRANSITION + "dense_1",),
-    "prior_stats": (TRANSITION + "dense_2", TRANSITION + "dense_3"), "post.linear": (POSTERIOR + "dense",),
-    "post_stats": (POSTERIOR + "dense_1", POSTERIOR + "dense_2"),
-}  # fmt: skip
-
 
 class Golden(KerasFile):
     """One recorded file and the agent built for it: the observation is its own embedding."""
 
     def __init__(self, path: str | Path):
         super().__init__(path)
+        self.data = {key.replace("head_image/", "head_obs/"): value for key, value in self.data.items()}
         obs = spaces.Box(-np.inf, np.inf, (self.config["embed"],), np.float32)
         action = spaces.Box(-1, 1, (self.config["action_dim"],), np.float32)
         self.agent: PlaNet = PlaNet(obs, action, self.agent_config())
@@ -45,22 +38,6 @@ class Golden(KerasFile):
             elites=get("cem_topk"), iterations=get("cem_iterations"), lr=get("adam_lr"), eps=get("adam_eps"),
             clip=get("clip"),
         )  # fmt: skip
-
-    def layout(self) -> dict[str, tuple[str, ...]]:
-        return {name: self.recorded_names(name) for name, _ in self.agent.named_parameters()}
-
-    @staticmethod
-    def recorded_names(ours: str) -> tuple[str, ...]:
-        module, leaf = ours.removeprefix("world.").removeprefix("rssm.").rsplit(".", 1)
-        if module == "cell":
-            return (f"{TRANSITION}gru_cell/{leaf.replace('weight', 'w').replace('bias', 'b')}",)
-        leaf = leaf.replace("weight", "kernel")
-        if module in LAYERS:
-            return tuple(f"{layer}/{leaf}" for layer in LAYERS[module])
-        match = re.fullmatch(r"(decoder|reward)\.(?:mlp\.(\d)\.linear|out|heads\.0)", module)
-        assert match, ours
-        number = {None: "_2", "0": "", "1": "_1"}[match[2]]
-        return (f"head_{'image' if match[1] == 'decoder' else 'reward'}/dense{number}/{leaf}",)
 
     def batch(self) -> tuple[dict[str, Tensor], Tensor]:
         """The recorded rows and the actions that led to them, time-major."""

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from fastwm.agents import Agent
+from fastwm.agents.official import load_official, sources
 
 VALUE_TOLERANCE = 1e-4
 GRAD_TOLERANCE = 1e-3
@@ -48,10 +51,10 @@ def main(replay: Callable[[Path], list[Check]], what: str) -> int:
 class KerasFile:
     """A recording of PlaNet, Dreamer V1 or DreamerV2: batch-major, kernels (in, out) and (h, w, in, out).
 
-    `layout` tells for every parameter of ours the recorded ones that it is made of, and how.
+    `fastwm.agents.official` tells what every parameter of ours is made of.
     """
 
-    agent: nn.Module
+    agent: Agent
 
     def __init__(self, path: str | Path):
         with np.load(path) as file:
@@ -77,30 +80,17 @@ class KerasFile:
             theirs = view(self.tensor(prefix + key))
             yield within(prefix + key, value.detach().numpy(), theirs.numpy(), VALUE_TOLERANCE)
 
-    def layout(self) -> dict[str, tuple[str, ...]]:
-        raise NotImplementedError
-
-    def ours(self, recorded: Mapping[str, np.ndarray], names: tuple[str, ...]) -> Tensor:
-        """Recorded arrays as one of our parameters: kernels transposed, several below each other."""
-        return torch.cat([from_keras(recorded[name]) for name in names])
-
-    @torch.no_grad()
     def load(self, prefix: str) -> None:
-        params, recorded = dict(self.agent.named_parameters()), self.under(prefix)
-        layout = self.layout()
-        assert layout.keys() == params.keys(), layout.keys() ^ params.keys()
-        used = {name for names in layout.values() for name in names if "/" in name}
-        assert used == recorded.keys(), used ^ recorded.keys()
-        for ours, names in layout.items():
-            params[ours].copy_(self.ours(recorded, names))
+        """The recorded parameters, every one of them."""
+        load_official(self.agent, self.under(prefix))
 
     def compare_grads(self, prefix: str, groups: tuple[str, ...]) -> Iterator[Check]:
         params, recorded = dict(self.agent.named_parameters()), self.under(prefix)
-        for ours, names in self.layout().items():
+        for ours, source in sources(self.agent).items():
             if ours.startswith(groups):
                 grad = params[ours].grad
                 assert grad is not None
-                yield within(prefix + ours, grad.numpy(), self.ours(recorded, names).numpy(), GRAD_TOLERANCE)
+                yield within(prefix + ours, grad.numpy(), source(recorded).numpy(), GRAD_TOLERANCE)
 
     def compare_params(self, prefix: str, lr: float) -> Iterator[Check]:
         """After an update; where a gradient is rounding noise, Adam may turn it into a part of a step.
@@ -108,20 +98,13 @@ class KerasFile:
         The next update leaves from the recorded parameters, so that no such step is taken for an error of its own.
         """
         params, recorded = dict(self.agent.named_parameters()), self.under(prefix)
-        for ours, names in self.layout().items():
-            theirs = self.ours(recorded, names).numpy()
+        for ours, source in sources(self.agent).items():
+            theirs = source(recorded).numpy()
             distance = np.abs(params[ours].detach().numpy() - theirs)
             error = distance / max(np.abs(theirs).max(), 1e-30)
             worst = float(np.quantile(error, 0.99))
             yield Check(prefix + ours, worst, worst <= VALUE_TOLERANCE and bool(distance.max() <= lr))
         self.load(prefix)
-
-
-def from_keras(array: np.ndarray) -> Tensor:
-    tensor = torch.from_numpy(np.array(array, np.float32))
-    if tensor.ndim == 2:
-        return tensor.T
-    return tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor
 
 
 def time_major(x: Tensor) -> Tensor:

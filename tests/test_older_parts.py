@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fastwm.agents.planet import cross_entropy_method
 from fastwm.agents.world import quantise
+from fastwm.nn import BernoulliHead, NormalHead, StridedDecoder, StridedEncoder, keras_style
 from fastwm.nn.distributions import Bernoulli, TanhNormal, TruncatedNormal, UnitNormal
 from fastwm.nn.gru_rssm import GRUState
-from fastwm.nn.keras import LogitHead, NormalHead, ScalarHead
-from fastwm.nn.keras_codec import ConvDecoder, ConvEncoder
+from fastwm.nn.layers import Widths
 from fastwm.optim import KerasAdam
 from tests.agents_under_test import IMAGE, tiny
 
@@ -114,8 +114,8 @@ def test_t12_v2_most_of_the_kl_trains_the_prior() -> None:
 
 def test_g20_sizes_of_the_image_networks() -> None:
     """G20: 64-31-14-6-2 and 1-5-13-30-64; 1024 tokens and inputs at depth 32."""
-    encoder = ConvEncoder(IMAGE, 8, 1, 32, "elu", "relu", False)
-    decoder = ConvDecoder(IMAGE, 230, 8, 1, 32, "elu", "relu", False)
+    encoder = StridedEncoder(IMAGE, 8, 1, 32, keras_style("elu"), keras_style("relu"))
+    decoder = StridedDecoder(IMAGE, 230, 8, 1, 32, keras_style("elu"), keras_style("relu"))
     sizes: list[int] = []
     for stage in (*encoder.cnn, *decoder.cnn, decoder.conv_out):
         stage.register_forward_hook(lambda module, args, out: sizes.append(out.shape[-1]))
@@ -144,15 +144,17 @@ def test_keras_initialisation() -> None:
     assert (tiny("planet").world.rssm.cell.bias_ru == 1).all()
 
 
-@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("layers", [0, 2, (9, 4)])
 @pytest.mark.parametrize("norm", [False, True])
-def test_heads_read_one_hots_apart_as_they_read_all_together(layers: int, norm: bool) -> None:
+def test_heads_read_one_hots_apart_as_they_read_all_together(layers: Widths, norm: bool) -> None:
     torch.manual_seed(0)
     state = GRUState(torch.randn(5, 3, 7), torch.eye(4)[torch.randint(4, (5, 3, 6))])
     x, onehot = state.parts
     assert torch.equal(x, state.deter) and onehot is not None and onehot.shape == (5, 3, 24)
-    for head in (NormalHead(31, 9, layers, "elu", norm), LogitHead(31, 9, layers, "elu", norm)):
-        together, apart = (ScalarHead.forward(head, *inputs) for inputs in ((state.feat,), (x, onehot)))
+    sizes = (31, 9, layers)
+    normal, bernoulli = (head(*sizes, style=keras_style("elu", norm)) for head in (NormalHead, BernoulliHead))
+    for read in (lambda *feat: normal(*feat).mean, lambda *feat: bernoulli(*feat).logit):
+        together, apart = read(state.feat), read(x, onehot)
         torch.testing.assert_close(apart, together)
         assert torch.isfinite(apart).all() and apart.std() > 0
     continuous = GRUState(torch.randn(5, 7), torch.randn(5, 6))

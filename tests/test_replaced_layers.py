@@ -10,10 +10,20 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from fastwm.agents.world_models.controller import Controller
-from fastwm.nn import GRU, LSTM, MDNRNN, MLP, RSSM, BernoulliHead, LayerNormGRU
-from fastwm.nn.keras import DenseActor, DenseMLP, NormalHead
-from fastwm.nn.keras_codec import ConvDecoder
-from fastwm.nn.layers import Dense, Linear, RMSNormSiLU
+from fastwm.nn import (
+    GRU,
+    LSTM,
+    MDNRNN,
+    MLP,
+    RSSM,
+    Actor,
+    BernoulliHead,
+    LayerNormGRU,
+    NormalHead,
+    StridedDecoder,
+    keras_style,
+)
+from fastwm.nn.layers import Dense, Linear, RMSNorm
 from fastwm.ops import LinearWeights
 
 T, B = 5, 3
@@ -79,14 +89,14 @@ def test_an_mlp_calls_what_is_put_into_it(what: str) -> None:
 @pytest.mark.parametrize("norm", [False, True])
 def test_keras_networks_call_what_is_put_into_them(what: str, norm: bool) -> None:
     torch.manual_seed(0)
-    head, x, onehot = NormalHead(8, 8, 3, "elu", norm), torch.randn(B, 6), torch.eye(B, 2)
+    head, x, onehot = NormalHead(8, 8, 3, keras_style("elu", norm)), torch.randn(B, 6), torch.eye(B, 2)
     mlp: Any = head.mlp
     if what == "layer":
         mlp[1] = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
     elif what == "linear":
         mlp[1].linear = Adapted(8, 8)
     elif what == "activation":
-        mlp[1] = DenseMLP(8, 8, 1, "relu", norm)[0]
+        mlp[1] = MLP(8, 8, 1, keras_style("relu", norm))[0]
     elif norm:
         mlp[1].norm.eps = 0.5
     assert_close(head(x, onehot).mean, head.out(one_by_one(mlp, torch.cat([onehot, x], -1)))[..., 0])
@@ -128,9 +138,9 @@ def test_an_rssm_names_the_replaced_layer(variant: str, place: str) -> None:
 
 def test_other_networks_name_the_replaced_layer() -> None:
     space = {"a": spaces.Box(-1, 1, (2,), np.float32), "b": spaces.Discrete(3)}
-    decoder = ConvDecoder(space, 8, 8, 1, 8, "elu", "relu", False)
+    decoder = StridedDecoder(space, 8, 8, 1, 8, keras_style("elu"), keras_style("relu"))
     decoder.heads[0] = Twice()
-    actor = DenseActor(8, 8, 1, "elu", False, space, "tanh_normal", 0.1)
+    actor = Actor(8, 8, 1, space, style=keras_style("elu"), real="tanh_normal")
     actor.out = Twice()  # type: ignore[assignment]
     for network in (decoder, actor):
         with pytest.raises(TypeError, match=REPLACED):
@@ -152,7 +162,7 @@ def test_parametrised_layers_are_read_as_they_compute() -> None:
     assert mlp.is_plain
     assert_close(mlp(x), one_by_one(mlp, x))
     assert isinstance(mlp[0].params, tuple) and isinstance(LinearWeights(*mlp[0].params[:2]), tuple)  # type: ignore
-    assert isinstance(mlp[0].norm, RMSNormSiLU)  # type: ignore[union-attr]
+    assert isinstance(mlp[0].norm, RMSNorm)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

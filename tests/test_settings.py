@@ -6,7 +6,8 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 import torch
@@ -29,8 +30,17 @@ def nested(kind: type) -> Iterator[type[Settings]]:
 
 
 KINDS = [TrainConfig, StagedConfig, *(kind for spec in AGENTS.values() for kind in nested(spec.config))]
-RANGES = [(kind, name, *get_args(hint)[:2]) for kind in KINDS for name, hint in hints(kind).items()
-          if get_origin(hint) is Annotated]  # fmt: skip
+
+
+def ranges(kind: type[Settings]) -> Iterator[tuple[str, Any, Range]]:
+    """The name, type and range of every number, also of one that may be a tuple instead."""
+    for name, hint in hints(kind).items():
+        for each in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+            if get_origin(each) is Annotated and get_args(each)[0] in (int, float):
+                yield name, *get_args(each)[:2]
+
+
+RANGES = [(kind, *each) for kind in KINDS for each in ranges(kind)]
 each = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
@@ -77,12 +87,10 @@ TOGETHER = {"candidates": {"elites": 1}, "deter": {"blocks": 1}}  # what another
 
 def at_bounds() -> Iterator[tuple[str, str, Any]]:
     for agent in TINY:
-        for name, hint in hints(AGENTS[agent].config).items():
-            if get_origin(hint) is Annotated:
-                typ, limits = get_args(hint)[:2]
-                yield agent, name, typ(limits.low + 1e-12 * limits.above)
-                if limits.high <= 1:
-                    yield agent, name, typ(limits.high - 1e-6 * limits.below)
+        for name, typ, limits in ranges(AGENTS[agent].config):
+            yield agent, name, typ(limits.low + 1e-12 * limits.above)
+            if limits.high <= 1:
+                yield agent, name, typ(limits.high - 1e-6 * limits.below)
 
 
 @pytest.mark.parametrize(("agent", "name", "value"), list(at_bounds()))
@@ -105,6 +113,12 @@ def test_settings_that_do_not_fit_each_other_are_refused() -> None:
         (DreamerV3Config, {"deter": 500}, r"deter must be a multiple of blocks \(8\), got 500"),
         (DreamerV3Config, {"mults": (2, 0)}, "mults must be a tuple of entries at least 1"),
         (DreamerV3Config, {"mults": [2, 3]}, "mults must be a tuple"),
+        (
+            DreamerV3Config,
+            {"actor_layers": ()},
+            "actor_layers must be an integer or a tuple of at least 1 and at most 100",
+        ),
+        (DreamerV3Config, {"actor_layers": (8, 0)}, "actor_layers must be an integer or a tuple of entries at least 1"),
         (DreamerV3Config, {"precision": "fp16"}, "precision must be one of bf16, fp32, got 'fp16'"),
         (AGENTS["planet"].config, {"elites": 2000}, r"elites must be at most candidates \(1000\)"),
         (CConfig, {"population": 7}, "population must be even where seeds are antithetic"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from gymnasium import spaces
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fastwm import ops
 from fastwm.agents.world import Noise, WorldAgent, WorldConfig
 from fastwm.nn.gru_rssm import GRUState
-from fastwm.nn.heads import Action
-from fastwm.nn.keras import DenseActor, NormalHead
+from fastwm.nn.heads import Action, Actor, NormalHead, RealAction
+from fastwm.nn.layers import Style
 from fastwm.optim import KerasAdam
 from fastwm.settings import Fraction, Layers, Positive, Range
 
@@ -22,9 +22,9 @@ class DreamerConfig(WorldConfig):
     """Actor, critic and optimisers, with the numbers of Dreamer V1."""
 
     actor_layers: Layers = 4
-    """Layers layers of the actor."""
+    """Hidden layers of the actor: their number, or the width of each."""
     critic_layers: Layers = 3
-    """Layers layers of the critic."""
+    """Hidden layers of the critic: their number, or the width of each."""
     imag_length: Annotated[int, Range(2, 2**16)] = 15
     """Steps of every imagined trajectory."""
     lam: Fraction = 0.95
@@ -50,14 +50,15 @@ class Dreamer(WorldAgent):
 
     def __init__(
         self, obs_space: "spaces.Space | Mapping[str, spaces.Space]",
-        act_space: "spaces.Space | Mapping[str, spaces.Space]", config: DreamerConfig, kind: ops.GRURSSMKind, conv: str,
-        dist: Literal["tanh_normal", "trunc_normal"], min_std: float, shift: float = 0.0,
+        act_space: "spaces.Space | Mapping[str, spaces.Space]", config: DreamerConfig, kind: ops.GRURSSMKind,
+        style: Style, conv: Style, real: RealAction, min_std: float, shift: float = 0.0,
     ):  # fmt: skip
-        super().__init__(obs_space, act_space, config, kind, conv)
+        super().__init__(obs_space, act_space, config, kind, style, conv)
         c, feat = config, self.world.rssm.feat_dim
-        style = (kind.activation, c.norm)
-        self.actor = DenseActor(feat, c.units, c.actor_layers, *style, self.act_space, dist, min_std, shift)
-        self.critic = NormalHead(feat, c.units, c.critic_layers, *style)
+        self.actor = Actor(
+            feat, c.units, c.actor_layers, self.act_space, style=style, real=real, min_std=min_std, shift=shift
+        )
+        self.critic = NormalHead(feat, c.units, c.critic_layers, style)
         self.reset_optimizers()
 
     def reset_optimizers(self) -> None:
@@ -94,7 +95,7 @@ class Dreamer(WorldAgent):
         with self.autocast():
             deter, stoch, stats, action = ops.gru_rssm_imagine(
                 *start, latent_noise, action_noise, rssm.weights, rssm.kind,
-                self.actor.mlp.params, self.actor.out_params, self.actor.heads,
+                self.actor.mlp.params, self.actor.out_params, self.actor.policy_heads,
             )  # fmt: skip
         return GRUState(deter, stoch), stats, action
 

@@ -17,6 +17,7 @@ from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, befor
 from fastwm.agents.world import ModelLoss, Noise, World
 from fastwm.nn.distributions import normal_kl
 from fastwm.nn.gru_rssm import VARIANTS, GRUState
+from fastwm.nn.layers import keras_style
 from fastwm.settings import Range
 
 
@@ -58,7 +59,8 @@ class DreamerV1(Dreamer):
     ):  # fmt: skip
         c = config or DreamerV1Config()
         shift = math.log(math.expm1(c.action_std))
-        super().__init__(obs_space, act_space, c, VARIANTS["dreamer_v1"], "relu", "tanh_normal", 1e-4, shift)
+        dense, conv = keras_style("elu", c.norm), keras_style("relu", c.norm)
+        super().__init__(obs_space, act_space, c, VARIANTS["dreamer_v1"], dense, conv, "tanh_normal", 1e-4, shift)
 
     def divergence(self, world: World) -> Tensor:
         """Free nats on the mean of the batch."""

@@ -17,8 +17,8 @@ from fastwm.agents.agent import WriteBack, fixed
 from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, before_last, flatten, lambda_targets
 from fastwm.agents.world import Noise, World
 from fastwm.nn.gru_rssm import VARIANTS, GRUState
-from fastwm.nn.heads import Policy
-from fastwm.nn.keras import NormalHead
+from fastwm.nn.heads import NormalHead, Policy
+from fastwm.nn.layers import keras_style
 from fastwm.nn.spaces import classes, decode
 from fastwm.settings import Count, Fraction, Layers, Positive, Weight, Width
 
@@ -96,9 +96,10 @@ class DreamerV2(Dreamer):
     ):  # fmt: skip
         c = config or DreamerV2Config()
         kind = VARIANTS["dreamer_v2"]._replace(classes=c.classes)
-        super().__init__(obs_space, act_space, c, kind, "elu", "trunc_normal", min_std=0.1)
+        style = keras_style("elu", c.norm)
+        super().__init__(obs_space, act_space, c, kind, style, style, "trunc_normal", min_std=0.1)
         self.prioritize_ends = c.prioritize_ends
-        self.slow_critic = NormalHead(self.world.rssm.feat_dim, c.units, c.critic_layers, kind.activation, c.norm)
+        self.slow_critic = NormalHead(self.world.rssm.feat_dim, c.units, c.critic_layers, style)
         self.slow_critic.load_state_dict(self.critic.state_dict())
         self.slow_critic.requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64), persistent=False)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fastwm import ops
 from fastwm.agents.agent import Agent, WriteBack, fixed
+from fastwm.nn.codec import Decoder, Encoder
 from fastwm.nn.distributions import Bernoulli, Categorical, SquaredError, TwoHot
-from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.heads import Action, Actor, BernoulliHead, Policy, TwoHotHead
 from fastwm.nn.layers import RMSNorm
 from fastwm.nn.normalize import PercentileNormalizer
@@ -24,7 +24,19 @@ from fastwm.nn.rssm import BlockRSSM, State, stoch_onehot
 from fastwm.nn.spaces import decode, encode, is_image, row_spaces, total_width
 from fastwm.ops.philox import rand, randn
 from fastwm.optim import LaProp, gradient_norms
-from fastwm.settings import Count, Decay, Fraction, Hidden, Positive, Range, Settings, Weight, Whole, Width
+from fastwm.settings import (
+    Count,
+    Decay,
+    Fraction,
+    Hidden,
+    HiddenLayers,
+    Positive,
+    Range,
+    Settings,
+    Weight,
+    Whole,
+    Width,
+)
 
 LARGE = 50_000_000  # parameters
 
@@ -44,7 +56,7 @@ class DreamerV3Config(Settings):
     blocks: Width = 8
     """Blocks of the block-diagonal recurrent weights."""
     units: Width = 1024
-    """Units of a hidden layer in the encoder, the decoder and all heads."""
+    """Units of a hidden layer in the encoder, the decoder and all heads, where no widths are given."""
     depth: Width = 64
     """Channels of the image networks, before `mults`."""
     mults: tuple[Width, ...] = (2, 3, 4, 4)
@@ -61,18 +73,18 @@ class DreamerV3Config(Settings):
     """Hidden layers that predict the latent from the recurrent state."""
     post_layers: Hidden = 1
     """Hidden layers that infer the latent from the recurrent state and the observation."""
-    encoder_layers: Hidden = 3
-    """Hidden layers of the vector encoder."""
-    decoder_layers: Hidden = 3
-    """Hidden layers of the vector decoder."""
-    reward_layers: Hidden = 1
-    """Hidden layers of the reward head."""
-    cont_layers: Hidden = 1
-    """Hidden layers of the continuation head."""
-    actor_layers: Hidden = 3
-    """Hidden layers of the actor."""
-    critic_layers: Hidden = 3
-    """Hidden layers of the critic."""
+    encoder_layers: HiddenLayers = 3
+    """Hidden layers of the vector encoder: their number, or the width of each."""
+    decoder_layers: HiddenLayers = 3
+    """Hidden layers of the vector decoder: their number, or the width of each."""
+    reward_layers: HiddenLayers = 1
+    """Hidden layers of the reward head: their number, or the width of each."""
+    cont_layers: HiddenLayers = 1
+    """Hidden layers of the continuation head: their number, or the width of each."""
+    actor_layers: HiddenLayers = 3
+    """Hidden layers of the actor: their number, or the width of each."""
+    critic_layers: HiddenLayers = 3
+    """Hidden layers of the critic: their number, or the width of each."""
     bins: Annotated[int, Range(3, 2**16)] = 255
     """Bins of the two-hot heads (reward and critic); odd."""
     actor_outscale: Weight = 0.01

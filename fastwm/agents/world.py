@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from fastwm import ops
 from fastwm.agents.agent import Agent
-from fastwm.nn.distributions import Bernoulli, Categorical, UnitNormal
+from fastwm.nn.codec import StridedDecoder, StridedEncoder
+from fastwm.nn.distributions import Bernoulli, Categorical, SquaredError, UnitNormal
 from fastwm.nn.gru_rssm import GRURSSM, GRUState
-from fastwm.nn.heads import Action
-from fastwm.nn.keras import LogitHead, NormalHead
-from fastwm.nn.keras_codec import ConvDecoder, ConvEncoder
+from fastwm.nn.heads import Action, BernoulliHead, NormalHead
+from fastwm.nn.layers import Style
 from fastwm.nn.spaces import SpaceDict, classes, encode, is_image, random_values, row_spaces, total_width
 from fastwm.settings import Fraction, Layers, Range, Settings, Weight, Width
 
@@ -34,7 +34,7 @@ class WorldConfig(Settings):
     stoch: Width = 30
     """Latent variables."""
     units: Width = 400
-    """Units of a hidden layer in the vector encoder, the vector decoder and all heads."""
+    """Units of a hidden layer in the vector encoder, the vector decoder and all heads, where no widths are given."""
     depth: Width = 32
     """Channels of the image networks' finest layer."""
     norm: bool = False
@@ -42,13 +42,15 @@ class WorldConfig(Settings):
     bits: Annotated[int, Range(1, 8)] = 8
     """Bits of an image's channel; with fewer than 8, images are quantised and noise is added."""
     encoder_layers: Layers = 3
-    """Layers layers of the vector encoder."""
+    """Hidden layers of the vector encoder: their number, or the width of each."""
     decoder_layers: Layers = 3
-    """Layers layers of the vector decoder."""
+    """Hidden layers of the vector decoder: their number, or the width of each."""
     reward_layers: Layers = 2
-    """Layers layers of the reward head."""
+    """Hidden layers of the reward head: their number, or the width of each."""
     cont_layers: Layers = 3
-    """Layers layers of the continuation head."""
+    """Hidden layers of the continuation head: their number, or the width of each."""
+    obs_order: tuple[str, ...] = ()
+    """Names of the observations in the order in which vectors, and images, are concatenated; empty: sorted by name."""
     predict_cont: bool = False
     """Learn where episodes end; otherwise the discount is the same in every state."""
     tanh_reward: bool = False
@@ -79,7 +81,7 @@ class World:
     state: GRUState
     post_stats: Tensor
     prior_stats: Tensor
-    recon: dict[str, UnitNormal | Categorical]
+    recon: dict[str, SquaredError | Categorical]
     reward: UnitNormal
     cont: Bernoulli | None
     losses: dict[str, Tensor]
@@ -111,16 +113,18 @@ class Noise:
 class WorldModel(nn.Module):
     """Encoder, RSSM, decoder, reward head, and a head of the continuation where asked for."""
 
-    def __init__(self, obs_space: SpaceDict, action_dim: int, kind: ops.GRURSSMKind, conv: str, c: WorldConfig):
+    def __init__(
+        self, obs_space: SpaceDict, action_dim: int, kind: ops.GRURSSMKind, style: Style, conv: Style, c: WorldConfig
+    ):
         super().__init__()
         self.obs_space, self.config = obs_space, c
-        style = (kind.activation, c.norm)
-        self.encoder = ConvEncoder(obs_space, c.units, c.encoder_layers, c.depth, kind.activation, conv, c.norm)
+        codec = (c.depth, style, conv, c.obs_order)
+        self.encoder = StridedEncoder(obs_space, c.units, c.encoder_layers, *codec)
         self.rssm = GRURSSM(kind, self.encoder.out_dim, action_dim, c.deter, c.hidden, c.stoch, c.norm)
         feat = self.rssm.feat_dim
-        self.decoder = ConvDecoder(obs_space, feat, c.units, c.decoder_layers, c.depth, kind.activation, conv, c.norm)
-        self.reward = NormalHead(feat, c.units, c.reward_layers, *style)
-        self.cont = LogitHead(feat, c.units, c.cont_layers, *style) if c.predict_cont else None
+        self.decoder = StridedDecoder(obs_space, feat, c.units, c.decoder_layers, *codec)
+        self.reward = NormalHead(feat, c.units, c.reward_layers, style)
+        self.cont = BernoulliHead(feat, c.units, c.cont_layers, style) if c.predict_cont else None
 
     def prepare(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Observations as the networks see and predict them: images in [-0.5, 0.5], the rest as it is."""
@@ -200,13 +204,14 @@ class WorldAgent(Agent):
 
     def __init__(
         self, obs_space: "spaces.Space | Mapping[str, spaces.Space]",
-        act_space: "spaces.Space | Mapping[str, spaces.Space]", config: WorldConfig, kind: ops.GRURSSMKind, conv: str,
+        act_space: "spaces.Space | Mapping[str, spaces.Space]", config: WorldConfig, kind: ops.GRURSSMKind,
+        style: Style, conv: Style,
     ):  # fmt: skip
         super().__init__()
         self.config = config
         self.obs_space, self.act_space = row_spaces(obs_space, act_space, self.latent_keys)
         self.single_action = not isinstance(act_space, (Mapping, spaces.Dict))
-        self.world = WorldModel(self.obs_space, total_width(self.act_space), kind, conv, config)
+        self.world = WorldModel(self.obs_space, total_width(self.act_space), kind, style, conv, config)
 
     @abstractmethod
     def divergence(self, world: World) -> Tensor:

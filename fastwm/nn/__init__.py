@@ -2,6 +2,7 @@
 
 from fastwm.nn.block_gru import BlockGRU
 from fastwm.nn.cells import BlockGRUCell, GRUCell, LayerNormGRUCell, LSTMCell, PlanetGRUCell
+from fastwm.nn.codec import Decoder, Encoder, StridedDecoder, StridedEncoder
 from fastwm.nn.conv_vae import ConvVAE, Latent
 from fastwm.nn.distributions import (
     Bernoulli,
@@ -13,11 +14,21 @@ from fastwm.nn.distributions import (
     sigmoid2_std,
     softplus_std,
 )
-from fastwm.nn.encoder import Decoder, Encoder
 from fastwm.nn.functional import symexp_bins
 from fastwm.nn.gru_rssm import GRURSSM, GRUState
-from fastwm.nn.heads import Actor, BernoulliHead, Policy, TwoHotHead
-from fastwm.nn.layers import MLP, BlockLinear, Conv2d, Dense, Linear, RMSNorm, RMSNormSiLU, UpsampleConv2d
+from fastwm.nn.heads import Actor, BernoulliHead, NormalHead, Policy, TwoHotHead
+from fastwm.nn.layers import (
+    MLP,
+    BlockLinear,
+    Conv2d,
+    Dense,
+    Linear,
+    RMSNorm,
+    RMSNormSiLU,
+    Style,
+    UpsampleConv2d,
+    keras_style,
+)
 from fastwm.nn.mdn import MDNHead, Mixture
 from fastwm.nn.mdn_rnn import MDNRNN
 from fastwm.nn.normalize import PercentileNormalizer
@@ -54,6 +65,7 @@ __all__ = [
     "Linear",
     "MDNHead",
     "Mixture",
+    "NormalHead",
     "PercentileNormalizer",
     "PlanetGRUCell",
     "Policy",
@@ -61,10 +73,14 @@ __all__ = [
     "RMSNormSiLU",
     "SquaredError",
     "State",
+    "StridedDecoder",
+    "StridedEncoder",
+    "Style",
     "SymlogSquaredError",
     "TwoHot",
     "TwoHotHead",
     "UpsampleConv2d",
+    "keras_style",
     "sigmoid2_std",
     "softplus_std",
     "symexp_bins",

@@ -9,6 +9,7 @@ from fastwm import ops
 from fastwm.nn.arguments import check_precision, check_time_major
 from fastwm.nn.cells import GRUCell, LayerNormGRUCell, PlanetGRUCell
 from fastwm.nn.fused import plain
+from fastwm.nn.layers import Dense, Style, glorot_, linear_weights
 from fastwm.renamed import warn_renamed
 
 VARIANTS = {
@@ -23,9 +24,6 @@ VARIANTS = {
 CELLS: dict[str, type[GRUCell | PlanetGRUCell | LayerNormGRUCell]] = {
     "gru": GRUCell, "planet_gru": PlanetGRUCell, "layernorm_gru": LayerNormGRUCell,
 }  # fmt: skip
-
-EPS = 1e-3
-"""Of Keras' LayerNorm."""
 
 
 class GRUState(NamedTuple):
@@ -44,31 +42,6 @@ class GRUState(NamedTuple):
     def parts(self) -> tuple[Tensor, Tensor | None]:
         """What heads read: `feat`; or of one-hots `deter` and the flat `stoch`, whose zeros cost nothing."""
         return (self.feat, None) if self.stoch.ndim == self.deter.ndim else (self.deter, self.stoch.flatten(-2))
-
-
-class Layer(nn.Module):
-    """Linear -> LayerNorm where `norm` -> activation, with Keras' initialisation: Glorot uniform, zero bias."""
-
-    def __init__(self, inputs: int, units: int, norm: bool = False, eps: float = EPS, bias: bool = True):
-        super().__init__()
-        self.linear = nn.Linear(inputs, units, bias=bias)
-        self.norm = nn.LayerNorm(units, eps=eps) if norm else None
-        glorot_(self.linear)
-
-    @property
-    def params(self) -> ops.LayerWeights:
-        linear = plain(self.linear, nn.Linear, "linear of the layer")
-        if self.norm is None:
-            return ops.LayerWeights(linear.weight, linear.bias)
-        norm = plain(self.norm, nn.LayerNorm, "norm of the layer")
-        return ops.LayerWeights(linear.weight, linear.bias, norm.weight, norm.bias)
-
-
-def glorot_(layer: nn.Linear) -> None:
-    """Keras' defaults."""
-    nn.init.xavier_uniform_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
 
 
 class GRURSSM(nn.Module):
@@ -93,7 +66,8 @@ class GRURSSM(nn.Module):
         norm, bias = first_v3 if norm is None else norm, not first_v3 if bias is None else bias
         self.deter, self.stoch = deter, stoch
         flat, stats = stoch * (kind.classes or 1), stoch * (kind.classes or 2)
-        self.input = Layer(flat + action, hidden, norm, kind.eps, bias)
+        style = Style("layer" if norm else "none", kind.activation, "glorot_uniform", kind.eps, stoch_first=True)
+        self.input = Dense(flat + action, hidden, style=style, bias=bias)
         self.cell: GRUCell | PlanetGRUCell | LayerNormGRUCell
         if kind.cell == "gru":
             self.cell = GRUCell(hidden, deter)
@@ -109,9 +83,9 @@ class GRURSSM(nn.Module):
         else:
             self.cell = LayerNormGRUCell(hidden, deter, bias, kind.order, kind.eps)
             glorot_(self.cell.linear)
-        self.post = Layer(deter + tokens, hidden, norm, kind.eps, bias)
+        self.post = Dense(deter + tokens, hidden, style=style, bias=bias)
         self.post_stats = nn.Linear(hidden, stats)
-        self.prior = Layer(deter, hidden, norm, kind.eps, bias)
+        self.prior = Dense(deter, hidden, style=style, bias=bias)
         self.prior_stats = nn.Linear(hidden, stats)
         glorot_(self.post_stats)
         glorot_(self.prior_stats)
@@ -123,12 +97,12 @@ class GRURSSM(nn.Module):
     @property
     def weights(self) -> ops.GRURSSMWeights:
         """The parameters as the operators take them."""
-        dense = (plain(getattr(self, name), Layer, f"{name} of the RSSM").params for name in ("input", "post", "prior"))
-        stats = (
-            plain(getattr(self, f"{name}_stats"), nn.Linear, f"{name}_stats of the RSSM") for name in ("post", "prior")
+        first, post, prior = (
+            plain(getattr(self, name), Dense, f"{name} of the RSSM").params for name in ("input", "post", "prior")
         )
-        first, post, prior = dense
-        post_out, prior_out = (ops.LinearWeights(layer.weight, layer.bias) for layer in stats)
+        post_out, prior_out = (
+            linear_weights(getattr(self, name), f"{name} of the RSSM") for name in ("post_stats", "prior_stats")
+        )
         cell = plain(self.cell, CELLS[self.kind.cell], "cell of the RSSM")
         return ops.GRURSSMWeights(first, cell.params, post, post_out, prior, prior_out)
 

@@ -5,24 +5,33 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from math import prod
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastwm import ops
-from fastwm.nn.distributions import Bernoulli, BoundedNormal, Categorical, TwoHot
+from fastwm.nn.distributions import (
+    Bernoulli,
+    BoundedNormal,
+    Categorical,
+    TanhNormal,
+    TruncatedNormal,
+    TwoHot,
+    UnitNormal,
+)
 from fastwm.nn.functional import symexp_bins
-from fastwm.nn.fused import plain
-from fastwm.nn.layers import MLP, Linear, RMSNorm
-from fastwm.nn.spaces import SpaceDict, classes, shape, spaces, total_width
+from fastwm.nn.layers import DREAMER_V3, MLP, Style, Widths, linear, linear_weights
+from fastwm.nn.spaces import SpaceDict, classes, shape, spaces, total_width, width
 
 Prediction = TypeVar("Prediction")
+Action = dict[str, Tensor]
+RealAction = Literal["bounded_normal", "tanh_normal", "trunc_normal"]
+"""Distributions of real actions: DreamerV3's, Dreamer V1's, DreamerV2's."""
 
 
 class Head(nn.Module, Generic[Prediction]):
-    """MLP -> the parameters of a prediction from [x, onehot]; `onehot` [..., Z] may be left out, or be a part of x."""
+    """MLP -> linear layer -> a prediction, in a style; see `MLP` for `units` and `layers`."""
 
     mlp: MLP
     out: nn.Module
@@ -30,21 +39,20 @@ class Head(nn.Module, Generic[Prediction]):
     @property
     def params(self) -> ops.MLPWeights:
         """As `fastwm.ops.mlp` and the readouts of `fastwm.ops.rssm_imagine` take them."""
-        return ops.MLPWeights(self.mlp.params, self.out_params)
+        return ops.MLPWeights(self.mlp.params, self.out_params, self.mlp.style.activation)
 
     @property
     def out_params(self) -> ops.LinearWeights:
         """Those of the last layer."""
-        return plain(self.out, Linear, f"out of {type(self).__name__}").params
+        return linear_weights(self.out, f"out of {type(self).__name__}")
 
     @abstractmethod
     def dist(self, outputs: Tensor) -> Prediction:
-        """The prediction with these parameters, [..., O], which are what `params` puts out."""
+        """The prediction with these parameters, [..., O], the outputs of `params`."""
 
     def forward(self, x: Tensor, onehot: Tensor | None = None) -> Prediction:
-        if not (isinstance(self.mlp, MLP) and self.mlp.is_plain):
-            return self.dist(F.linear(self.mlp(x if onehot is None else torch.cat([x, onehot], -1)), *self.out_params))
-        return self.dist(ops.mlp(x, self.params, onehot, RMSNorm.eps))
+        """The prediction from features x [..., F], of which one-hots [..., Z] may be given apart: see `MLP.then`."""
+        return self.dist(self.mlp.then(self.out_params, x, onehot))
 
 
 class TwoHotHead(Head[TwoHot]):
@@ -52,10 +60,10 @@ class TwoHotHead(Head[TwoHot]):
 
     bins: Tensor
 
-    def __init__(self, inputs: int, units: int, layers: int, bins: int = 255):
+    def __init__(self, inputs: int, units: int, layers: Widths, bins: int = 255, style: Style = DREAMER_V3):
         super().__init__()
-        self.mlp = MLP(inputs, units, layers)
-        self.out = Linear(units, bins, outscale=0.0)
+        self.mlp = MLP(inputs, units, layers, style)
+        self.out = linear(self.mlp.out_dim, bins, style, outscale=0.0)
         self.register_buffer("bins", symexp_bins(bins), persistent=False)
 
     def dist(self, outputs: Tensor) -> TwoHot:
@@ -65,73 +73,25 @@ class TwoHotHead(Head[TwoHot]):
 class BernoulliHead(Head[Bernoulli]):
     """MLP -> one logit."""
 
-    def __init__(self, inputs: int, units: int, layers: int):
+    def __init__(self, inputs: int, units: int, layers: Widths, style: Style = DREAMER_V3):
         super().__init__()
-        self.mlp = MLP(inputs, units, layers)
-        self.out = Linear(units, 1)
+        self.mlp = MLP(inputs, units, layers, style)
+        self.out = linear(self.mlp.out_dim, 1, style)
 
     def dist(self, outputs: Tensor) -> Bernoulli:
         return Bernoulli(outputs[..., 0])
 
 
-Action = dict[str, Tensor]
+class NormalHead(Head[UnitNormal]):
+    """MLP -> N(mean, 1)."""
 
-
-class CategoricalAction(nn.Module):
-    """Logits for one Discrete or MultiDiscrete action; classes beyond an entry's own count are ruled out."""
-
-    invalid: Tensor | None
-
-    def __init__(self, units: int, space: spaces.Space, outscale: float, unimix: float):
+    def __init__(self, inputs: int, units: int, layers: Widths, style: Style = DREAMER_V3):
         super().__init__()
-        self.shape, self.classes, self.unimix = shape(space), classes(space), unimix
-        self.logits = Linear(units, prod(self.shape) * self.classes, outscale)
-        invalid = None
-        if isinstance(space, spaces.MultiDiscrete) and (space.nvec < self.classes).any():
-            invalid = torch.arange(self.classes) >= torch.as_tensor(space.nvec)[..., None]
-        self.register_buffer("invalid", invalid, persistent=False)
+        self.mlp = MLP(inputs, units, layers, style)
+        self.out = linear(self.mlp.out_dim, 1, style)
 
-    @property
-    def spec(self) -> ops.ActionHead:
-        return ops.ActionHead(prod(self.shape), self.classes)
-
-    @property
-    def params(self) -> ops.LinearWeights:
-        """The output layer; a class that is ruled out has a large negative bias and nothing else."""
-        if self.invalid is None:
-            return self.logits.params
-        invalid = self.invalid.flatten()
-        return ops.LinearWeights(
-            self.logits.weight.masked_fill(invalid[:, None], 0), self.logits.bias.masked_fill(invalid, -1e9)
-        )
-
-    def forward(self, outputs: Tensor) -> Categorical:
-        """The distribution that `params` put out, [..., size * classes]."""
-        return Categorical(outputs.reshape(*outputs.shape[:-1], *self.shape, self.classes), self.unimix)
-
-
-class NormalAction(nn.Module):
-    """Mean and standard deviation of one continuous action, in two layers of their own (AGC clips each alone)."""
-
-    def __init__(self, units: int, space: spaces.Space, outscale: float):
-        super().__init__()
-        self.shape = shape(space)
-        self.mean = Linear(units, prod(self.shape), outscale)
-        self.std = Linear(units, prod(self.shape), outscale)
-
-    @property
-    def spec(self) -> ops.ActionHead:
-        return ops.ActionHead(prod(self.shape), 0)
-
-    @property
-    def params(self) -> ops.LinearWeights:
-        """Both layers as one: means, then deviations."""
-        return ops.LinearWeights(*(torch.cat(pair) for pair in zip(self.mean.params, self.std.params)))
-
-    def forward(self, outputs: Tensor) -> BoundedNormal:
-        """The distribution that `params` put out, [..., 2 * size]."""
-        mean, std = outputs.unflatten(-1, (2, *self.shape)).unbind(outputs.ndim - 1)
-        return BoundedNormal(mean, std)
+    def dist(self, outputs: Tensor) -> UnitNormal:
+        return UnitNormal(outputs[..., 0], 0)
 
 
 class Policy:
@@ -159,39 +119,113 @@ class Policy:
 
 
 class Actor(Head[Policy]):
-    """MLP -> a `Policy` over a dictionary of action spaces."""
+    """MLP -> a `Policy` over a dictionary of action spaces.
 
-    def __init__(self, inputs: int, units: int, layers: int, space: SpaceDict, outscale: float, unimix: float):
+    The outputs are those of all actions, sorted by name: logits of a discrete one, means and then deviations of a real
+    one, which has the distribution `real`. DreamerV3's "bounded_normal" has output layers of their own for logits,
+    means and deviations, because its optimiser clips each tensor alone; the others share one layer.
+
+    Args:
+        outscale: scale of the initial output weights in DreamerV3's style.
+        unimix: fraction of the uniform distribution mixed into discrete actions.
+        min_std, shift: of "tanh_normal" and "trunc_normal": see `fastwm.ops.PolicyHead`.
+    """
+
+    invalid: Tensor
+
+    def __init__(
+        self, inputs: int, units: int, layers: Widths, space: SpaceDict, outscale: float = 1.0, unimix: float = 0.0,
+        style: Style = DREAMER_V3, real: RealAction = "bounded_normal", min_std: float = 0.1, shift: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
-        self.mlp = MLP(inputs, units, layers)
-        self.keys = sorted(space)
-        self.heads = nn.ModuleList(
-            CategoricalAction(units, space[key], outscale, unimix)
-            if classes(space[key])
-            else NormalAction(units, space[key], outscale)
-            for key in self.keys
+        self.space = {key: space[key] for key in sorted(space)}
+        self.action_dim, self.unimix = total_width(space), unimix
+        self.real, self.min_std, self.shift = real, min_std, shift
+        self.specs = {key: ops.ActionHead(prod(shape(leaf)), classes(leaf)) for key, leaf in self.space.items()}
+        """As `fastwm.ops.rssm_imagine` takes them."""
+        self.widths = [spec.size * (spec.classes or 2) for spec in self.specs.values()]
+        """Outputs of each action."""
+        self.mlp = MLP(inputs, units, layers, style)
+        if real == "bounded_normal":
+            self.heads = nn.ModuleList()
+            for spec in self.specs.values():
+                names, outputs = ("logits",) if spec.classes else ("mean", "std"), spec.size * (spec.classes or 1)
+                own = {name: linear(self.mlp.out_dim, outputs, style, outscale) for name in names}
+                self.heads.append(nn.ModuleDict(own))
+        else:
+            self.out = linear(self.mlp.out_dim, sum(self.widths), style)
+            rows = self.out.weight.detach().split(self.widths)
+            for leaf, weight in zip(self.space.values(), rows):
+                # DreamerV2 has a layer for means and one for deviations, where V1 has one for both.
+                for layer in weight.chunk(2) if real == "trunc_normal" and not classes(leaf) else [weight]:
+                    nn.init.xavier_uniform_(layer)
+        invalid = torch.cat([invalid_classes(leaf) for leaf in self.space.values()])
+        self.ragged = bool(invalid.any())
+        self.register_buffer("invalid", invalid, persistent=False)
+
+    @property
+    def keys(self) -> list[str]:
+        """The names of the actions, in the order of the outputs."""
+        return list(self.space)
+
+    @property
+    def policy_heads(self) -> tuple[ops.PolicyHead, ...]:
+        """As `fastwm.ops.gru_rssm_imagine` takes them."""
+        if self.real == "bounded_normal":
+            raise TypeError("an actor with bounded_normal actions belongs to rssm_imagine, which takes its specs")
+        return tuple(
+            ops.PolicyHead(*spec, "onehot" if spec.classes else self.real, self.min_std, self.shift)
+            for spec in self.specs.values()
         )
-        self.action_dim = total_width(space)
-
-    @property
-    def specs(self) -> dict[str, ops.ActionHead]:
-        return {key: head.spec for key, head in zip(self.keys, self.outputs)}
-
-    @property
-    def outputs(self) -> list[CategoricalAction | NormalAction]:
-        return [
-            plain(head, CategoricalAction, key)
-            if isinstance(head, CategoricalAction)
-            else plain(head, NormalAction, key)
-            for key, head in zip((f"the actor's head of {key!r}" for key in self.keys), self.heads)
-        ]
 
     @property
     def out_params(self) -> ops.LinearWeights:
-        """The output layers of all actions below each other."""
-        outputs = zip(*(head.params for head in self.outputs))
-        return ops.LinearWeights(*(torch.cat(part) for part in outputs))
+        """The output layers of all actions below each other.
+
+        A class that an entry of a MultiDiscrete does not have gets a large negative bias and nothing else.
+        """
+        if self.real == "bounded_normal":
+            layers = [
+                linear_weights(layer, f"{name} of the actor's head of {key!r}")
+                for key, head in zip(self.space, self.heads)
+                for name, layer in head.items()  # type: ignore[operator]
+            ]
+            weight, bias = (torch.cat(part) for part in zip(*layers))
+        else:
+            weight, bias = linear_weights(self.out, "out of the actor")
+        if self.ragged:
+            weight, bias = weight.masked_fill(self.invalid[:, None], 0), bias.masked_fill(self.invalid, -1e9)
+        return ops.LinearWeights(weight, bias)
+
+    def noise(self, *batch: int) -> Tensor:
+        """The draws that sampling takes, [*batch, sum of sizes]: uniform for categoricals and "trunc_normal", else
+        standard normal."""
+        draws = [
+            (torch.rand if spec.classes or self.real == "trunc_normal" else torch.randn)(
+                *batch, spec.size, device=self.invalid.device
+            )
+            for spec in self.specs.values()
+        ]
+        return torch.cat(draws, -1)
 
     def dist(self, outputs: Tensor) -> Policy:
-        parts = outputs.split([spec.size * (spec.classes or 2) for spec in self.specs.values()], -1)
-        return Policy({key: head(part) for key, head, part in zip(self.keys, self.heads, parts)}, outputs.ndim - 1)
+        dists: dict[str, Any] = {}
+        for (key, leaf), x in zip(self.space.items(), outputs.split(self.widths, -1)):
+            if classes(leaf):
+                dists[key] = Categorical(x.reshape(*x.shape[:-1], *shape(leaf), classes(leaf)), self.unimix)
+            else:
+                dists[key] = self.real_dist(*x.float().unflatten(-1, (2, *shape(leaf))).unbind(x.ndim - 1))
+        return Policy(dists, outputs.ndim - 1)
+
+    def real_dist(self, mean: Tensor, std: Tensor) -> BoundedNormal | TanhNormal | TruncatedNormal:
+        """The distribution of a real action from the outputs for its means and deviations."""
+        if self.real == "tanh_normal":
+            return TanhNormal(mean, std, self.min_std, self.shift)
+        return TruncatedNormal(mean, std, self.min_std) if self.real == "trunc_normal" else BoundedNormal(mean, std)
+
+
+def invalid_classes(space: spaces.Space) -> Tensor:
+    """Outputs for a class that the entry of a MultiDiscrete does not have: bool [outputs of the action]."""
+    if isinstance(space, spaces.MultiDiscrete):
+        return (torch.arange(classes(space)) >= torch.as_tensor(space.nvec)[..., None]).flatten()
+    return torch.zeros(width(space) * (1 if classes(space) else 2), dtype=torch.bool)

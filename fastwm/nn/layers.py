@@ -1,6 +1,9 @@
-"""The layers every DreamerV3 network is built from: Linear -> RMSNorm -> SiLU, and their block-diagonal form."""
+"""The layers that all networks are built from: Linear -> norm -> activation, in the style of each paper."""
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +11,37 @@ from torch.nn import functional as F
 
 from fastwm import ops
 from fastwm.nn.fused import is_plain, plain
+from fastwm.ops.norm_act import activate
+
+Widths = int | Sequence[int]
+"""Hidden layers: their number, each of a network's `units`, or the width of each."""
+
+
+class Style(NamedTuple):
+    """What distinguishes the dense and convolutional layers of one paper from those of another.
+
+    The defaults are DreamerV3's. PlaNet, Dreamer V1 and DreamerV2 have Keras' initialisation, "glorot_uniform", an
+    epsilon of 1e-3, and heads that read [stoch, deter].
+    """
+
+    norm: Literal["rms", "layer", "none"] = "rms"
+    """Norm between the product and the activation."""
+    activation: Literal["silu", "elu", "relu"] = "silu"
+    init: Literal["truncated_normal", "glorot_uniform"] = "truncated_normal"
+    """Initial weights; biases start at zero."""
+    eps: float = 1e-4
+    """Epsilon of the norms."""
+    stoch_first: bool = False
+    """Whether heads read the features as [stoch, deter] rather than [deter, stoch]."""
+
+
+DREAMER_V3 = Style()
+
+
+def keras_style(activation: Literal["elu", "relu"], norm: bool = False) -> Style:
+    """PlaNet's ("relu"), Dreamer V1's and DreamerV2's ("elu"): Keras' defaults, with a LayerNorm where `norm`."""
+    return Style("layer" if norm else "none", activation, "glorot_uniform", 1e-3, stoch_first=True)
+
 
 # A standard normal cut at two standard deviations has a standard deviation of 0.8796; this brings it back to one.
 TRUNCATED_STD = 1.1368
@@ -24,13 +58,14 @@ def truncated_normal_(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
 class Linear(nn.Linear):
     """`torch.nn.Linear` with DreamerV3's initialisation: fan-in truncated normal times `outscale`, zero bias."""
 
-    def __init__(self, inputs: int, outputs: int, outscale: float = 1.0):
+    def __init__(self, inputs: int, outputs: int, outscale: float = 1.0, bias: bool = True):
         self.outscale = outscale
-        super().__init__(inputs, outputs)
+        super().__init__(inputs, outputs, bias)
 
     def reset_parameters(self) -> None:
         truncated_normal_(self.weight, self.in_features, self.outscale)
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     @property
     def params(self) -> ops.LinearWeights:
@@ -104,7 +139,7 @@ class UpsampleConv2d(Conv2d):
 
 
 class RMSNorm(nn.Module):
-    """`x / sqrt(mean(x^2) + 1e-4) * scale` over the last axis, computed in float32."""
+    """`x / sqrt(mean(x^2) + eps) * scale` over the last axis, computed in float32."""
 
     eps = 1e-4
 
@@ -123,50 +158,129 @@ class RMSNormSiLU(RMSNorm):
         return ops.rms_norm_silu(x, self.weight, self.eps)
 
 
-class Dense(nn.Module):
-    """Linear -> RMSNorm -> SiLU; block-diagonal where `blocks` is given (the norm still spans the whole width)."""
+def linear(inputs: int, outputs: int, style: Style, outscale: float = 1.0, bias: bool = True) -> nn.Linear:
+    """A linear layer with the initialisation of a style; `outscale` scales DreamerV3's."""
+    if style.init == "truncated_normal":
+        return Linear(inputs, outputs, outscale, bias)
+    layer = nn.Linear(inputs, outputs, bias)
+    glorot_(layer)
+    return layer
 
-    def __init__(self, inputs: int, outputs: int, blocks: int | None = None):
+
+def glorot_(layer: nn.Module) -> None:
+    """Keras' initial values of a linear or convolutional layer: Glorot-uniform weight, zero bias."""
+    nn.init.xavier_uniform_(layer.get_parameter("weight"))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.get_parameter("bias"))
+
+
+def norm(width: int, style: Style) -> RMSNorm | nn.LayerNorm | None:
+    """The norm of a style over the last axis."""
+    if style.norm == "none":
+        return None
+    return RMSNorm(width) if style.norm == "rms" else nn.LayerNorm(width, style.eps)
+
+
+def norm_act(x: Tensor, norm: nn.Module | None, activation: str) -> Tensor:
+    """`activation(norm(x))` over the last axis [..., D]; fastwm's and torch's own norms in one pass."""
+    if norm is None:
+        return activate(x, None, None, 0.0, activation)
+    if is_plain(norm, RMSNorm) and activation == "silu":
+        return ops.rms_norm_silu(x, norm.weight, norm.eps)  # type: ignore[arg-type]
+    if is_plain(norm, nn.LayerNorm):
+        return activate(x, norm.weight, norm.bias, norm.eps, activation)  # type: ignore[arg-type]
+    return activate(norm(x), None, None, 0.0, activation)
+
+
+def linear_weights(layer: nn.Module, where: str) -> ops.LinearWeights:
+    """The parameters of a linear layer that a fused operator computes; see `fastwm.nn.fused.plain`."""
+    layer = plain(layer, nn.Linear, where)
+    return ops.LinearWeights(layer.weight, layer.bias)
+
+
+class Dense(nn.Module):
+    """Linear -> norm -> activation, in a style; `blocks` make it block-diagonal, and the norm spans all of them."""
+
+    def __init__(
+        self, inputs: int, outputs: int, blocks: int | None = None, style: Style = DREAMER_V3, bias: bool = True
+    ):
         super().__init__()
-        self.linear = BlockLinear(inputs, outputs, blocks) if blocks else Linear(inputs, outputs)
-        self.norm = RMSNormSiLU(outputs)
+        self.style = style
+        self.linear = BlockLinear(inputs, outputs, blocks) if blocks else linear(inputs, outputs, style, bias=bias)
+        self.norm: nn.Module | None = norm(outputs, style)
 
     @property
-    def params(self) -> ops.DenseWeights:
-        kind: type[BlockLinear | Linear] = BlockLinear if isinstance(self.linear, BlockLinear) else Linear
-        norm = plain(self.norm, RMSNormSiLU, "norm of Dense")
-        return ops.DenseWeights(*plain(self.linear, kind, "linear of Dense").params, norm.weight)
+    def params(self) -> Any:
+        """`fastwm.ops.DenseWeights` with an RMSNorm, else `fastwm.ops.LayerWeights`."""
+        kind: type[BlockLinear | nn.Linear] = BlockLinear if isinstance(self.linear, BlockLinear) else nn.Linear
+        linear = plain(self.linear, kind, "linear of Dense")
+        if self.norm is None:
+            return ops.LayerWeights(linear.weight, linear.bias)
+        if self.style.norm == "rms":
+            return ops.DenseWeights(linear.weight, linear.bias, plain(self.norm, RMSNorm, "norm of Dense").weight)
+        norm = plain(self.norm, nn.LayerNorm, "norm of Dense")
+        return ops.LayerWeights(linear.weight, linear.bias, norm.weight, norm.bias)
 
     @property
     def is_plain(self) -> bool:
-        """Whether `params` say all that the layer computes."""
-        linear = is_plain(self.linear, Linear) or is_plain(self.linear, BlockLinear)
-        return linear and is_plain(self.norm, RMSNormSiLU)
+        """Whether `params` and the style say all that the layer computes."""
+        if not (is_plain(self.linear, nn.Linear) or is_plain(self.linear, BlockLinear)):
+            return False
+        if self.norm is None or self.style.norm == "none":
+            return self.norm is None and self.style.norm == "none"
+        kind = RMSNorm if self.style.norm == "rms" else nn.LayerNorm
+        fused = self.style.norm == "layer" or self.style.activation == "silu"
+        return fused and is_plain(self.norm, kind) and bool(self.norm.eps == self.style.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(self.linear(x))
-        return y
+        """`[..., inputs] -> [..., outputs]`."""
+        return norm_act(self.linear(x), self.norm, self.style.activation)
 
 
 class MLP(nn.Sequential):
-    """`layers` Dense layers of `units`. A layer put in their place is called as it is."""
+    """Dense layers in a style: `layers` of `units`, or of the widths that `layers` lists; none is the identity.
 
-    def __init__(self, inputs: int, units: int, layers: int):
-        super().__init__(*(Dense(inputs if i == 0 else units, units) for i in range(layers)))
+    A layer put in their place is called as it is.
+    """
+
+    def __init__(self, inputs: int, units: int, layers: Widths, style: Style = DREAMER_V3):
+        widths = (inputs, *((units,) * layers if isinstance(layers, int) else layers))
+        super().__init__(*(Dense(i, o, style=style) for i, o in pairwise(widths)))
+        self.style, self.out_dim = style, widths[-1]
 
     @property
-    def params(self) -> tuple[ops.DenseWeights, ...]:
+    def params(self) -> tuple[Any, ...]:
+        """Those of every layer: see `Dense.params`."""
         return tuple(plain(layer, Dense, f"layer {i} of MLP").params for i, layer in enumerate(self))
 
     @property
     def is_plain(self) -> bool:
-        """Whether `params` say all that the layers compute."""
-        return all(isinstance(layer, Dense) and is_plain(layer, Dense) and layer.is_plain for layer in self)
+        """Whether `params` and the style say all that the layers compute."""
+        return all(
+            isinstance(layer, Dense) and is_plain(layer, Dense) and layer.style == self.style and layer.is_plain
+            for layer in self
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., inputs] -> [..., units]`: all but the last layer's norm in one call."""
+        """`[..., inputs] -> [..., out_dim]`: all but the last layer's norm in one call."""
         if len(self) < 2 or not self.is_plain:
             return super().forward(x)
         *layers, last = self.params
-        w = ops.MLPWeights(tuple(layers), ops.LinearWeights(last.weight, last.bias))
-        return ops.rms_norm_silu(ops.mlp(x, w, eps=RMSNorm.eps), last.norm, RMSNorm.eps)
+        w = ops.MLPWeights(tuple(layers), ops.LinearWeights(last.weight, last.bias), self.style.activation)
+        norm: Any = self[-1].norm
+        return norm_act(ops.mlp(x, w, eps=self.style.eps), norm, self.style.activation)
+
+    def then(self, out: ops.LinearWeights, x: Tensor, onehot: Tensor | None = None) -> Tensor:
+        """These layers and a linear one, in one call.
+
+        They read x `[..., inputs]`; or, where `onehot` `[..., Z]` is given apart, because its zeros cost nothing then,
+        [x, onehot], or [onehot, x] in a style with `stoch_first`.
+        """
+        if not self or not self.is_plain:
+            parts = [x] if onehot is None else [onehot, x] if self.style.stoch_first else [x, onehot]
+            return F.linear(self(torch.cat(parts, -1)), *out)
+        first, *rest = self.params
+        if onehot is not None and self.style.stoch_first:  # `ops.mlp` reads [x, onehot]
+            columns = first.weight.split([onehot.shape[-1], x.shape[-1]], 1)
+            first = first._replace(weight=torch.cat(columns[::-1], 1))
+        return ops.mlp(x, ops.MLPWeights((first, *rest), out, self.style.activation), onehot, self.style.eps)

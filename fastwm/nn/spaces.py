@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import TypeAlias
 
@@ -86,10 +86,26 @@ def total_width(space: SpaceDict) -> int:
     return sum(width(leaf) for leaf in space.values())
 
 
-def encode(space: SpaceDict, values: Mapping[str, Tensor]) -> Tensor:
-    """Concatenate the values, sorted by name, into one float vector [..., width]; discrete ones become one-hot."""
+def in_order(space: SpaceDict, order: Sequence[str] = ()) -> SpaceDict:
+    """The leaves in the order of `order`, which may name others too; by name where it is empty.
+
+    Raises:
+        SpaceError: for a leaf that a given order lacks.
+    """
+    if not order:
+        return {key: space[key] for key in sorted(space)}
+    if missing := [key for key in space if key not in order]:
+        raise SpaceError(f"the order {', '.join(order)} lacks the observation {', '.join(map(repr, missing))}")
+    return {key: space[key] for key in dict.fromkeys(order) if key in space}
+
+
+def encode(space: SpaceDict, values: Mapping[str, Tensor], order: Sequence[str] = ()) -> Tensor:
+    """Concatenate the values, in `order` or sorted by name, into one float vector [..., width].
+
+    Discrete ones become one-hot.
+    """
     parts = []
-    for key in sorted(space):
+    for key in order or sorted(space):
         value, leaf = values[key], space[key]
         batch = value.shape[: value.ndim - len(shape(leaf))]
         if classes(leaf):

@@ -16,7 +16,7 @@ import yaml
 from fastwm.agents import agent_name
 from fastwm.errors import FastwmError, Misfit
 from fastwm.files import read_text
-from fastwm.settings import Count, Parallel, Range, SettingError, Settings, Weight, Whole
+from fastwm.settings import Count, Parallel, Range, SettingError, Settings, Weight, Whole, fits
 from fastwm.writing import write_text
 
 AgentConfig = TypeVar("AgentConfig")
@@ -128,7 +128,7 @@ def merge(config: Any, values: Mapping[str, Any]) -> Any:
         elif isinstance(old, float) and isinstance(value, str):
             with suppress(ValueError):
                 value = float(value)  # YAML reads 1e-4 as a string
-        elif isinstance(old, tuple) and isinstance(value, list):
+        elif isinstance(value, list) and (isinstance(old, tuple) or fits(config, name, tuple(value))):
             value = tuple(value)
         elif isinstance(old, dict) and isinstance(value, Mapping):
             value = {key: str(v) for key, v in value.items()}
