@@ -160,7 +160,8 @@ class Actor(Head[Policy]):
                 for layer in weight.chunk(2) if real == "trunc_normal" and not classes(leaf) else [weight]:
                     nn.init.xavier_uniform_(layer)
         invalid = torch.cat([invalid_classes(leaf) for leaf in self.space.values()])
-        self.ragged = bool(invalid.any())
+        nvecs = [leaf.nvec for leaf in self.space.values() if isinstance(leaf, spaces.MultiDiscrete)]
+        self.ragged = any((nvec < nvec.max()).any() for nvec in nvecs)
         self.register_buffer("invalid", invalid, persistent=False)
 
     @property
