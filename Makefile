@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 NATIVE := $(shell find csrc build_tools -type f -not -name '*.pyc')
 
-.PHONY: demo test lint bench cuda-check sanitize
+.PHONY: demo test lint docs bench cuda-check sanitize
 
 demo: $(READY)  ## learn CartPole from scratch, then evaluate
 	$(BIN)/fastwm train dreamer_v3 --env cartpole --preset cartpole --logdir runs/demo
@@ -18,6 +18,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/docs  ## the documentation site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(READY)  ## measure every operator against its baselines; leaves JSON, Markdown and plots in bench/results
 	mkdir -p bench/results
@@ -34,4 +37,8 @@ $(READY): pyproject.toml setup.py $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0 'setuptools>=77'
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[dev]'
+	touch $@
+
+$(VENV)/docs: $(READY)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[docs]'
 	touch $@

@@ -17,6 +17,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,9 +41,19 @@ def render(request: str) -> str:
     return PIECES[name](*args)
 
 
+CODE = re.compile(r"^(?:```|~~~).*?^(?:```|~~~)[ ]*$|`[^`\n]+`", re.M | re.S)
+
+
+def outside_code(page: str, change: Callable[[str], str]) -> str:
+    """A page with all but its code changed."""
+    code = CODE.findall(page)
+    texts = map(change, CODE.split(page))
+    return "".join(text + block for text, block in zip(texts, [*code, ""]))
+
+
 def expand(page: str) -> str:
     """A page with every request replaced by what it asks for."""
-    return REQUEST.sub(lambda match: render(match[1]), page)
+    return outside_code(page, lambda text: REQUEST.sub(lambda match: render(match[1]), text))
 
 
 def refresh(text: str) -> str:
@@ -156,8 +167,9 @@ def conditions(file: str) -> str:
     parts.append(f"peers in {facts['peers_precision']}" if "peers_precision" in facts else None)
     if "versions" in facts:
         parts.append(", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
-    source = f"`bench/results/{file}`" + (f" (from {facts['source']})" if "source" in facts else "")
-    return f"Source: {source}. " + ". ".join(part.rstrip(".") for part in parts if part) + "."
+    source = f"`bench/results/{file}`" + (f" ({facts['source']})" if "source" in facts else "")
+    sentences = [part[0].upper() + part[1:].rstrip(".") for part in parts if part]
+    return ". ".join([f"Source: {source}", *sentences]) + "."
 
 
 # -------------------------------------------------------------------------------------------------- CPU operators
@@ -426,12 +438,19 @@ def meanings(kind: type) -> dict[str, str]:
     return found
 
 
+def in_range(limits: Any) -> str:
+    """A `fastwm.settings.Range` in few words: `1 to 100`, `above 0`, `0 or more`."""
+    low, high = (f"{limit:,.15g}" for limit in (limits.low, limits.high))
+    if limits.high == float("inf"):
+        return f"above {low}" if limits.above else f"{low} or more"
+    return f"{f'above {low}' if limits.above else low} {'to below' if limits.below else 'to'} {high}"
+
+
 def allowed(hint: Any) -> str:
     """The values that a type hint of a setting takes, in words."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        kind = {int: "integer", float: "number"}.get(args[0], allowed(args[0]))
-        return f"{kind} {', '.join(map(str, args[1:]))}"
+        return ", ".join([allowed(args[0]), *map(in_range, args[1:])])
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in args)
     if origin is tuple:
@@ -470,25 +489,43 @@ def settings(agent: str) -> str:
 
 
 @piece
-def run_settings(kind: str) -> str:
+def run_settings() -> str:
     """The settings that all runs share."""
     from fastwm.agents import agent_spec
-    from fastwm.runner import config
+    from fastwm.runner.config import TrainConfig
 
-    agent = agent_spec("world_models" if kind == "StagedConfig" else "planet").config()
-    cls = getattr(config, kind)
-    rows = settings_rows(cls, cls(agent), "")
-    return table(
-        ["setting", "default", "values", "meaning"],
-        (row for row in rows if ".agent" not in row[0] and "--agent." not in row[0]),
-        left=4,
-    )
+    run = TrainConfig(agent_spec("planet").config())
+    rows = [row for row in settings_rows(TrainConfig, run, "") if not row[0].startswith("`--agent.")]
+    return table(["setting", "default", "values", "meaning"], rows, left=4)
+
+
+@piece
+def stage_settings() -> str:
+    """What a run in stages takes beyond every run's settings."""
+    from fastwm.agents import agent_spec
+    from fastwm.runner.config import RunConfig, StagedConfig
+
+    common = {each.name for each in dataclasses.fields(RunConfig)}
+    rows = settings_rows(StagedConfig, StagedConfig(agent_spec("world_models").config()), "")
+    own = [f"`--{each.name}`" for each in dataclasses.fields(StagedConfig) if each.name not in common]
+    return table(["setting", "default", "values", "meaning"], [row for row in rows if row[0] in own], left=4)
 
 
 @piece
 def presets(agent: str) -> str:
     """The named blocks of settings as they are written."""
     return f"```yaml\n{(ROOT / f'fastwm/configs/{agent}.yaml').read_text().strip()}\n```"
+
+
+@piece
+def healthy(agent: str) -> str:
+    """What a run that learnt logged: the means of some stretches of it."""
+    run = load(f"learning/healthy_{agent}.json")
+    head = ["metric", *(f"{start:,} to {end:,}" for start, end in run["stretches"])]
+    rows = [[f"`{name}`", *(f"{value:.3g}" for value in values)] for name, values in run["metrics"].items()]
+    what = f"`{run['env']}` (preset `{run['preset']}`, seed {run['seed']})"
+    source = f"Source: `bench/results/learning/healthy_{agent}.json`."
+    return f"Means over stretches of steps of a run that learnt {what}:\n\n{table(head, rows)}\n\n{source}"
 
 
 @piece
@@ -501,31 +538,117 @@ def metrics(agent: str) -> str:
     return str(found[0]).strip()
 
 
+# ------------------------------------------------------------------------------------------------------------- API
+
+OPERATORS = {
+    "Returns": "lambda_return",
+    "Categoricals": "straight_through_categorical CategoricalSample categorical_kl balanced_categorical_kl "
+    "categorical_entropy",
+    "Scalars": "two_hot_loss two_hot_mean symlog symexp",
+    "Norm and activation": "rms_norm_silu layer_norm_silu layer_norm_elu rms_norm",
+    "Recurrent steps": "gru_step planet_gru_step layernorm_gru_step block_gru_step lstm_step reset_carry gru_gates "
+    "planet_gru_reset planet_gru_update layernorm_gru_gates block_gru_gates lstm_gates",
+    "Recurrent sequences": "gru_scan planet_gru_scan layernorm_gru_scan lstm_scan block_gru_scan BlockGRUWeights",
+    "DreamerV3's RSSM": "rssm_observe rssm_imagine rssm_open_loop RSSMWeights ActionHead",
+    "The RSSM of PlaNet, V1 and V2": "gru_rssm_observe gru_rssm_imagine gru_rssm_open_loop GRURSSMWeights GRURSSMKind "
+    "PolicyHead",
+    "MLPs": "mlp MLPWeights LayerWeights DenseWeights LinearWeights",
+    "Mixtures and World Models": "mdn_sample mdn_nll mdn_rnn_imagine MDNRNNWeights Rollouts",
+    "Random numbers": "philox_bits philox_uniform philox_normal",
+    "Optimiser": "laprop_step_",
+    "Backend": "backend",
+}  # fmt: skip
+"""Heading -> names of `fastwm.ops`."""
+
+MODULES = {
+    "RSSM": "RSSM BlockRSSM State GRURSSM GRUState",
+    "Recurrent layers": "GRU LSTM LayerNormGRU BlockGRU GRUCell LSTMCell LayerNormGRUCell PlanetGRUCell BlockGRUCell",
+    "World Models": "ConvVAE Latent MDNRNN MDNHead Mixture",
+}
+"""Heading -> names of `fastwm.nn`; the others follow by the module that defines them."""
+
+
+def api(package: ModuleType, groups: dict[str, list[str]]) -> str:
+    """Headings with the documentation of their names, for mkdocstrings. A name is documented where it is defined."""
+    lines = []
+    for heading, names in groups.items():
+        lines += [f"## {heading}", ""]
+        for name in names:
+            value = getattr(package, name)
+            path = f"{value.__module__}.{name}" if hasattr(value, "__module__") else f"{package.__name__}.{name}"
+            lines += [f"::: {path}", ""]
+    return "\n".join(lines)
+
+
+@piece
+def operator_api() -> str:
+    """All of `fastwm.ops`."""
+    from fastwm import ops
+
+    groups = {heading: names.split() for heading, names in OPERATORS.items()}
+    known = {name for names in groups.values() for name in names}
+    groups = {heading: [name for name in names if name in ops.__all__] for heading, names in groups.items()}
+    if others := sorted(set(ops.__all__) - known):
+        groups["Others"] = others
+    return api(ops, groups)
+
+
+@piece
+def module_api() -> str:
+    """All of `fastwm.nn`, grouped; what no group names comes under the file that defines it."""
+    from fastwm import nn
+
+    groups = {heading: [name for name in names.split() if name in nn.__all__] for heading, names in MODULES.items()}
+    known = {name for names in groups.values() for name in names}
+    for name in nn.__all__:
+        if name not in known:
+            heading = getattr(nn, name).__module__.rpartition(".")[2].replace("_", " ").capitalize()
+            groups.setdefault(heading, []).append(name)
+    return api(nn, groups)
+
+
+KERNELS = {"cell_steps": "cells", "gru_rssm_open_loop": "gru_rssm_imagine"}  # family -> that of its kernels
+OF_PARTS = ("rssm_imagine", "mlp")  # on a GPU
+
+
+@piece
+def backends() -> str:
+    """Operators against backends, by the kernels that there are."""
+    from fastwm import ops
+
+    families: dict[str, list[str]] = {}
+    for name in ops.__all__:
+        value = getattr(ops, name)
+        if inspect.isfunction(value) and name != "reset_carry":
+            families.setdefault(value.__module__.rpartition(".")[2], []).append(f"`{name}`")
+    rows = []
+    for family, names in families.items():
+        stem = KERNELS.get(family, family)
+        cpu = "C++" if any((ROOT / "csrc").rglob(f"{stem}*.cpp")) else "plain PyTorch"
+        cuda = "parts" if stem in OF_PARTS else "plain PyTorch"
+        cuda = "CUDA" if any((ROOT / "csrc").rglob(f"{stem}.cu")) else cuda
+        triton = "Triton" if (ROOT / f"fastwm/triton/{stem}.py").is_file() else ""
+        rows.append([", ".join(names), cpu, cuda, triton])
+    return table(["operators", "CPU", "GPU", ""], rows, left=4)
+
+
 # ----------------------------------------------------------------------------------------------------------- mkdocs
 
 DISPLAY = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.M | re.S)
 INLINE = re.compile(r"(?<![\\$`\w])\$(?!\s)([^$\n`]+?)(?<!\s)\$(?![\w$])")
-CODE = re.compile(r"^(?:```|~~~).*?^(?:```|~~~)[ ]*$|`[^`\n]+`", re.M | re.S)
 
 
-def mathematics(page: str) -> str:
-    """`$x$` and `$$` blocks as MathML, which browsers show without a script. Code stays as it is."""
+def mathematics(text: str) -> str:
+    """`$x$` and `$$` blocks as MathML, which browsers show without a script."""
     from latex2mathml.converter import convert
 
-    pieces, end = [], 0
-    for code in [*CODE.finditer(page), None]:
-        text = page[end : code.start() if code else None]
-        text = DISPLAY.sub(lambda m: f'<div class="equation">{convert(m[1], display="block")}</div>', text)
-        pieces.append(INLINE.sub(lambda m: convert(m[1]), text))
-        if code:
-            pieces.append(code[0])
-            end = code.end()
-    return "".join(pieces)
+    text = DISPLAY.sub(lambda m: f'<div class="equation">{convert(m[1], display="block")}</div>', text)
+    return INLINE.sub(lambda m: convert(m[1]), text)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Hook of mkdocs."""
-    return mathematics(expand(markdown))
+    return outside_code(expand(markdown), mathematics)
 
 
 def main() -> int:
