@@ -63,7 +63,8 @@ def train(args: Sequence[str]) -> None:
     early.add_argument("--keys", nargs="*", action="extend", default=[])
     known, _ = early.parse_known_args(args)
     folder = os.path.expanduser(known.logdir)
-    default = initial_settings(name, known.env, folder, known.preset, known.trust)
+    env_args = pairs("env_args", known.env_args)
+    default = initial_settings(name, known.env, folder, known.preset, known.trust, env_args)
     for named in ("env_args", "keys"):
         setattr(default, named, getattr(default, named) | pairs(named, getattr(known, named)))
     try:

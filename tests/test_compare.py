@@ -63,7 +63,7 @@ def test_presets_and_repeats(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     """The preset written for the environment is found, and steps count repeated actions."""
     monkeypatch.undo()
     assert preset_for("dreamer_v2", "cartpole", "") == ("cartpole",)
-    assert preset_for("planet", "pendulum", "")[:1] in (("small",), ())
+    assert preset_for("planet", "pendulum", "") in (("small",), ())
     for agent in ("planet", "dreamer_v1", "dreamer_v2", "dreamer_v3"):
         config = agent_config(agent, "dmc:cartpole_swingup", 8000, tmp_path / agent, "", 3)
         assert config.preset == ("cartpole_swingup",) and config.steps == 1000 and config.seed == 3

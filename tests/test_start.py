@@ -4,10 +4,12 @@ import json
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 import fastwm
@@ -15,7 +17,7 @@ from fastwm.agents import AGENTS, AgentSpec, DreamerV3Config, PlaNet, PlaNetConf
 from fastwm.agents.dreamer_v3 import DreamerV3
 from fastwm.cli import main
 from fastwm.errors import FastwmError
-from fastwm.runner.config import TrainConfig, with_presets
+from fastwm.runner.config import TrainConfig, default_preset, with_presets
 from tests.agents_under_test import BOX, TINY, VECTOR, tiny
 
 SHORT = {"steps": 60, "num_envs": 2, "batch_size": 2, "batch_length": 4, "prefill": 20, "train_ratio": 1,
@@ -148,3 +150,30 @@ def test_a_large_agent_on_a_cpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     (size1m,) = re.findall(r"size1m is DreamerV3Config\((.*)\)", str(caught[0].message))
     quoted = {key: int(value) for key, value in (pair.split("=") for pair in size1m.split(", "))}
     assert DreamerV3Config(**quoted) == with_presets(TrainConfig(DreamerV3Config()), "dreamer_v3", ["size1m"]).agent
+
+
+@pytest.mark.parametrize(
+    ("gpu", "agent", "env", "env_args", "preset"),
+    [
+        (0, "dreamer_v3", "dmc:walker_walk", {}, ("dmc_proprio", "size1m")),
+        (0, "dreamer_v3", "dmc:walker_walk", {"pixels": "true"}, ("dmc_vision", "size1m")),
+        (0, "dreamer_v3", "atari:Pong", {}, ("atari100k", "size1m")),
+        (0, "dreamer_v3", "cartpole", {}, ("cartpole",)),
+        (0, "dreamer_v3", "dmc:cartpole_swingup", {}, ("cartpole_swingup",)),
+        (0, "dreamer_v3", "gym:Acrobot-v1", {}, ("small",)),
+        (0, "planet", "dmc:walker_walk", {}, ("small",)),
+        (80, "dreamer_v3", "dmc:walker_walk", {}, ("dmc_proprio",)),
+        (80, "dreamer_v3", "dmc:walker_walk", {"pixels": "true"}, ("dmc_vision",)),
+        (12, "dreamer_v3", "dmc:walker_walk", {"pixels": "true"}, ("dmc_vision", "size12m")),
+        (80, "dreamer_v3", "gym:Acrobot-v1", {}, ("size12m",)),
+        (80, "dreamer_v2", "atari:Pong", {}, ("atari",)),
+    ],
+)
+def test_the_environment_chooses_the_preset(
+    gpu: int, agent: str, env: str, env_args: dict[str, str], preset: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The official one of its family, in a size for a CPU, or for a GPU of so many GB."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu > 0)
+    memory = SimpleNamespace(total_memory=gpu * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert default_preset(agent, env, env_args) == preset

@@ -41,7 +41,8 @@ AGENTS = {
 
 def agent_name(name: str) -> str:
     """The name as `AGENTS` has it: `dreamerv3` is another spelling of `dreamer_v3`, and so for V1 and V2."""
-    return name.replace("dreamerv", "dreamer_v")
+    other = name.replace("dreamerv", "dreamer_v")
+    return other if other in AGENTS else name
 
 
 def agent_spec(name: str) -> AgentSpec:

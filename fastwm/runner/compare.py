@@ -113,7 +113,7 @@ def preset_for(agent: str, env: str, preset: str) -> tuple[str, ...]:
             raise FastwmError(f"unknown preset {preset!r} for {agent}; there is: {', '.join(blocks)}")
         return (preset,)
     name = env.rpartition(":")[2]
-    return (name,) if name in blocks else default_preset(agent)
+    return (name,) if name in blocks else default_preset(agent, env)
 
 
 def table(result: dict[str, Any]) -> str:

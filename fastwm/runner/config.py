@@ -267,14 +267,39 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def default_preset(agent: str, env: str = "", staged: bool = False) -> tuple[str, ...]:
-    """The preset that suits the machine when none is named; none is the official settings.
+LARGE_GPU = 40 * 2**30
+"""Bytes of GPU memory above which the official sizes of 200 million parameters train comfortably."""
 
-    An agent with stages has them for some environments only.
+
+def default_preset(
+    agent: str, env: str = "", env_args: Mapping[str, str] | None = None, staged: bool = False
+) -> tuple[str, ...]:
+    """The preset where none is named; none is the official settings.
+
+    It is the official one of the environment's family, in a size that suits the machine; on a CPU the one written
+    for this very environment comes first. An agent with stages has presets for some environments only.
     """
     gpu = torch.cuda.is_available()
-    name = ("code" if gpu else "quick") if staged else ("size12m" if gpu else "small")
-    return (name,) if (f"{env}_{name}" if staged else name) in preset_blocks(agent) else ()
+    blocks = preset_blocks(agent)
+    if staged:
+        name = "code" if gpu else "quick"
+        return (name,) if f"{env}_{name}" in blocks else ()
+    prefix, _, task = env.rpartition(":")
+    if not gpu and blocks.get(task, {}).get("env") == env:
+        return (task,)
+    pixels = (env_args or {}).get("pixels", "false").lower() == "true"
+    official = {
+        "dmc": ("dmc_vision",) if pixels else ("dmc_proprio",),
+        "atari": ("atari100k", "atari"),
+        "crafter": ("crafter",),
+    }  # fmt: skip
+    family = tuple(name for name in official.get(prefix, ()) if name in blocks)[:1]
+    if gpu:
+        small = torch.cuda.get_device_properties(0).total_memory < LARGE_GPU or not family
+        return family + ("size12m",) * (small and "size12m" in blocks and family != ("dmc_proprio",))
+    if family and "size1m" in blocks:
+        return (*family, "size1m")
+    return ("small",) if "small" in blocks else ()
 
 
 def env_name(env: Any) -> str:

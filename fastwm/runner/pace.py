@@ -32,6 +32,13 @@ class Pace:
         return max(steps, 0) * (end - start) / (last - first)
 
 
+def duration(seconds: float) -> str:
+    """In words: `45 s`, `12 min`, `3.4 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def rows_for_a_batch(c: TrainConfig[Any]) -> int:
     """Rows of replay, all environments together, that hold as many windows as an update replays steps."""
     return (math.ceil(c.batch_size * c.batch_length / c.num_envs) + c.batch_length) * c.num_envs

@@ -1,6 +1,6 @@
 """Starting or continuing a run, from the command line or from Python."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ from fastwm.runner.train import train as train_steps
 from fastwm.runner.trust import check_env
 
 
-def initial_settings(name: str, env: str, logdir: str, preset: Sequence[str] = (), trust: bool = False) -> Any:
+def initial_settings(
+    name: str, env: str, logdir: str, preset: Sequence[str] = (), trust: bool = False,
+    env_args: Mapping[str, str] | None = None,
+) -> Any:  # fmt: skip
     """The settings before those that are given one by one: the folder's, or the defaults with the presets applied.
 
-    Without `preset`, an agent takes the one that suits the machine; for an agent with stages it also depends on `env`.
+    Without `preset`, an agent takes the official one of the environment's family, sized for the machine.
     """
     spec = agent_spec(name)
     config: Any = (StagedConfig if spec.stages else TrainConfig)(spec.config())
@@ -36,7 +39,7 @@ def initial_settings(name: str, env: str, logdir: str, preset: Sequence[str] = (
             config.stage = ""
         names = () if tuple(preset) == config.preset else tuple(preset)
     else:
-        names = tuple(preset) or default_preset(name, env, bool(spec.stages))
+        names = tuple(preset) or default_preset(name, env, env_args, bool(spec.stages))
     if names:
         config = with_presets(config, name, names, env or config.env)
         config.preset = names
@@ -70,7 +73,7 @@ def train(name: str, env: Any = "", logdir: str | Path = "", preset: str | Seque
     name = agent_name(name)
     named = env if isinstance(env, str) else env_name(env)
     presets = (preset,) if isinstance(preset, str) else tuple(preset)
-    config = initial_settings(name, named, folder, presets, bool(settings.get("trust")))
+    config = initial_settings(name, named, folder, presets, bool(settings.get("trust")), settings.get("env_args"))
     config = merge(config, settings | {"logdir": folder} | ({"env": named} if named else {}))
     if (saved := Path(folder, "config.yaml")).is_file():
         check_env(saved, config, named, settings.get("env_args", ()))

@@ -21,7 +21,7 @@ from fastwm.runner.config import TrainConfig, env_options, env_source, misfit_ex
 from fastwm.runner.folder import run_folder
 from fastwm.runner.graph import fastest_update
 from fastwm.runner.log import MetricsLog, Progress
-from fastwm.runner.pace import Pace, check_learns, first_update, waiting
+from fastwm.runner.pace import Pace, check_learns, duration, first_update, waiting
 from fastwm.runner.signals import signals
 from fastwm.writing import remove_temporaries
 
@@ -174,6 +174,7 @@ class Trainer:
         with Progress(c.log_every) as progress, signals(self):
             progress.say(f"environment: {c.env}: {describe(self.env)}")
             progress.say(self._summary())
+            progress.say(f"settings: {self._settings()}")
             if self.step:
                 progress.say(f"continuing at step {self.step:,}, update {self.updates:,}")
             if reason := self._waiting():
@@ -280,12 +281,19 @@ class Trainer:
             f"steps, train ratio {c.train_ratio:g} replayed steps a step = one update every {every:g} steps"
         )
 
+    def _settings(self) -> str:
+        """Which preset gave them, and how much work they ask for."""
+        c = self.config
+        updates = int(max(c.steps - first_update(c), 0) * c.train_ratio / (c.batch_size * c.batch_length))
+        source = f"preset {' '.join(c.preset)}" if c.preset else "the official defaults"
+        return f"{source} (others: --preset); {c.steps:,} steps and about {updates:,} updates"
+
     def _status(self) -> str:
         c, recent = self.config, self.episodes.recent
         score = f"return {np.mean(recent):.1f} (last {len(recent)})" if recent else "no episode yet"
         later = "" if self.updates or not self._waiting() else f", the first at step {first_update(c):,}"
         left = self.pace.seconds_for(c.steps - self.step)
-        time_left = "" if left is None else f", about {left:.0f} s left"
+        time_left = "" if left is None else f", about {duration(left)} left"
         return (
             f"step {self.step:,}/{c.steps:,}  {score}  updates {self.updates:,}{later}  {self.seconds:.0f} s{time_left}"
         )
