@@ -14,6 +14,7 @@ from ..errors import FastwmError
 from .crafter import make_crafter
 from .envpool import Seed, import_envpool, make_atari, make_dmc, make_envpool, task_names
 from .gym import IMAGE_SIZE, GymBackend, Size, import_factory, make_from, make_gym
+from .minecraft import make_minecraft
 from .vec import UnknownEnv, VecEnv
 
 Factory = Callable[..., VecEnv | VectorEnv]
@@ -32,8 +33,8 @@ ALIASES = {
 }
 
 _FORMS = (
-    "names are short (cartpole), dmc:walker_walk, atari:Pong, crafter:reward, envpool:<id>, gym:<id>, "
-    "package.module:factory, or <prefix>:<name> of a plug-in"
+    "names are short (cartpole), dmc:walker_walk, atari:Pong, crafter:reward, minecraft:diamond, envpool:<id>, "
+    "gym:<id>, package.module:factory, or <prefix>:<name> of a plug-in"
 )
 _factories: dict[str, Factory] = {
     "dmc": make_dmc,
@@ -41,6 +42,7 @@ _factories: dict[str, Factory] = {
     "envpool": make_envpool,
     "gym": make_gym,
     "crafter": make_crafter,
+    "minecraft": make_minecraft,
 }
 _BUILT_IN = frozenset(_factories.values())
 
@@ -70,7 +72,8 @@ def make_env(
 
     name: `cartpole` and other short names or bare EnvPool/Gymnasium ids; `dmc:walker_walk` (option `pixels`);
         `atari:Pong` (options `gray`, `sticky`, `full_action_space`, `noop_max`); `envpool:<id>`; `gym:<id>`
-        (option `async_`); `crafter:reward`; `package.module:factory`; or no string but an Env, a VectorEnv, or a
+        (option `async_`); `crafter:reward`; `minecraft:diamond` (options `break_speed`, `length`);
+        `package.module:factory`; or no string but an Env, a VectorEnv, or a
         callable that makes one.
     seed: environments and runs get unrelated streams; a list gives each environment its own.
     size: side in pixels of all images (64), rendered so where the engine can, else area-averaged; None keeps it.

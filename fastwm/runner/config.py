@@ -292,6 +292,7 @@ def default_preset(
         "dmc": ("dmc_vision",) if pixels else ("dmc_proprio",),
         "atari": ("atari100k", "atari"),
         "crafter": ("crafter",),
+        "minecraft": ("minecraft",),
     }  # fmt: skip
     family = tuple(name for name in official.get(prefix, ()) if name in blocks)[:1]
     if gpu:
