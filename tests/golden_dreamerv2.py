@@ -42,12 +42,20 @@ class Golden(KerasFile):
 
     def agent_config(self) -> DreamerV2Config:
         get = self.config.__getitem__
+
+        def head(name: str) -> tuple[int, ...]:
+            return (get(f"{name}.units"),) * get(f"{name}.layers")
+
+        parts = ("rssm", "encoder", "decoder", "reward_head", "discount_head", "actor", "critic")
+        assert {get(f"{part}.act") for part in parts} == {"elu"}, "all networks have ELU"
+        assert len({get(f"{part}.norm") for part in parts}) == 1, "all networks have the same norm, or none"
+        assert get("encoder.cnn_depth") == get("decoder.cnn_depth"), "both image networks have one depth"
         return DreamerV2Config(
             deter=get("rssm.deter"), hidden=get("rssm.hidden"), stoch=get("rssm.stoch"), classes=get("rssm.discrete"),
-            units=get("reward_head.units"), depth=get("encoder.cnn_depth"), norm=get("rssm.norm") == "layer",
-            encoder_layers=len(get("encoder.mlp_layers")), decoder_layers=len(get("decoder.mlp_layers")),
-            reward_layers=get("reward_head.layers"), cont_layers=get("discount_head.layers"),
-            actor_layers=get("actor.layers"), critic_layers=get("critic.layers"), predict_cont=get("pred_discount"),
+            depth=get("encoder.cnn_depth"), norm=get("rssm.norm") == "layer", obs_order=tuple(get("obs_keys")),
+            encoder_layers=tuple(get("encoder.mlp_layers")), decoder_layers=tuple(get("decoder.mlp_layers")),
+            reward_layers=head("reward_head"), cont_layers=head("discount_head"), actor_layers=head("actor"),
+            critic_layers=head("critic"), predict_cont=get("pred_discount"),
             tanh_reward=get("clip_rewards") == "tanh", free_nats=get("kl.free"), kl_balance=get("kl.balance"),
             kl_scale=get("loss_scales.kl"), reward_scale=get("loss_scales.reward"),
             cont_scale=get("loss_scales.discount"), discount=get("discount"), lam=get("discount_lambda"),
