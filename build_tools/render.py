@@ -439,7 +439,11 @@ def meanings(kind: type) -> dict[str, str]:
 
 
 def in_range(limits: Any) -> str:
-    """A `fastwm.settings.Range` in few words: `1 to 100`, `above 0`, `0 or more`."""
+    """A `fastwm.settings.Range` in few words: `1 to 100`, `above 0`, `0 or more`; of a tuple's length, how many."""
+    from fastwm.settings import Length
+
+    if isinstance(limits, Length):
+        return f"{limits.low} to {limits.high} of them"
     low, high = (f"{limit:,.15g}" for limit in (limits.low, limits.high))
     if limits.high == float("inf"):
         return f"above {low}" if limits.above else f"{low} or more"
@@ -454,7 +458,7 @@ def allowed(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in args)
     if origin is tuple:
-        return f"any number of: {allowed(args[0])}" if args[-1] is Ellipsis else ", ".join(map(allowed, args))
+        return f"several: {allowed(args[0])} each" if args[-1] is Ellipsis else ", ".join(map(allowed, args))
     if origin is dict:
         return "names and values"
     if origin is not None:  # a union
@@ -536,6 +540,33 @@ def metrics(agent: str) -> str:
     if not found:
         raise ValueError(f"docs/metrics.md has no section {agent!r}")
     return str(found[0]).strip()
+
+
+@piece
+def examples() -> str:
+    """The programs in examples/: their heads and their code."""
+    parts = []
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        source = path.read_text()
+        head = ast.get_docstring(ast.parse(source)) or ""
+        title, _, text = head.partition("\n\n")
+        code = source.split('"""\n', 2)[-1].strip()
+        parts.append(f"## {path.name}\n\n{' '.join(title.split())}\n\n{text}\n\n```python\n{code}\n```")
+    return "\n\n".join(parts)
+
+
+@piece
+def suites() -> str:
+    """The suites of `fastwm reproduce`."""
+    from fastwm.runner.reproduce import suites
+
+    rows = []
+    for name, suite in suites().items():
+        gate = ", ".join(f"{least:g}" for least in suite.gate.values())
+        gate = gate or f"published mean minus {suite.deviations:g} deviations"
+        length = f"{suite.steps:,} steps" if suite.steps else f"{suite.episodes} episodes after training"
+        rows.append([f"`{name}`", str(len(suite.environments())), ", ".join(suite.presets), length, gate, suite.note])
+    return table(["suite", "tasks", "agents", "length", "gate", ""], rows, left=6)
 
 
 # ------------------------------------------------------------------------------------------------------------- API

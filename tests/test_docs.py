@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import fastwm
+from fastwm.cli import COMMANDS
 from fastwm.runner.start import initial_settings, train
 from tests.agents_under_test import TINY
 
@@ -87,7 +88,9 @@ def test_commands_exist(page: Path) -> None:
             assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file()
         elif words[:1] == ["python"]:
             assert (ROOT / words[1]).is_file()
-        elif words[:1] in (["pip"], ["fastwm"], ["bench/gpu_check.sh"], [".ci/run"], []):
+        elif words[:1] == ["fastwm"]:
+            assert words[1] in COMMANDS
+        elif words[:1] in (["pip"], ["bench/gpu_check.sh"], [".ci/run"], []):
             continue
         else:
             raise AssertionError(f"nobody checks this command: {line}")
