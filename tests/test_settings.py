@@ -11,13 +11,14 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 import torch
+import tyro
 from gymnasium import spaces
 
 from fastwm.agents import AGENTS, DreamerV3Config
 from fastwm.agents.world_models import CConfig
 from fastwm.cli import main
-from fastwm.runner.config import StagedConfig, TrainConfig, preset_blocks, with_presets
-from fastwm.settings import Range, SettingError, Settings, hints
+from fastwm.runner.config import StagedConfig, TrainConfig, merge, preset_blocks, with_presets
+from fastwm.settings import Range, SettingError, Settings, fits, hints
 from tests.agents_under_test import BOX, IMAGE, TINY, VECTOR, make_batch, tiny
 
 
@@ -91,6 +92,8 @@ def at_bounds() -> Iterator[tuple[str, str, Any]]:
             yield agent, name, typ(limits.low + 1e-12 * limits.above)
             if limits.high <= 1:
                 yield agent, name, typ(limits.high - 1e-6 * limits.below)
+            if fits(AGENTS[agent].config(), name, (5, 3)):
+                yield agent, name, (5, 3)
 
 
 @pytest.mark.parametrize(("agent", "name", "value"), list(at_bounds()))
@@ -148,6 +151,10 @@ def test_a_run_folder_names_its_file_and_the_setting(tmp_path: Path, capsys: pyt
     for text, message in (
         ("agent: {bins: 254}", "agent.bins must be odd, got 254"),
         ("agent: {lr: fast}", "agent.lr must be a finite number, got 'fast'"),
+        (
+            "agent: {actor_layers: [8, x]}",
+            "agent.actor_layers must be an integer or a tuple of entries, got [8, 'x']",
+        ),
         ("agent: 3", "agent must be a mapping of settings, got 3"),
         ("num_envs: 0", "num_envs must be at least 1"),
         ("steps: [1]", "steps must be an integer, got [1]"),
@@ -160,6 +167,13 @@ def test_a_run_folder_names_its_file_and_the_setting(tmp_path: Path, capsys: pyt
     file.write_text("agent_name: dreamer_v3\nenv: cartpole\nagent: {lr: 1e-5}\nsteps: 0\n")  # to YAML 1e-5 is a string
     assert main(["train", "dreamer_v3", "--logdir", str(tmp_path)]) == 2
     assert "steps must be at least 1" in capsys.readouterr().err
+
+
+def test_hidden_layers_are_a_number_or_widths() -> None:
+    config = TrainConfig(AGENTS["dreamer_v2"].config())
+    assert merge(config, {"agent": {"actor_layers": [8, 5], "critic_layers": 2}}).agent.actor_layers == (8, 5)
+    given = tyro.cli(TrainConfig[AGENTS["dreamer_v2"].config], args=["--agent.actor-layers", "8", "5"], default=config)  # type: ignore[name-defined]
+    assert given.agent.actor_layers == (8, 5) and given.agent.critic_layers == 4
 
 
 def test_every_preset_is_in_range() -> None:
