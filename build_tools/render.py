@@ -314,7 +314,7 @@ def learning(task: str) -> dict[str, list[dict[str, Any]]]:
     """Agent -> its evaluated runs on a task, by seed."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for run in load(f"learning/{task}.json")["runs"]:
-        runs.setdefault(run["agent"].replace("dreamerv3", "dreamer_v3"), []).append(run)
+        runs.setdefault(run["agent"], []).append(run)
     return runs
 
 
@@ -439,11 +439,7 @@ def meanings(kind: type) -> dict[str, str]:
 
 
 def in_range(limits: Any) -> str:
-    """A `fastwm.settings.Range` in few words: `1 to 100`, `above 0`, `0 or more`; of a tuple's length, how many."""
-    from fastwm.settings import Length
-
-    if isinstance(limits, Length):
-        return f"{limits.low} to {limits.high} of them"
+    """A `fastwm.settings.Range` in few words: `1 to 100`, `above 0`, `0 or more`."""
     low, high = (f"{limit:,.15g}" for limit in (limits.low, limits.high))
     if limits.high == float("inf"):
         return f"above {low}" if limits.above else f"{low} or more"
@@ -454,15 +450,16 @@ def allowed(hint: Any) -> str:
     """The values that a type hint of a setting takes, in words."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return ", ".join([allowed(args[0]), *map(in_range, args[1:])])
+        limits = args[1:] if args[0] in (int, float) else ()
+        return ", ".join([allowed(args[0]), *map(in_range, limits)])
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in args)
     if origin is tuple:
-        return f"several: {allowed(args[0])} each" if args[-1] is Ellipsis else ", ".join(map(allowed, args))
+        return f"list of: {allowed(args[0])}"
     if origin is dict:
         return "names and values"
     if origin is not None:  # a union
-        return " or ".join(map(allowed, args))
+        return "; or ".join(map(allowed, args))
     return {int: "integer", float: "number", bool: "true, false", str: "text", type(None): "none"}.get(hint, str(hint))
 
 
@@ -674,7 +671,7 @@ def mathematics(text: str) -> str:
     from latex2mathml.converter import convert
 
     text = DISPLAY.sub(lambda m: f'<div class="equation">{convert(m[1], display="block")}</div>', text)
-    return INLINE.sub(lambda m: convert(m[1]), text)
+    return INLINE.sub(lambda m: f"<span>{convert(m[1])}</span>", text)  # <math> alone would begin a block
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
