@@ -523,7 +523,8 @@ def healthy(agent: str) -> str:
     """What a run that learnt logged: the means of some stretches of it."""
     run = load(f"learning/healthy_{agent}.json")
     head = ["metric", *(f"{start:,} to {end:,}" for start, end in run["stretches"])]
-    rows = [[f"`{name}`", *(f"{value:.3g}" for value in values)] for name, values in run["metrics"].items()]
+    rows = [[f"`{name}`", *("" if value is None else f"{value:.3g}" for value in values)]
+            for name, values in run["metrics"].items()]  # fmt: skip
     what = f"`{run['env']}` (preset `{run['preset']}`, seed {run['seed']})"
     source = f"Source: `bench/results/learning/healthy_{agent}.json`."
     return f"Means over stretches of steps of a run that learnt {what}:\n\n{table(head, rows)}\n\n{source}"
