@@ -6,6 +6,7 @@ Leaves bench/results/learning/healthy_AGENT.json, which the agent's page shows.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ def summary(folder: Path) -> dict[str, Any]:
     """Stretches of steps since the first update, and every metric's mean in each."""
     agent, config = open_run(folder)[:2]
     lines = list(read_lines(folder / "metrics.jsonl"))
-    learning = [line["step"] for line in lines if "updates" in line and line["updates"]]
+    learning = [line["step"] for line in lines if line.get("updates")]
     first, last = min(learning), max(learning)
     edges = [round(first + (last - first) * cut) for cut in CUTS]
-    stretches = list(zip(edges, edges[1:]))
+    stretches = list(itertools.pairwise(edges))
     names = ["episode/return", *sorted({key for line in lines for key in line if key.startswith("train/")})]
 
     def mean(name: str, low: int, high: int) -> float | None:
