@@ -9,8 +9,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from fastwm.agents.dreamer_v1 import Dream, DreamerV1, DreamerV1Config
-from fastwm.agents.world import ModelLoss, Noise
+from fastwm.agents.dreamer_v1 import DreamerV1, DreamerV1Config
+from fastwm.agents.results import Dream, Noise
+from fastwm.agents.world import ModelLoss
 from fastwm.nn.distributions import TanhNormal, normal_kl, softplus_std
 from tests.replaying import Check, KerasFile, main, time_major
 
@@ -76,10 +77,10 @@ class Golden(KerasFile):
         return {"cont": "pcont", "kl": "div"}.get(name, name.removeprefix("rec/"))
 
     def compare_dream(self, prefix: str, dream: Dream) -> Iterator[Check]:
-        mean, raw = dream.stats.chunk(2, -1)
+        mean, raw = dream.prior_stats.chunk(2, -1)
         ours = {
             "mean": mean, "std": softplus_std(raw), **dream.state._asdict(), "action": dream.action,
-            "feat": dream.state.feat, "reward": dream.reward, "value": dream.value,
+            "feat": dream.state.feat, "reward": dream.reward, "value": dream.value.mean,
             "pcont": dream.discount, "returns": dream.returns, "weight": dream.weight,
         }  # fmt: skip
         yield from self.compare(prefix + "imag/", ours, self.rows)
@@ -88,7 +89,7 @@ class Golden(KerasFile):
         assert isinstance(dist, TanhNormal)
         policy = {"actor_base_mean": dist.mean, "actor_base_std": dist.std}
         yield from self.compare(prefix + "imag/", policy, lambda x: self.rows(x)[1:])
-        losses = {"actor": dream.actor, "value": dream.critic}
+        losses = {"actor": dream.losses["actor"], "value": dream.losses["critic"]}
         yield from self.compare(prefix + "loss/", losses)
 
     def compare_variants(
@@ -113,8 +114,8 @@ class Golden(KerasFile):
         yield from self.compare_variants(prefix, rows, prev_action, noise)
         loss, dream = agent.losses(rows, prev_action, noise)
         norms = {"model": agent.model_optimizer.backward(loss.total),
-                 "actor": agent.actor_optimizer.backward(dream.actor),
-                 "value": agent.critic_optimizer.backward(dream.critic)}  # fmt: skip
+                 "actor": agent.actor_optimizer.backward(dream.losses["actor"]),
+                 "value": agent.critic_optimizer.backward(dream.losses["critic"])}  # fmt: skip
         yield from self.compare_world(prefix, loss, rows)
         yield from self.compare_dream(prefix, dream)
         yield from self.compare_grads(prefix + "grad/", ("world", "actor", "critic"))

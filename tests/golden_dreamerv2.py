@@ -10,8 +10,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from fastwm.agents.dreamer_v2 import Dream, DreamerV2, DreamerV2Config
-from fastwm.agents.world import ModelLoss, Noise
+from fastwm.agents.dreamer_v2 import DreamerV2, DreamerV2Config
+from fastwm.agents.results import Noise, ScoredDream
+from fastwm.agents.world import ModelLoss
 from fastwm.nn.gru_rssm import GRUState
 from fastwm.nn.spaces import SpaceDict
 from fastwm.ops import categorical_entropy
@@ -111,19 +112,19 @@ class Golden(KerasFile):
         ours = dreamt._asdict() | {"prior_logit": stats}
         yield from self.compare(prefix + "openloop/", ours, time_major)
 
-    def compare_dream(self, prefix: str, dream: Dream) -> Iterator[Check]:
+    def compare_dream(self, prefix: str, dream: ScoredDream) -> Iterator[Check]:
         dist = dream.policy.dists["action"]
         action = torch.cat([torch.zeros_like(dream.action[:1]), dream.action])
         ours = {
             "deter": dream.state.deter, "stoch": dream.state.stoch, "action": action, "reward": dream.reward,
-            "discount": dream.discount, "weight": dream.weight, "slow_value": dream.slow_value, "value": dream.value,
-            "target": dream.targets, "actor_entropy": dream.policy.entropy()[:-1],
+            "discount": dream.discount, "weight": dream.weight, "slow_value": dream.slow_value.mean,
+            "value": dream.value.mean, "target": dream.returns, "actor_entropy": dream.policy.entropy()[:-1],
         }  # fmt: skip
         ours |= {"actor_logits": dist.logits} if hasattr(dist, "logits") else {
             "actor_mean": dist.mean, "actor_std": dist.std}  # fmt: skip
         yield from self.compare(prefix + "imag/", ours, self.rows)
         yield from self.compare(prefix + "imag/", {"prior_logit": dream.prior_stats}, lambda x: self.rows(x)[1:])
-        losses = {"loss/actor": dream.actor, "loss/critic": dream.critic}
+        losses = {f"loss/{key}": loss for key, loss in dream.losses.items()}
         yield from self.compare(prefix, losses)
 
     def compare_variants(self, prefix: str, world: Any, rows: dict[str, Tensor], noise: Noise) -> Iterator[Check]:
@@ -131,7 +132,7 @@ class Golden(KerasFile):
         modes, losses = ("reinforce", "dynamics", "both"), []
         for mode in modes:
             self.agent.actor_grad, kept = mode, self.agent.actor_grad
-            loss = self.agent.behaviour(world.state, rows["is_terminal"], noise).actor
+            loss = self.agent.behaviour(world.state, rows["is_terminal"], noise).losses["actor"]
             self.agent.actor_optimizer.backward(loss)
             self.agent.actor_grad = kept
             losses.append(loss.item())
@@ -152,8 +153,8 @@ class Golden(KerasFile):
         agent.model_optimizer.step()
         yield from self.compare_variants(prefix, loss.world, rows, noise)
         dream = agent.behaviour(loss.world.state, rows["is_terminal"], noise)
-        norms = {"model": norm, "actor": agent.actor_optimizer.backward(dream.actor),
-                 "critic": agent.critic_optimizer.backward(dream.critic)}  # fmt: skip
+        norms = {"model": norm, "actor": agent.actor_optimizer.backward(dream.losses["actor"]),
+                 "critic": agent.critic_optimizer.backward(dream.losses["critic"])}  # fmt: skip
         yield from self.compare_dream(prefix, dream)
         yield from self.compare_grads(prefix + "grad/", ("actor", "critic"))
         yield from self.compare(prefix + "grad_norm/", norms)

@@ -15,7 +15,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from fastwm.agents.dreamer_v3 import DreamerV3, DreamerV3Config, Loss, Noise
+from fastwm.agents import DreamerV3, DreamerV3Config, Noise
+from fastwm.agents.dreamer_v3 import Loss
 from fastwm.agents.official import from_official, load_official, official_names
 from fastwm.nn.heads import Action
 from fastwm.nn.spaces import SpaceDict
@@ -103,7 +104,7 @@ class Golden:
         world, dream, prefix = loss.world, loss.dream, f"step{step}/"
         ours: dict[str, Tensor] = {
             "wm/tokens": world.tokens, "wm/deter": world.state.deter, "wm/stoch": world.state.stoch,
-            "wm/post_logit": world.post_logits, "wm/prior_logit": world.prior_logits,
+            "wm/post_logit": world.post_stats, "wm/prior_logit": world.prior_stats,
             "replay/value/logits": loss.replay_value.logits, "replay/value/pred": loss.replay_value.mean,
             "replay/slowvalue/logits": loss.replay_slow_value.logits,
             "replay/slowvalue/pred": loss.replay_slow_value.mean, "replay/return": loss.replay_returns,
@@ -115,8 +116,8 @@ class Golden:
         for key, term in loss.terms.items():
             ours[f"loss/{dict(map(reversed, LOSS_NAMES.items())).get(key, key.removeprefix('rec/'))}"] = term
         dreamt: dict[str, Tensor] = {
-            "deter": dream.state.deter[1:], "stoch": dream.state.stoch[1:], "prior_logit": dream.prior_logits,
-            "reward": dream.reward, "cont": dream.cont, "return": dream.returns,
+            "deter": dream.state.deter[1:], "stoch": dream.state.stoch[1:], "prior_logit": dream.prior_stats,
+            "reward": dream.reward, "cont": dream.discount, "return": dream.returns,
             "value/logits": dream.value.logits, "value/pred": dream.value.mean,
             "slowvalue/logits": dream.slow_value.logits, "slowvalue/pred": dream.slow_value.mean,
             "policy_loss": dream.losses["policy"], "value_loss": dream.losses["value"],
@@ -133,7 +134,7 @@ class Golden:
             if name == "loss_total":
                 mine = loss.total
             elif name == "imag/retnorm_scale":
-                mine = dream.scale
+                mine = self.agent.return_norm.scale
             elif name in ("imag/retnorm_offset", "state/retnorm/lo/value"):
                 mine = self.agent.return_norm.lo
             elif name == "state/retnorm/hi/value":

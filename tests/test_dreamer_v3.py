@@ -168,7 +168,7 @@ def test_t14_t15_index_convention_and_horizon() -> None:
     agent = tiny()
     dream = agent.loss(make_batch(agent), noise_for(agent)).dream
     assert dream.state.deter.shape[0] == 4 and dream.returns.shape == (3, 15) and dream.action["action"].shape[0] == 4
-    r, c, v, lam = dream.reward, dream.cont, dream.value.mean.detach(), agent.config.lam
+    r, c, v, lam = dream.reward, dream.discount, dream.value.mean.detach(), agent.config.lam
     expected = v[3]
     for k in (2, 1, 0):
         expected = r[k + 1] + c[k + 1] * ((1 - lam) * v[k + 1] + lam * expected)

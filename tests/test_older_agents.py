@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastwm.agents import agent_spec
 from fastwm.agents.dreamer import arrival_weights, lambda_targets
-from fastwm.agents.world import Noise
+from fastwm.agents.results import Noise
 from fastwm.nn.distributions import normal_kl
 from fastwm.nn.gru_rssm import GRUState
 from fastwm.runner.config import TrainConfig, preset_blocks, with_presets
@@ -46,11 +46,11 @@ def test_g5_t14_a_states_value_holds_its_own_reward() -> None:
 
 def test_t15_horizons() -> None:
     """T15: H actions; V1 keeps H states and H-1 returns, V2 H+1 states and H targets."""
-    for name, states, targets in (("dreamer_v1", 4, "returns"), ("dreamer_v2", 5, "targets")):
+    for name, states in (("dreamer_v1", 4), ("dreamer_v2", 5)):
         agent = tiny(name)
         dream = dream_of(agent, make_batch(agent))
         assert dream.action.shape == (4, 15, 2) and dream.state.deter.shape == (states, 15, 16)
-        assert getattr(dream, targets).shape == (states - 1, 15)
+        assert dream.returns.shape == (states - 1, 15)
 
 
 def test_t14_v2_the_start_states_reward_counts() -> None:
@@ -59,7 +59,7 @@ def test_t14_v2_the_start_states_reward_counts() -> None:
     before = dream_of(agent, batch)
     agent.world.reward.out.bias.data += 1
     after = dream_of(agent, batch)
-    assert (after.targets - before.targets).min() > 0.9
+    assert (after.returns - before.returns).min() > 0.9
 
 
 def test_t16_t17_t18_weights_and_the_continuation() -> None:
@@ -105,10 +105,10 @@ def test_t21_which_critic_makes_the_targets() -> None:
     for p in v2.critic.parameters():
         p.data.normal_()
     after = dream_of(v2, batch)
-    assert torch.equal(before.targets, after.targets) and torch.equal(before.actor, after.actor)
+    assert torch.equal(before.returns, after.returns) and torch.equal(before.losses["actor"], after.losses["actor"])
     for p in v2.slow_critic.parameters():
         p.data.normal_()
-    assert not torch.allclose(before.targets, dream_of(v2, batch).targets)
+    assert not torch.allclose(before.returns, dream_of(v2, batch).returns)
     assert not hasattr(v1, "slow_critic")
 
 
@@ -130,11 +130,11 @@ def test_t22_every_optimiser_moves_its_own(name: str) -> None:
     agent = tiny(name)
     batch = make_batch(agent)
     dream = dream_of(agent, batch)
-    agent.actor_optimizer.backward(dream.actor)
+    agent.actor_optimizer.backward(dream.losses["actor"])
     assert any(p.grad is not None and p.grad.any() for p in agent.actor.parameters())
     for part in (agent.world, agent.critic):
         assert all(p.grad is None for p in part.parameters())
-    agent.critic_optimizer.backward(dream.critic)
+    agent.critic_optimizer.backward(dream.losses["critic"])
     assert any(p.grad.any() for p in agent.critic.parameters())
     assert all(p.grad is None for p in agent.world.parameters())
     if name == "dreamer_v2":
@@ -164,14 +164,14 @@ def test_v2_chooses_its_gradient_by_the_action_space() -> None:
     assert tiny("dreamer_v2").actor_grad == "dynamics"
     agent = tiny("dreamer_v2", act=spaces.Discrete(3))
     assert agent.actor_grad == "reinforce"
-    assert not dream_of(agent, make_batch(agent)).targets.requires_grad
+    assert not dream_of(agent, make_batch(agent)).returns.requires_grad
 
 
 def test_t10_v1_discrete_actions_pass_the_gradient_straight_through() -> None:
     agent = tiny("dreamer_v1", act=spaces.Discrete(3))
     dream = dream_of(agent, make_batch(agent))
     assert ((dream.action == 0) | (dream.action == 1)).all()
-    assert agent.actor_optimizer.backward(dream.actor) > 0
+    assert agent.actor_optimizer.backward(dream.losses["actor"]) > 0
 
 
 # Data

@@ -14,9 +14,10 @@ with needs("agents", "fastwm.agents"):
     from fastwm.agents.agent import Agent
     from fastwm.agents.dreamer_v1 import DreamerV1, DreamerV1Config
     from fastwm.agents.dreamer_v2 import DreamerV2, DreamerV2Config
-    from fastwm.agents.dreamer_v3 import DreamerV3, DreamerV3Config, Noise
+    from fastwm.agents.dreamer_v3 import DreamerV3, DreamerV3Config
     from fastwm.agents.official import load_official
     from fastwm.agents.planet import PlaNet, PlaNetConfig
+    from fastwm.agents.results import Noise
     from fastwm.agents.world_models import STAGES, WorldModels, WorldModelsConfig
     from fastwm.agents.world_models.stage import Stage
 

@@ -9,7 +9,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from fastwm import ops
-from fastwm.agents.world import Noise, WorldAgent, WorldConfig
+from fastwm.agents.results import Noise
+from fastwm.agents.world import WorldAgent, WorldConfig
 from fastwm.nn.gru_rssm import GRUState
 from fastwm.nn.heads import Action, Actor, NormalHead, RealAction
 from fastwm.nn.layers import Style
@@ -91,7 +92,7 @@ class Dreamer(WorldAgent):
         """
         horizon, count, rssm = self.config.imag_length, len(start.deter), self.world.rssm
         latent_noise = rssm.noise(horizon, count) if noise.prior is None else noise.prior
-        action_noise = self.actor.noise(horizon, count) if noise.action is None else noise.action
+        action_noise = self.actor.noise(horizon, count, given=noise.action)
         with self.autocast():
             deter, stoch, stats, action = ops.gru_rssm_imagine(
                 *start, latent_noise, action_noise, rssm.weights, rssm.kind,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastwm.agents.agent import WriteBack, fixed
 from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, before_last, flatten, lambda_targets
-from fastwm.agents.world import ModelLoss, Noise, World
+from fastwm.agents.results import Dream, Noise, World
+from fastwm.agents.world import ModelLoss
 from fastwm.nn.distributions import normal_kl
 from fastwm.nn.gru_rssm import VARIANTS, GRUState
 from fastwm.nn.layers import keras_style
@@ -27,25 +28,6 @@ class DreamerV1Config(DreamerConfig):
 
     action_std: Annotated[float, Range(0, 100, above=True)] = 5.0
     """Standard deviation of the untrained policy, before tanh."""
-
-
-@dataclass
-class Dream:
-    """Imagined trajectories from `N` posterior states: states 1..H and what is predicted there, [H, N, ...]."""
-
-    state: GRUState
-    stats: Tensor
-    action: Tensor
-    """[H, N, A], encoded; the one that led to each state."""
-    reward: Tensor
-    discount: Tensor
-    weight: Tensor
-    value: Tensor
-    returns: Tensor  # [H-1, N]
-    actor: Tensor
-    """The actor's loss, a scalar."""
-    critic: Tensor
-    """The critic's."""
 
 
 class DreamerV1(Dreamer):
@@ -62,7 +44,7 @@ class DreamerV1(Dreamer):
         dense, conv = keras_style("elu", c.norm), keras_style("relu", c.norm)
         super().__init__(obs_space, act_space, c, VARIANTS["dreamer_v1"], dense, conv, "tanh_normal", 1e-4, shift)
 
-    def divergence(self, world: World) -> Tensor:
+    def divergence(self, world: World[GRUState]) -> Tensor:
         """Free nats on the mean of the batch."""
         return normal_kl(world.post_stats, world.prior_stats).mean().clamp(min=self.config.free_nats)
 
@@ -73,34 +55,34 @@ class DreamerV1(Dreamer):
         self.check_update(batch)
         model, dream = self.losses(*self.led_to(batch), noise or Noise())
         norms = {"model": self.model_optimizer.backward(model.total),
-                 "actor": self.actor_optimizer.backward(dream.actor),
-                 "critic": self.critic_optimizer.backward(dream.critic)}  # fmt: skip
-        losses = {"actor": dream.actor, "critic": dream.critic}
+                 "actor": self.actor_optimizer.backward(dream.losses["actor"]),
+                 "critic": self.critic_optimizer.backward(dream.losses["critic"])}  # fmt: skip
         optimizers = self.model_optimizer, self.actor_optimizer, self.critic_optimizer
-        apply = self.check_finite_of("all", model.terms | losses, *optimizers)
+        apply = self.check_finite_of("all", model.terms | dream.losses, *optimizers)
         for optimizer in optimizers:
             optimizer.step(apply=apply)
-        dreamt = {"dream/reward": dream.reward, "dream/return": dream.returns, "dream/value": dream.value}
-        return self.metrics(model, losses, norms, dreamt)
+        dreamt = {"dream/reward": dream.reward, "dream/return": dream.returns, "dream/value": dream.value.mean}
+        return self.metrics(model, dream.losses, norms, dreamt)
 
-    def losses(self, rows: Mapping[str, Tensor], prev_action: Tensor, noise: Noise) -> tuple[ModelLoss, Dream]:
+    def losses(
+        self, rows: Mapping[str, Tensor], prev_action: Tensor, noise: Noise
+    ) -> tuple[ModelLoss, Dream[GRUState]]:
         """The model's on rows [T, B, ...], the actor's and the critic's in dreams from its states."""
         model = self.model_loss(rows, prev_action, noise=noise.post)
         return model, self.behaviour(model.world.state, noise)
 
-    def behaviour(self, posterior: GRUState, noise: Noise) -> Dream:
+    def behaviour(self, posterior: GRUState, noise: Noise) -> Dream[GRUState]:
         """Dream from the posterior states [T, B, ...]; with a head of the continuation the last may be an end."""
         c = self.config
         if c.predict_cont:
             posterior = GRUState(*(part[:-1] for part in posterior))
         state, stats, action = self.dream(flatten(posterior), noise)
         with self.autocast(), fixed(self.world, self.critic):
-            reward, value = self.world.reward(*state.parts).mean, self.critic(*state.parts).mean
+            reward, value = self.world.reward(*state.parts).mean, self.critic(*state.parts)
             discount = self.world.discount_at(state)
-        returns = lambda_targets(reward, discount, value, c.lam)
+        returns = lambda_targets(reward, discount, value.mean, c.lam)
         weight = arrival_weights(discount)[:-1]
-        actor_loss = -(weight * returns).mean()
         with self.autocast():
             judged = self.critic(*before_last(state).parts)
-        critic_loss = (weight * judged.loss(returns.detach())).mean()
-        return Dream(state, stats, action, reward, discount, weight, value, returns, actor_loss, critic_loss)
+        losses = {"actor": -(weight * returns).mean(), "critic": (weight * judged.loss(returns.detach())).mean()}
+        return Dream(state, stats, action, reward, discount, weight, value, returns, losses)

@@ -15,9 +15,9 @@ from torch import Tensor
 from fastwm import ops
 from fastwm.agents.agent import WriteBack, fixed
 from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, before_last, flatten, lambda_targets
-from fastwm.agents.world import Noise, World
+from fastwm.agents.results import Noise, ScoredDream, World
 from fastwm.nn.gru_rssm import VARIANTS, GRUState
-from fastwm.nn.heads import NormalHead, Policy
+from fastwm.nn.heads import NormalHead
 from fastwm.nn.layers import keras_style
 from fastwm.nn.spaces import classes, decode
 from fastwm.settings import Count, Fraction, Layers, Positive, Weight, Width
@@ -63,26 +63,6 @@ class DreamerV2Config(DreamerConfig):
     """Sample the ends of episodes more often."""
 
 
-@dataclass
-class Dream:
-    """Imagined trajectories from `N` posterior states: states 0..H and what is predicted there, [H+1, N, ...]."""
-
-    state: GRUState
-    prior_stats: Tensor  # [H, N, ...]
-    action: Tensor  # [H, N, A], encoded, taken in states 0..H-1
-    reward: Tensor
-    discount: Tensor
-    weight: Tensor
-    slow_value: Tensor
-    value: Tensor  # [H, N]
-    targets: Tensor  # [H, N]
-    policy: Policy  # [H, N]
-    actor: Tensor
-    """The actor's loss, a scalar."""
-    critic: Tensor
-    """The critic's."""
-
-
 class DreamerV2(Dreamer):
     """The agent: see `DreamerV3` for the spaces it takes; images must be 64x64."""
 
@@ -106,7 +86,7 @@ class DreamerV2(Dreamer):
         discrete = all(classes(space) for space in self.act_space.values())
         self.actor_grad = c.actor_grad if c.actor_grad != "auto" else "reinforce" if discrete else "dynamics"
 
-    def divergence(self, world: World) -> Tensor:
+    def divergence(self, world: World[GRUState]) -> Tensor:
         c = self.config
         return ops.balanced_categorical_kl(world.post_stats, world.prior_stats, c.kl_balance, c.free_nats)
 
@@ -129,41 +109,40 @@ class DreamerV2(Dreamer):
         model_applies = self.check_finite_of("model", model.terms, self.model_optimizer)
         self.model_optimizer.step(apply=model_applies)
         dream = self.behaviour(model.world.state, rows["is_terminal"], noise)
-        norms["actor"] = self.actor_optimizer.backward(dream.actor)
-        norms["critic"] = self.critic_optimizer.backward(dream.critic)
-        losses = {"actor": dream.actor, "critic": dream.critic}
-        apply = self.check_finite_of("behaviour", losses, self.actor_optimizer, self.critic_optimizer)
+        norms["actor"] = self.actor_optimizer.backward(dream.losses["actor"])
+        norms["critic"] = self.critic_optimizer.backward(dream.losses["critic"])
+        apply = self.check_finite_of("behaviour", dream.losses, self.actor_optimizer, self.critic_optimizer)
         apply = apply if model_applies is None or apply is None else apply & model_applies
         self.actor_optimizer.step(apply=apply)
         self.critic_optimizer.step(apply=apply)
         self.update_slow_critic(apply)
-        dreamt = {"dream/reward": dream.reward, "dream/return": dream.targets, "dream/value": dream.slow_value,
+        dreamt = {"dream/reward": dream.reward, "dream/return": dream.returns, "dream/value": dream.slow_value.mean,
                   "entropy/policy": dream.policy.entropy()}  # fmt: skip
-        return self.metrics(model, losses, norms, dreamt)
+        return self.metrics(model, dream.losses, norms, dreamt)
 
-    def behaviour(self, posterior: GRUState, is_terminal: Tensor, noise: Noise) -> Dream:
+    def behaviour(self, posterior: GRUState, is_terminal: Tensor, noise: Noise) -> ScoredDream[GRUState]:
         """Dream from every posterior state [T, B, ...], terminal ones included, and score actor and critic there."""
         c, start = self.config, flatten(posterior)
         with fixed(self.world), torch.set_grad_enabled(self.actor_grad != "reinforce"):
             dreamt, prior_stats, action = self.dream(start, noise)
             state = GRUState(*(torch.cat([first[None], rest]) for first, rest in zip(start, dreamt)))
             with self.autocast():
-                reward, slow_value = self.world.reward(*state.parts).mean, self.slow_critic(*state.parts).mean
+                reward, slow_value = self.world.reward(*state.parts).mean, self.slow_critic(*state.parts)
                 discount = self.world.discount_at(state)
             if c.predict_cont:
                 discount = torch.cat([self.world.discount_after(is_terminal).flatten()[None], discount[1:]])
-            targets = lambda_targets(reward, discount, slow_value, c.lam)
+            returns = lambda_targets(reward, discount, slow_value.mean, c.lam)
         weight, judged = arrival_weights(discount), before_last(state)
         with self.autocast():
             policy, value = self.actor(*judged.parts), self.critic(*judged.parts)
         # The action in state k is judged by the return of state k+1: both the first return and the last action go.
-        score = policy.log_prob(decode(self.act_space, action))[:-1] * (targets[1:] - slow_value[:-2]).detach()
+        score = policy.log_prob(decode(self.act_space, action))[:-1] * (returns[1:] - slow_value.mean[:-2]).detach()
         mix = {"reinforce": 0.0, "dynamics": 1.0, "both": c.actor_mix}[self.actor_grad]
-        objective = mix * targets[1:] + (1 - mix) * score + c.actor_entropy * policy.entropy()[:-1]
-        actor_loss = -(weight[:-2] * objective).mean()
-        critic_loss = (weight[:-1] * value.loss(targets)).mean()
-        return Dream(state, prior_stats, action, reward, discount, weight, slow_value, value.mean, targets, policy,
-                     actor_loss, critic_loss)  # fmt: skip
+        objective = mix * returns[1:] + (1 - mix) * score + c.actor_entropy * policy.entropy()[:-1]
+        losses = {"actor": -(weight[:-2] * objective).mean(), "critic": (weight[:-1] * value.loss(returns)).mean()}
+        return ScoredDream(
+            state, prior_stats, action, reward, discount, weight, value, returns, losses, policy, slow_value
+        )
 
     @torch.no_grad()
     def update_slow_critic(self, apply: Tensor | None = None) -> None:

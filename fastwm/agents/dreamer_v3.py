@@ -7,7 +7,7 @@ from what the model dreams. Every equation is named in `loss`; tensors are time-
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from fastwm import ops
 from fastwm.agents.agent import Agent, WriteBack, fixed
+from fastwm.agents.dreamer_v3_config import DreamerV3Config
+from fastwm.agents.results import Noise, ScoredDream, World
 from fastwm.nn.codec import Decoder, Encoder
-from fastwm.nn.distributions import Bernoulli, Categorical, SquaredError, TwoHot
+from fastwm.nn.distributions import Bernoulli, TwoHot
 from fastwm.nn.heads import Action, Actor, BernoulliHead, Policy, TwoHotHead
 from fastwm.nn.layers import RMSNorm
 from fastwm.nn.normalize import PercentileNormalizer
@@ -24,148 +26,8 @@ from fastwm.nn.rssm import BlockRSSM, State, stoch_onehot
 from fastwm.nn.spaces import decode, encode, is_image, row_spaces, total_width
 from fastwm.ops.philox import rand, randn
 from fastwm.optim import LaProp, gradient_norms
-from fastwm.settings import (
-    Count,
-    Decay,
-    Fraction,
-    Hidden,
-    HiddenLayers,
-    Positive,
-    Range,
-    Settings,
-    Weight,
-    Whole,
-    Width,
-)
 
 LARGE = 50_000_000  # parameters
-
-
-@dataclass
-class DreamerV3Config(Settings):
-    """Every number of the agent. The defaults are the official ones at size200m; `fastwm.configs` holds presets."""
-
-    deter: Width = 8192
-    """Units of the recurrent state; a multiple of `blocks`."""
-    hidden: Width = 1024
-    """Units of the RSSM's hidden layers."""
-    stoch: Width = 32
-    """Categorical latent variables."""
-    classes: Annotated[int, Range(1, 256)] = 64
-    """Classes of each latent variable."""
-    blocks: Width = 8
-    """Blocks of the block-diagonal recurrent weights."""
-    units: Width = 1024
-    """Units of a hidden layer in the encoder, the decoder and all heads, where no widths are given."""
-    depth: Width = 64
-    """Channels of the image networks, before `mults`."""
-    mults: tuple[Width, ...] = (2, 3, 4, 4)
-    """Channels of each image layer, as multiples of `depth`; every layer halves the image's side."""
-    kernel: Annotated[int, Range(1, 31)] = 5
-    """Side of the convolutions' kernels, in pixels; odd."""
-    unimix: Decay = 0.01
-    """Fraction of the uniform distribution mixed into the latent categoricals."""
-    policy_unimix: Decay = 0.0
-    """The same for discrete actions; the official code configures 0.01 but does not apply it."""
-    free_nats: Weight = 1.0
-    """KL in nats below which the dynamics and representation losses give no gradient."""
-    prior_layers: Hidden = 2
-    """Hidden layers that predict the latent from the recurrent state."""
-    post_layers: Hidden = 1
-    """Hidden layers that infer the latent from the recurrent state and the observation."""
-    encoder_layers: HiddenLayers = 3
-    """Hidden layers of the vector encoder: their number, or the width of each."""
-    decoder_layers: HiddenLayers = 3
-    """Hidden layers of the vector decoder: their number, or the width of each."""
-    reward_layers: HiddenLayers = 1
-    """Hidden layers of the reward head: their number, or the width of each."""
-    cont_layers: HiddenLayers = 1
-    """Hidden layers of the continuation head: their number, or the width of each."""
-    actor_layers: HiddenLayers = 3
-    """Hidden layers of the actor: their number, or the width of each."""
-    critic_layers: HiddenLayers = 3
-    """Hidden layers of the critic: their number, or the width of each."""
-    bins: Annotated[int, Range(3, 2**16)] = 255
-    """Bins of the two-hot heads (reward and critic); odd."""
-    actor_outscale: Weight = 0.01
-    """Scale of the actor's initial output weights."""
-    rec_scale: Weight = 1.0
-    """Weight of the reconstruction losses."""
-    reward_scale: Weight = 1.0
-    """Weight of the reward loss."""
-    cont_scale: Weight = 1.0
-    """Weight of the continuation loss."""
-    dyn_scale: Weight = 1.0
-    """Weight of the dynamics loss: the KL that trains the prior."""
-    rep_scale: Weight = 0.1
-    """Weight of the representation loss: the KL that trains the posterior."""
-    policy_scale: Weight = 1.0
-    """Weight of the actor's loss."""
-    value_scale: Weight = 1.0
-    """Weight of the critic's loss on imagined states."""
-    replay_value_scale: Weight = 0.3
-    """Weight of the critic's loss on replayed states."""
-    imag_length: Count = 15
-    """Steps of every imagined trajectory."""
-    horizon: Annotated[float, Range(1)] = 333.0
-    """Effective length of the discount `1 - 1/horizon`, in steps."""
-    lam: Fraction = 0.95
-    """Lambda of the returns: 0 bootstraps after one step, 1 at the end of the trajectory."""
-    actor_entropy: Weight = 3e-4
-    """Weight of the policy's entropy in the actor's objective."""
-    slow_reg: Weight = 1.0
-    """Weight of the loss that pulls the critic to its own slow average."""
-    slow_rate: Fraction = 0.02
-    """Fraction by which the slow critic moves to the critic at every update."""
-    return_rate: Fraction = 0.01
-    """Fraction by which the return percentiles move to those of the batch at every update."""
-    return_limit: Positive = 1.0
-    """Smallest scale that advantages are divided by."""
-    lr: Positive = 4e-5
-    """Learning rate, after the warm-up."""
-    warmup: Whole = 1000
-    """Updates over which the learning rate rises linearly from 0."""
-    agc: Weight = 0.3
-    """Largest norm of a tensor's gradient relative to the norm of its weights; 0 does not clip."""
-    beta1: Decay = 0.9
-    """Decay of LaProp's momentum."""
-    beta2: Decay = 0.999
-    """Decay of LaProp's mean squared gradient."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Matrix products in bfloat16, where the hardware has it, or float32. Everything else is float32."""
-
-    def __post_init__(self) -> None:
-        self.require(self.deter % self.blocks == 0, "deter", f"a multiple of blocks ({self.blocks})")
-        self.require(self.bins % 2 == 1, "bins", "odd")
-        self.require(self.kernel % 2 == 1, "kernel", "odd")
-
-    @property
-    def discount(self) -> float:
-        return 1 - 1 / self.horizon
-
-
-@dataclass
-class Noise:
-    """Every random number of one update; `None` draws from torch's generator."""
-
-    post: Tensor | None = None
-    """Uniform [T, B, S]."""
-    prior: Tensor | None = None
-    """Uniform [H, T*B, S]."""
-    action: Action | None = None
-    """[H+1, T*B, ...]: uniform for discrete actions, standard normal for continuous ones."""
-
-
-@dataclass
-class World:
-    """The world model's view of a batch, [T, B, ...]."""
-
-    tokens: Tensor
-    state: State
-    post_logits: Tensor
-    prior_logits: Tensor
-    recon: "dict[str, SquaredError | Categorical]"
-    losses: dict[str, Tensor]
 
 
 class Outlook(NamedTuple):
@@ -179,30 +41,13 @@ class Outlook(NamedTuple):
 
 
 @dataclass
-class Dream:
-    """Imagined trajectories from all `N = T*B` posterior states: states 0..H, [H+1, N, ...]."""
-
-    state: State
-    prior_logits: Tensor  # [H, N, S, C]
-    action: Action
-    reward: Tensor
-    cont: Tensor
-    policy: Policy
-    value: TwoHot
-    slow_value: TwoHot
-    returns: Tensor  # [H, N]
-    scale: Tensor
-    losses: dict[str, Tensor]  # [H, N]
-
-
-@dataclass
 class Loss:
     """`total` is the sum of the scaled means of `terms`; the rest is what they were made of."""
 
     total: Tensor
     terms: dict[str, Tensor]  # [T, B], `replay_value` [T-1, B]
-    world: World
-    dream: Dream
+    world: World[State]
+    dream: ScoredDream[State]
     replay_value: TwoHot
     replay_slow_value: TwoHot
     replay_returns: Tensor  # [T-1, B]
@@ -365,7 +210,7 @@ class DreamerV3(Agent):
         metrics = {f"loss/{key}": loss.detach().mean() for key, loss in terms.items()} | self.metrics(world, dream)
         return Loss(total, terms, world, dream, value, slow_value, returns, metrics)
 
-    def world_model(self, batch: Mapping[str, Tensor], uniform: Tensor | None = None) -> World:
+    def world_model(self, batch: Mapping[str, Tensor], uniform: Tensor | None = None) -> World[State]:
         """Filter the batch and predict all of it: reconstruction, reward, continuation and the two KL terms."""
         rows, prev_action = self.led_to(batch)
         start = State(batch["deter"][0].float(), stoch_onehot(batch["stoch"][0], self.config.classes))
@@ -379,24 +224,26 @@ class DreamerV3(Agent):
             target = rows[key] / 255 if is_image(self.obs_space[key]) else rows[key]
             loss = dist.loss(target)
             losses[f"rec/{key}"] = loss.flatten(2).sum(-1) if loss.ndim > 2 else loss
-        losses["reward"] = self.reward(*state.parts).loss(rows["reward"])
+        reward, cont = self.reward(*state.parts), self.cont(*state.parts)
+        losses["reward"] = reward.loss(rows["reward"])
         # The soft target puts the discount into the continuation probability.
-        losses["cont"] = self.cont(*state.parts).loss((1 - rows["is_terminal"].float()) * self.config.discount)
-        return World(tokens, state, post_logits, prior_logits, recon, losses)
+        losses["cont"] = cont.loss((1 - rows["is_terminal"].float()) * self.config.discount)
+        return World(tokens, state, post_logits, prior_logits, recon, reward, cont, losses)
 
-    def dream(self, posterior: State, noise: Noise) -> Dream:
+    def dream(self, posterior: State, noise: Noise) -> ScoredDream[State]:
         """Imagine from every posterior state, without gradient to the model, and score actor and critic there."""
         c = self.config
         state, action, prior_logits, seen = self.rollout(posterior.detach().flatten(), noise)
         policy, value, slow_value = seen.policy, seen.value, seen.slow_value
-        reward, cont, baseline = seen.reward.mean, seen.cont.prob, value.mean.detach()
-        returns = ops.lambda_return(reward[1:], cont[1:], baseline[1:], c.lam)  # [H, N]
-        scale = self.return_norm.update(returns)
-        advantage = (returns - baseline[:-1]) / scale
-        weight = cont.cumprod(0)[:-1]
+        reward, discount, baseline = seen.reward.mean, seen.cont.prob, value.mean.detach()
+        returns = ops.lambda_return(reward[1:], discount[1:], baseline[1:], c.lam)  # [H, N]
+        advantage = (returns - baseline[:-1]) / self.return_norm.update(returns)
+        weight = discount.cumprod(0)[:-1]
         objective = policy.log_prob(action)[:-1] * advantage + c.actor_entropy * policy.entropy()[:-1]
         losses = {"policy": -weight * objective, "value": weight * self.value_loss(value, slow_value, returns)}
-        return Dream(state, prior_logits, action, reward, cont, policy, value, slow_value, returns, scale, losses)
+        return ScoredDream(
+            state, prior_logits, action, reward, discount, weight, value, returns, losses, policy, slow_value
+        )
 
     def rollout(self, start: State, noise: Noise) -> tuple[State, Action, Tensor, Outlook]:
         """States 0..H and the actions sampled at them [H+1, N, ...], the prior logits of states 1..H, and what the
@@ -404,15 +251,11 @@ class DreamerV3(Agent):
         c, rssm = self.config, self.rssm
         horizon, rows = c.imag_length, len(start.deter)
         uniform = rand(horizon, rows, c.stoch, device=self.device) if noise.prior is None else noise.prior
-        draws = []
-        for key, head in self.actor.specs.items():
-            fresh = rand if head.classes else randn
-            shape = (horizon + 1, rows, head.size)
-            draws.append(noise.action[key].reshape(shape) if noise.action else fresh(*shape, device=self.device))
+        draws = self.actor.noise(horizon + 1, rows, given=noise.action, uniform=rand, normal=randn)
         with self.autocast(), fixed(self.reward, self.cont):
             readouts = [head.params for head in (self.reward, self.cont, self.critic, self.slow_critic)]
             deter, stoch, prior_logits, encoded, outputs = ops.rssm_imagine(
-                *start, uniform, torch.cat(draws, -1), rssm.observe_weights(), rssm.prior_weights(),
+                *start, uniform, draws, rssm.observe_weights(), rssm.prior_weights(),
                 self.actor.params, tuple(self.actor.specs.values()), c.unimix, c.policy_unimix, RMSNorm.eps, readouts,
             )  # fmt: skip
         policy, reward, cont, value, slow_value = outputs
@@ -434,17 +277,17 @@ class DreamerV3(Agent):
         return value.loss(padded, slow_value.mean, self.config.slow_reg)[:-1]
 
     @torch.no_grad()
-    def metrics(self, world: World, dream: Dream) -> dict[str, Tensor]:
+    def metrics(self, world: World[State], dream: ScoredDream[State]) -> dict[str, Tensor]:
         """Scalars worth a plot."""
         return {
-            "entropy/post": self.rssm.dist(world.post_logits).entropy().sum(-1).mean(),
-            "entropy/prior": self.rssm.dist(world.prior_logits).entropy().sum(-1).mean(),
+            "entropy/post": self.rssm.dist(world.post_stats).entropy().sum(-1).mean(),
+            "entropy/prior": self.rssm.dist(world.prior_stats).entropy().sum(-1).mean(),
             "entropy/policy": dream.policy.entropy().mean(),
             "dream/reward": dream.reward.mean(),
-            "dream/cont": dream.cont.mean(),
+            "dream/cont": dream.discount.mean(),
             "dream/return": dream.returns.mean(),
             "dream/value": dream.value.mean.mean(),
-            "dream/return_scale": dream.scale,
+            "dream/return_scale": self.return_norm.scale,
         }
 
     @torch.no_grad()

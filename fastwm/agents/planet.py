@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastwm import ops
 from fastwm.agents.agent import WriteBack
-from fastwm.agents.world import Noise, World, WorldAgent, WorldConfig
+from fastwm.agents.results import Noise, World
+from fastwm.agents.world import WorldAgent, WorldConfig
 from fastwm.errors import FastwmError
 from fastwm.nn.distributions import normal_kl
 from fastwm.nn.gru_rssm import VARIANTS, GRUState
@@ -80,7 +81,7 @@ class PlaNet(WorldAgent):
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"model": self.optimizer}
 
-    def divergence(self, world: World) -> Tensor:
+    def divergence(self, world: World[GRUState]) -> Tensor:
         """Free nats for every state: no reward for being closer."""
         return (normal_kl(world.post_stats, world.prior_stats) - self.config.free_nats).clamp(min=0).mean()
 
@@ -100,7 +101,9 @@ class PlaNet(WorldAgent):
         self.optimizer.step(apply=apply)
         return self.metrics(model, {}, {"model": norm}, {"dream/reward": model.world.reward.mean})
 
-    def overshooting(self, world: World, prev_action: Tensor, is_first: Tensor, noise: Tensor | None = None) -> Tensor:
+    def overshooting(
+        self, world: World[GRUState], prev_action: Tensor, is_first: Tensor, noise: Tensor | None = None
+    ) -> Tensor:
         """The divergence of predictions two to D steps ahead from what was then filtered, which gets no gradient."""
         distance = self.config.overshooting_distance
         stats, target, valid = self.overshoot(world, prev_action, is_first, distance, noise)
@@ -108,7 +111,7 @@ class PlaNet(WorldAgent):
         return torch.where(valid, excess, 0.0)[1:distance].mean()
 
     def overshoot(
-        self, world: World, prev_action: Tensor, is_first: Tensor, distance: int, noise: Tensor | None = None
+        self, world: World[GRUState], prev_action: Tensor, is_first: Tensor, distance: int, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Roll the prior from the state before every row t through rows t..t+distance.
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fastwm import ops
 from fastwm.agents.agent import Agent
+from fastwm.agents.results import World
 from fastwm.nn.codec import StridedDecoder, StridedEncoder
-from fastwm.nn.distributions import Bernoulli, Categorical, SquaredError, UnitNormal
 from fastwm.nn.gru_rssm import GRURSSM, GRUState
 from fastwm.nn.heads import Action, BernoulliHead, NormalHead
 from fastwm.nn.layers import Style
@@ -74,40 +74,12 @@ class WorldConfig(Settings):
 
 
 @dataclass
-class World:
-    """The model's view of a batch, [T, B, ...]."""
-
-    tokens: Tensor
-    state: GRUState
-    post_stats: Tensor
-    prior_stats: Tensor
-    recon: dict[str, SquaredError | Categorical]
-    reward: UnitNormal
-    cont: Bernoulli | None
-    losses: dict[str, Tensor]
-    """Negative log-likelihoods [T, B] of the observations `rec/<key>`, `reward` and `cont`."""
-
-
-@dataclass
 class ModelLoss:
     """`total` is the scaled sum of `terms`, scalars."""
 
     total: Tensor
     terms: dict[str, Tensor]
-    world: World
-
-
-@dataclass
-class Noise:
-    """Every random number of one update; `None` draws from torch's generator. Uniform for one-hots and truncated
-    normals, else standard normal."""
-
-    post: Tensor | None = None
-    """[T, B, S]."""
-    prior: Tensor | None = None
-    """[H, N, S]."""
-    action: Tensor | None = None
-    """[H, N, A], of the dream's actions."""
+    world: World[GRUState]
 
 
 class WorldModel(nn.Module):
@@ -142,7 +114,7 @@ class WorldModel(nn.Module):
         prev_action: Tensor,
         start: GRUState | None = None,
         noise: Tensor | None = None,
-    ) -> World:
+    ) -> World[GRUState]:
         """Filter rows [T, B, ...] and predict all of them; `prev_action` [T, B, A] led to each. No start is zeros."""
         obs = self.prepare(rows)
         tokens = self.encoder(obs)
@@ -214,7 +186,7 @@ class WorldAgent(Agent):
         self.world = WorldModel(self.obs_space, total_width(self.act_space), kind, style, conv, config)
 
     @abstractmethod
-    def divergence(self, world: World) -> Tensor:
+    def divergence(self, world: World[GRUState]) -> Tensor:
         """What the distance between posterior and prior costs, a scalar."""
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, Generic, Literal, TypeVar
 
@@ -26,6 +26,7 @@ from fastwm.nn.spaces import SpaceDict, classes, shape, spaces, total_width, wid
 
 Prediction = TypeVar("Prediction")
 Action = dict[str, Tensor]
+Draw = Callable[..., Tensor]
 RealAction = Literal["bounded_normal", "tanh_normal", "trunc_normal"]
 """Distributions of real actions: DreamerV3's, Dreamer V1's, DreamerV2's."""
 
@@ -198,15 +199,20 @@ class Actor(Head[Policy]):
             weight, bias = weight.masked_fill(self.invalid[:, None], 0), bias.masked_fill(self.invalid, -1e9)
         return ops.LinearWeights(weight, bias)
 
-    def noise(self, *batch: int) -> Tensor:
-        """The draws that sampling takes, [*batch, sum of sizes]: uniform for categoricals and "trunc_normal", else
-        standard normal."""
-        draws = [
-            (torch.rand if spec.classes or self.real == "trunc_normal" else torch.randn)(
-                *batch, spec.size, device=self.invalid.device
-            )
-            for spec in self.specs.values()
-        ]
+    def noise(
+        self, *batch: int, given: Tensor | Action | None = None, uniform: Draw = torch.rand, normal: Draw = torch.randn
+    ) -> Tensor:
+        """The draws that sampling takes, [*batch, sum of sizes], or `given` ones in this form.
+
+        Uniform for categoricals and "trunc_normal", else standard normal.
+        """
+        if isinstance(given, Tensor):
+            return given
+        draws = []
+        for key, spec in self.specs.items():
+            fresh = uniform if spec.classes or self.real == "trunc_normal" else normal
+            shape = (*batch, spec.size)
+            draws.append(given[key].reshape(shape) if given else fresh(*shape, device=self.invalid.device))
         return torch.cat(draws, -1)
 
     def dist(self, outputs: Tensor) -> Policy:
