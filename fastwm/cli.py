@@ -145,7 +145,7 @@ def option(config: Any, error: SettingError) -> str:
 
 def evaluate(args: Sequence[str]) -> None:
     """`fastwm eval LOGDIR [--episodes N] [--seed S] [--device D]`."""
-    from fastwm.runner.evaluate import MAX_STEPS
+    from fastwm.runner.evaluate import MAX_STEPS, film
     from fastwm.runner.evaluate import evaluate as run
 
     parser = argparse.ArgumentParser(prog="fastwm eval", description="Score a trained agent on whole episodes.")
@@ -157,6 +157,7 @@ def evaluate(args: Sequence[str]) -> None:
     parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True,
                         help="also score the simple policies that belong to the agent, where it has any")  # fmt: skip
+    parser.add_argument("--video", action="store_true", help="also film one episode: videos/episode.gif, and .mp4")
     options = parser.parse_args(args)
     result = run(
         options.logdir, options.episodes, options.seed, options.device, options.baselines, trust=options.trust,
@@ -169,6 +170,9 @@ def evaluate(args: Sequence[str]) -> None:
     )
     for name, score in result.get("baselines", {}).items():
         print(f"  {name}: {score['mean']:.1f} +- {score['std']:.1f} (standard error {score['stderr']:.1f})")
+    if options.video:
+        paths, total = film(options.logdir, options.seed, options.device, options.trust)
+        print(f"wrote {', '.join(map(str, paths))}: an episode of return {total:.1f}")
 
 
 def dream(args: Sequence[str]) -> None:
@@ -181,8 +185,9 @@ def dream(args: Sequence[str]) -> None:
     parser.add_argument("logdir", type=path)
     parser.add_argument("--seed", type=int, default=0, help="of the window or episode that is shown")
     parser.add_argument("--trust", action="store_true", help=TRUST)
+    parser.add_argument("--video", action="store_true", help="also a GIF and an mp4, of agents that see images")
     options = parser.parse_args(args)
-    for picture in run(options.logdir, options.seed, options.trust):
+    for picture in run(options.logdir, options.seed, options.trust, options.video):
         print(f"wrote {picture}")
 
 

@@ -303,6 +303,11 @@ def default_preset(
     return ("small",) if "small" in blocks else ()
 
 
+def replay_rows(config: TrainConfig[Any]) -> int:
+    """Rows that the replay of a run needs room for: its capacity, or all that the run will add."""
+    return min(config.replay_capacity, config.steps + config.num_envs * (config.batch_length + 1))
+
+
 def env_name(env: Any) -> str:
     """The name that a run remembers for an environment given as an object: `module:factory` where it has one."""
     module, name = getattr(env, "__module__", ""), getattr(env, "__qualname__", type(env).__name__)

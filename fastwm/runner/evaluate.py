@@ -17,8 +17,16 @@ from fastwm.envs import Record, VecEnv, WrongNumber, make_env
 from fastwm.errors import FastwmError
 from fastwm.files import check, check_folder
 from fastwm.replay import Replay
-from fastwm.runner import checkpoint, plots, staged_plots
-from fastwm.runner.config import StagedConfig, TrainConfig, env_options, env_source, read_config, resolve_device
+from fastwm.runner import checkpoint, plots, staged_plots, video
+from fastwm.runner.config import (
+    StagedConfig,
+    TrainConfig,
+    env_options,
+    env_source,
+    read_config,
+    replay_rows,
+    resolve_device,
+)
 from fastwm.runner.log import Progress
 from fastwm.runner.train import Episodes
 from fastwm.runner.trust import check_env
@@ -26,6 +34,7 @@ from fastwm.writing import write_text
 
 log = logging.getLogger("fastwm")
 
+FPS_DREAM = 5  # slow enough to see each frame
 MAX_STEPS = 100_000
 """Steps after which the evaluation cuts an episode off."""
 
@@ -130,6 +139,23 @@ def evaluate(
     return result
 
 
+def film(logdir: Path, seed: int = 1_000_000, device: str = "auto", trust: bool = False) -> tuple[list[Path], float]:
+    """One episode of a trained agent as a GIF and an mp4 in the run's folder; returns their paths and its return."""
+    saved = open_run(logdir, trust)
+    check_env(logdir / "config.yaml", saved.config)
+    agent = saved.agent(resolve_device(device))
+    torch.manual_seed(seed)
+    state: Any = None
+
+    def act(record: Any) -> Any:
+        nonlocal state
+        action, state = agent.act(record, state, mode="eval")
+        return action
+
+    frames, total = video.episode(saved.config, act, seed)
+    return video.write_video(logdir / "videos" / "episode", frames), total
+
+
 def make_envs(config: Any, episodes: int, seed: int, env: Any = None) -> VecEnv:
     """Up to 20 environments that share the episodes evenly, or as many as the run's vector environment always has."""
     source, num_envs = env_source(config, env), next(n for n in range(min(episodes, 20), 0, -1) if episodes % n == 0)
@@ -168,8 +194,11 @@ def tell(progress: Progress, who: str, steps: int, ended: int, episodes: int) ->
     progress.show(f"{who}: {ended} of {episodes} episodes, {steps:,} steps")
 
 
-def dream(logdir: Path, seed: int, trust: bool = False) -> list[Path]:
-    """Redraw what the model imagines: of a replayed window, or, for World Models, of an episode played now."""
+def dream(logdir: Path, seed: int, trust: bool = False, film: bool = False) -> list[Path]:
+    """Redraw what the model imagines: of a replayed window, or, for World Models, of an episode played now.
+
+    With `film`, an agent that sees images also gets a video: truth, prediction and error below each other.
+    """
     saved = open_run(logdir, trust)
     config = saved.config
     agent = saved.agent(torch.device("cpu"))
@@ -177,7 +206,7 @@ def dream(logdir: Path, seed: int, trust: bool = False) -> list[Path]:
     if agent_spec(saved.name).stages:
         check_env(logdir / "config.yaml", config)
         return staged_plots.write_all(logdir, agent, config, seed)
-    replay = Replay(config.replay_capacity, config.num_envs, config.batch_length + 1, latent_keys=agent.latent_keys)
+    replay = Replay(replay_rows(config), config.num_envs, config.batch_length + 1, latent_keys=agent.latent_keys)
     replay.load(saved.path, logdir / "replay", checkpoint.read_state(saved.path)["more"])
     replay.reseed(seed)
     if not len(replay):
@@ -185,4 +214,13 @@ def dream(logdir: Path, seed: int, trust: bool = False) -> list[Path]:
     path = plots.imagination(logdir / "plots" / "imagination.png", agent, replay)
     if path is None:
         raise FastwmError(f"{logdir}: there is no image and no continuous observation to draw")
-    return [path]
+    if not film:
+        return [path]
+    batch = plots.replayed_window(agent, replay)
+    try:
+        videos = agent.imagine_video(batch, min(plots.CONTEXT, len(batch["reward"]) - 2))
+    except ValueError as error:
+        raise FastwmError(f"{logdir}: {error}") from error
+    pictures = [video.write_video(logdir / "videos" / f"dream-{key}", frames[:, 0].cpu().numpy(), FPS_DREAM)
+                for key, frames in videos.items()]  # fmt: skip
+    return [path, *(each for paths in pictures for each in paths)]

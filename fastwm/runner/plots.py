@@ -59,9 +59,7 @@ def save(figure: Any, path: Path) -> Path:
 
 def imagination(path: Path, agent: Any, replay: Replay) -> Path | None:
     """One replayed window: what happened, and what the model dreams from its first rows and the actions alone."""
-    batch = {key: value.to(agent.device) for key, value in replay.sample(8).items()}
-    whole = int((~batch["is_first"][1:].bool()).sum(0).argmax())  # the window with the fewest resets
-    batch = {key: value[:, whole : whole + 1] for key, value in batch.items()}
+    batch = replayed_window(agent, replay)
     context = min(CONTEXT, len(batch["reward"]) - 2)
     predictions = {key: value[:, 0].cpu() for key, value in agent.open_loop(batch, context).items()}
     truth = {key: batch[key][1:, 0].cpu() for key in predictions}
@@ -70,6 +68,13 @@ def imagination(path: Path, agent: Any, replay: Replay) -> Path | None:
         return film_strip(path, truth[images[0]].float() / 255, predictions[images[0]], context)
     vectors = [key for key in predictions if not classes(agent.obs_space[key])]
     return curves(path, truth, predictions, vectors, context) if vectors else None
+
+
+def replayed_window(agent: Any, replay: Replay) -> dict[str, Tensor]:
+    """Of eight windows [T, 1, ...] drawn from replay, the one with the fewest resets."""
+    batch = {key: value.to(agent.device) for key, value in replay.sample(8).items()}
+    whole = int((~batch["is_first"][1:].bool()).sum(0).argmax())
+    return {key: value[:, whole : whole + 1] for key, value in batch.items()}
 
 
 def curves(path: Path, truth: dict[str, Tensor], prediction: dict[str, Tensor], keys: list[str], context: int) -> Path:

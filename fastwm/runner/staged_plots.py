@@ -12,7 +12,7 @@ from fastwm.runner import checkpoint
 from fastwm.runner.config import RunConfig, env_options, env_source
 from fastwm.runner.log import read_lines
 from fastwm.runner.plots import plt, save, strips
-from fastwm.writing import replacing
+from fastwm.runner.video import enlarge, write_gif
 
 CONTEXT = 30
 LENGTH = 300
@@ -29,7 +29,7 @@ def write_all(logdir: Path, agent: Any, config: RunConfig[Any], seed: int) -> li
     batch = episode(logdir, agent, config, seed)
     video = agent.imagine_video(batch, CONTEXT)["image"][:, 0]
     paths = [
-        write_gif(logdir / "videos" / "dream.gif", video.cpu().numpy()),
+        write_gif(logdir / "videos" / "dream.gif", enlarge(video.cpu().numpy())),
         film_strip(logdir / "plots" / "dream.png", video),
         temperatures(logdir / "plots" / "dream_temperatures.png", agent, batch["image"][0]),
         latents(logdir / "plots" / "latents.png", agent, batch["image"][:, 0]),
@@ -52,17 +52,6 @@ def episode(logdir: Path, agent: Any, config: RunConfig[Any], seed: int) -> dict
         record = env.step(agent.task.env_action(action))
     env.close()
     return dict(zip(("image", "action", "is_first"), map(torch.stack, zip(*rows))))
-
-
-def write_gif(path: Path, frames: np.ndarray, scale: int = 3) -> Path:
-    """`[T, H, W, 3]` uint8, 25 a second."""
-    from PIL import Image
-
-    large = frames.repeat(scale, 1).repeat(scale, 2)
-    images = [Image.fromarray(frame) for frame in large]
-    with replacing(path) as temporary:
-        images[0].save(temporary, save_all=True, append_images=images[1:], duration=40, loop=0)
-    return path
 
 
 def film_strip(path: Path, video: Tensor) -> Path:

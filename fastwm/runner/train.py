@@ -17,7 +17,15 @@ from fastwm.errors import FastwmError
 from fastwm.files import Kinds, check, check_folder
 from fastwm.replay import SAVED, Replay
 from fastwm.runner import checkpoint, plots
-from fastwm.runner.config import TrainConfig, env_options, env_source, misfit_explained, resolve_device, write_config
+from fastwm.runner.config import (
+    TrainConfig,
+    env_options,
+    env_source,
+    misfit_explained,
+    replay_rows,
+    resolve_device,
+    write_config,
+)
 from fastwm.runner.folder import run_folder
 from fastwm.runner.graph import fastest_update
 from fastwm.runner.log import MetricsLog, Progress
@@ -85,9 +93,8 @@ class Trainer:
             with misfit_explained(logdir, config, f"the run in {logdir}", "give another --logdir"):
                 checkpoint.check_fits(self.saved, build)
         self.agent = build().to(self.device)
-        rows = min(config.replay_capacity, config.steps + config.num_envs * (config.batch_length + 1))
         self.replay = Replay(
-            rows, config.num_envs, config.batch_length + 1, seed=config.seed,
+            replay_rows(config), config.num_envs, config.batch_length + 1, seed=config.seed,
             latent_keys=self.agent.latent_keys, online=self.agent.online, prioritize_ends=self.agent.prioritize_ends,
         )  # fmt: skip
         self.ratio = Ratio(config.train_ratio / (config.batch_size * config.batch_length))
