@@ -342,7 +342,7 @@ def row_bytes(fields: Mapping[str, Field]) -> int:
 
 
 def cost(fields: Mapping[str, Field], capacity: int) -> str:
-    """What a replay of `capacity` rows takes: "replay: 1,000,000 rows x 12.0 KB = 11.5 GB (have 20.3 GB)"."""
+    """The memory of a replay, in words: "replay: 1,000,000 rows x 12.0 KB = 11.5 GB (have 20.3 GB)"."""
     size = row_bytes(fields)
     have = _available_memory()
     text = f"replay: {capacity:,} rows x {size / 2**10:.1f} KB = {capacity * size / 2**30:.1f} GB"

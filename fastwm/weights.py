@@ -65,17 +65,17 @@ class GRURSSMWeights(NamedTuple):
 
 
 class GRURSSMKind(NamedTuple):
-    """What distinguishes the generations: the cell, the activation of the dense layers, and the latent."""
+    """The cell, the activation of the dense layers and the latent of one generation."""
 
     cell: Literal["planet_gru", "gru", "layernorm_gru"]
     activation: Literal["relu", "elu", "silu"]
     classes: int = 0
-    """Of every categorical; 0 for Gaussian latents with std = softplus(raw) + 0.1."""
+    """Classes of every categorical; 0 for Gaussian latents with std = softplus(raw) + 0.1."""
     order: Literal["xh", "hx"] = "xh"
-    """Of the inputs of the LayerNorm-GRU's product."""
+    """Order of the inputs of the LayerNorm-GRU's product."""
     unimix: float = 0.0
     eps: float = 1e-3
-    """Of all LayerNorms."""
+    """Epsilon of all LayerNorms."""
 
 
 class PolicyHead(NamedTuple):
@@ -95,7 +95,7 @@ class PolicyHead(NamedTuple):
 
 
 class MLPWeights(NamedTuple):
-    """Dense layers and a linear one behind them.
+    """Dense layers followed by a linear one.
 
     The layers are all `DenseWeights`, which have an RMSNorm and SiLU, or all `LayerWeights`, which have the activation
     of this name, and all of them a LayerNorm or none.
@@ -104,7 +104,7 @@ class MLPWeights(NamedTuple):
     layers: tuple[DenseWeights, ...] | tuple[LayerWeights, ...]
     out: LinearWeights
     activation: str = "silu"
-    """Or "elu", "relu"."""
+    """Activation: "silu", "elu" or "relu"."""
 
 
 class ActionHead(NamedTuple):
@@ -118,20 +118,20 @@ class ActionHead(NamedTuple):
 
 
 class MDNRNNWeights(NamedTuple):
-    """An LSTM in torch's layout and the linear layer behind it, with the columns of `fastwm.nn.MDNHead`.
+    """An LSTM in torch's layout and the linear layer after it, with the columns of `fastwm.nn.MDNHead`.
 
     Where the input is one wider than latent and action, its last column is the restart flag: 1 at the first step.
     """
 
-    weight_ih: Tensor  # [4H, Z + A] or [4H, Z + A + 1], input order [z, action, restart]
-    weight_hh: Tensor  # [4H, H]
-    bias: Tensor  # [4H]; the sum of torch's two
-    out_weight: Tensor  # [extra + 3 Z K, H]: the extra outputs, then for each latent K logits, K means, K log-stds
+    weight_ih: Tensor  # [4D, Z + A] or [4D, Z + A + 1], input order [z, action, restart]
+    weight_hh: Tensor  # [4D, D]
+    bias: Tensor  # [4D]; the sum of torch's two
+    out_weight: Tensor  # [extra + 3 Z K, D]: the extra outputs, then for each latent K logits, K means, K log-stds
     out_bias: Tensor  # [extra + 3 Z K]
 
 
 class Rollouts(NamedTuple):
-    """What N dreams came to. The last three are there where trajectories were asked for, and zero after the end."""
+    """Results of N dreams. The last three exist if trajectories were asked for, and are zero after the end."""
 
     lengths: Tensor  # [N] int64, steps taken, the one that ended the dream included
     returns: Tensor  # [N], the sum of the predicted rewards, or the length where none is predicted

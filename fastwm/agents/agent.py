@@ -1,4 +1,4 @@
-"""What every agent is to those who run it."""
+"""The interface of every agent."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -139,7 +139,7 @@ class Agent(nn.Module, ABC):
         return float(getattr(self.config, f"{term.split('/')[0]}_scale"))
 
     def latents(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What replay stores of an acting state."""
+        """The part of an acting state that replay stores."""
         return {}
 
     def baselines(self, num_envs: int, seed: int) -> Mapping[str, Callable[[Any], Any]]:

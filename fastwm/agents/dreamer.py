@@ -1,4 +1,4 @@
-"""What Dreamer V1 and DreamerV2 share: an actor that learns in dreams, and values that include a state's own reward."""
+"""Common parts of Dreamer V1 and DreamerV2: an actor that learns in dreams, values that include a state's own reward."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

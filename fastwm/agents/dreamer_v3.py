@@ -31,7 +31,7 @@ LARGE = 50_000_000  # parameters
 
 
 class Outlook(NamedTuple):
-    """What the heads predict at dreamt states, without gradient to the states, nor to the model's own heads."""
+    """Predictions of the heads at imagined states, without gradient to the states or to the model's own heads."""
 
     policy: Policy
     reward: TwoHot
@@ -142,7 +142,7 @@ class DreamerV3(Agent):
         return (action["action"] if self.single_action else action), state
 
     def latents(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What replay stores of a state: deter (bfloat16 under bf16), and stoch as uint8 class indices."""
+        """The part of a state that replay stores: deter (bfloat16 under bf16), and stoch as uint8 class indices."""
         dtype = torch.bfloat16 if self.reduced_precision else torch.float32
         return {"deter": state["deter"].detach().to(dtype), "stoch": state["stoch"].argmax(-1).to(torch.uint8)}
 

@@ -66,7 +66,7 @@ class Origin:
     """How an official code names its parameters."""
 
     source: Callable[[Any, str], Source]
-    """Of an agent and the name of one of its parameters."""
+    """(agent, name of a parameter) -> its source."""
     groups: tuple[str, ...]
     """Patterns of the first part of the names of its networks; other names are optimisers and counters."""
     copies: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What PlaNet, Dreamer V1 and DreamerV2 share: a model that filters and predicts, and acting from its state.
+"""The world model of PlaNet, Dreamer V1 and DreamerV2: it filters and predicts, and the agents act from its state.
 
 The agents say what the divergence between posterior and prior costs, how an action is chosen, and what else is learnt.
 """
@@ -130,7 +130,7 @@ class WorldModel(nn.Module):
         return World(tokens, state, post_stats, prior_stats, recon, reward, cont, losses)
 
     def discount_after(self, is_terminal: Tensor) -> Tensor:
-        """What the future of a state counts: the discount, and nothing after a terminal one."""
+        """The discount after a state: 0 after a terminal one."""
         return self.config.discount * (1 - is_terminal.float())
 
     def discount_at(self, state: GRUState) -> Tensor:
@@ -187,7 +187,7 @@ class WorldAgent(Agent):
 
     @abstractmethod
     def divergence(self, world: World[GRUState]) -> Tensor:
-        """What the distance between posterior and prior costs, a scalar."""
+        """The loss of the distance between posterior and prior, a scalar."""
 
     @abstractmethod
     def choose(self, state: GRUState, mode: str) -> Action:

@@ -1,4 +1,4 @@
-"""What recurrent models are given, checked where the names are still known."""
+"""Checks of the arguments of recurrent models, where the names are still known."""
 
 import torch
 from torch import Tensor, nn

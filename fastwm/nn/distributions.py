@@ -1,4 +1,4 @@
-"""What the heads predict. Noise is an argument everywhere, so that a sample can be replayed."""
+"""Distributions that heads predict. Noise is an argument everywhere, so that a sample can be replayed."""
 
 import math
 from functools import cached_property

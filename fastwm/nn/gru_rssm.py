@@ -40,7 +40,7 @@ class GRUState(NamedTuple):
 
     @property
     def parts(self) -> tuple[Tensor, Tensor | None]:
-        """What heads read: `feat`; or of one-hots `deter` and the flat `stoch`, whose zeros cost nothing."""
+        """The input of a head: `feat`, or for one-hots `deter` and the flat `stoch` apart: zeros cost nothing then."""
         return (self.feat, None) if self.stoch.ndim == self.deter.ndim else (self.deter, self.stoch.flatten(-2))
 
 
@@ -112,7 +112,7 @@ class GRURSSM(nn.Module):
         return GRUState(new(batch, self.deter), new(batch, *shape[: 2 if self.kind.classes else 1]))
 
     def noise(self, *shape: int) -> Tensor:
-        """What the latent's sample takes, [*shape, S]: uniform for categoricals, normal for Gaussians."""
+        """Noise for the latent's sample, [*shape, S]: uniform for categoricals, normal for Gaussians."""
         draw = torch.rand if self.kind.classes else torch.randn
         return draw(*shape, self.stoch, device=next(self.parameters()).device)
 

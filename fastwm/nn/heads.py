@@ -39,12 +39,12 @@ class Head(nn.Module, Generic[Prediction]):
 
     @property
     def params(self) -> ops.MLPWeights:
-        """As `fastwm.ops.mlp` and the readouts of `fastwm.ops.rssm_imagine` take them."""
+        """The parameters as `fastwm.ops.mlp` and the readouts of `fastwm.ops.rssm_imagine` take them."""
         return ops.MLPWeights(self.mlp.params, self.out_params, self.mlp.style.activation)
 
     @property
     def out_params(self) -> ops.LinearWeights:
-        """Those of the last layer."""
+        """The parameters of the last layer."""
         return linear_weights(self.out, f"out of {type(self).__name__}")
 
     @abstractmethod
@@ -143,7 +143,7 @@ class Actor(Head[Policy]):
         self.action_dim, self.unimix = total_width(space), unimix
         self.real, self.min_std, self.shift = real, min_std, shift
         self.specs = {key: ops.ActionHead(prod(shape(leaf)), classes(leaf)) for key, leaf in self.space.items()}
-        """As `fastwm.ops.rssm_imagine` takes them."""
+        """The actions as `fastwm.ops.rssm_imagine` takes them."""
         self.widths = [spec.size * (spec.classes or 2) for spec in self.specs.values()]
         """Outputs of each action."""
         self.mlp = MLP(inputs, units, layers, style)
@@ -172,7 +172,7 @@ class Actor(Head[Policy]):
 
     @property
     def policy_heads(self) -> tuple[ops.PolicyHead, ...]:
-        """As `fastwm.ops.gru_rssm_imagine` takes them."""
+        """The actions as `fastwm.ops.gru_rssm_imagine` takes them."""
         if self.real == "bounded_normal":
             raise TypeError("an actor with bounded_normal actions belongs to rssm_imagine, which takes its specs")
         return tuple(

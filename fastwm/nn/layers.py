@@ -18,7 +18,7 @@ Widths = int | Sequence[int]
 
 
 class Style(NamedTuple):
-    """What distinguishes the dense and convolutional layers of one paper from those of another.
+    """The norm, activation and initialisation of the layers of one paper.
 
     The defaults are DreamerV3's. PlaNet, Dreamer V1 and DreamerV2 have Keras' initialisation, "glorot_uniform", an
     epsilon of 1e-3, and heads that read [stoch, deter].
@@ -250,7 +250,7 @@ class MLP(nn.Sequential):
 
     @property
     def params(self) -> tuple[Any, ...]:
-        """Those of every layer: see `Dense.params`."""
+        """The parameters of every layer: see `Dense.params`."""
         return tuple(plain(layer, Dense, f"layer {i} of MLP").params for i, layer in enumerate(self))
 
     @property

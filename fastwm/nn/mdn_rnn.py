@@ -17,7 +17,7 @@ HEADS = ("done", "reward")
 
 
 class Prediction(NamedTuple):
-    """What M expects after every step, `[T, B, ...]`."""
+    """M's prediction after every step, `[T, B, ...]`."""
 
     mixture: Mixture
     heads: dict[str, Tensor]
@@ -159,7 +159,7 @@ class MDNRNN(nn.Module):
         return MDNRNNLoss(total, latent, heads, per_latent)
 
     def rollout_weights(self) -> MDNRNNWeights:
-        """What `fastwm.ops.mdn_rnn_imagine` dreams with; `forget_bias` goes beside it."""
+        """The parameters as `fastwm.ops.mdn_rnn_imagine` takes them; `forget_bias` is an argument of its own."""
         plain(self.lstm, LSTM, "lstm of MDNRNN")
         weight_ih, weight_hh, bias_ih, bias_hh = self.lstm_parameters()
         linear = plain(plain(self.head, MDNHead, "head of MDNRNN").linear, nn.Linear, "head.linear of MDNRNN")

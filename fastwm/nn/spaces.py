@@ -115,7 +115,7 @@ def encode(space: SpaceDict, values: Mapping[str, Tensor], order: Sequence[str] 
 
 
 def decode(space: SpaceDict, encoded: Tensor) -> dict[str, Tensor]:
-    """What `encode` was given: class indices int64 and reals."""
+    """The inverse of `encode`: class indices int64 and reals."""
     parts = encoded.split([width(space[key]) for key in sorted(space)], -1)
     values = {}
     for key, part in zip(sorted(space), parts):

@@ -45,8 +45,8 @@ def straight_through_categorical(
             floating-point or requires grad; `unimix` is outside [0, 1); `estimator` is unknown.
 
     Source: Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons"; Hafner et al.,
-        "Mastering Diverse Domains through World Models"; Jang et al., "Categorical Reparameterization with
-        Gumbel-Softmax"
+    "Mastering Diverse Domains through World Models"; Jang et al., "Categorical Reparameterization with
+    Gumbel-Softmax"
     """
     _check(logits, unimix, 1)
     if estimator not in _ESTIMATORS:

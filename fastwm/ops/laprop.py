@@ -41,7 +41,7 @@ def laprop_step_(
         ValueError: the lists differ in length, or a tensor in shape from its parameter.
 
     Source: Ziyin et al., "LaProp"; Brock et al., "High-Performance Large-Scale Image Recognition Without
-        Normalization" (AGC, here per tensor); the official DreamerV3 code
+    Normalization" (AGC, here per tensor); the official DreamerV3 code
     """
     if not len(params) == len(grads) == len(nu) == len(mu):
         raise ValueError(f"expected lists of one length, got {[len(x) for x in (params, grads, nu, mu)]}")

@@ -22,7 +22,7 @@ from fastwm.writing import disk_errors
 
 
 class StageRun:
-    """What a stage works with; see `fastwm.agents.world_models.stage.StageRun`."""
+    """The environment of a stage: its folder, settings and signals; see `fastwm.agents.world_models.stage.StageRun`."""
 
     def __init__(self, trainer: "StagedTrainer", folder: Path, publish_base: int):
         self.trainer, self.folder = trainer, folder

@@ -56,7 +56,7 @@ class WorldModels(Agent):
             return self.vae.encode(frames)
 
     def latent(self, latent: Latent, epsilon: Tensor | None = None) -> Tensor:
-        """What M and C are shown: a sample, or the mean where so configured."""
+        """The latent that M and C see: a sample, or the mean if so configured."""
         return latent.sample(epsilon) if self.config.sample else latent.mu.float()
 
     def initial(self, batch: int) -> dict[str, Tensor]:
@@ -124,7 +124,7 @@ class WorldModels(Agent):
 
     @torch.no_grad()
     def imagine_video(self, batch: Mapping[str, Tensor], context: int = 5) -> dict[str, Tensor]:
-        """What happened, V's reconstruction and M's open-loop dream side by side: uint8 [T, B, 64, 192, 3]."""
+        """Frames, V's reconstruction and M's open-loop dream side by side: uint8 [T, B, 64, 192, 3]."""
         recon = self.vae.decode(self.encode(batch["image"]).mu)
         panels = [batch["image"].float() / 255, recon, self.open_loop(batch, context)["image"]]
         return {"image": (torch.cat(panels, -2).clamp(0, 1) * 255).round().to(torch.uint8)}

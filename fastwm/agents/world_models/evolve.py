@@ -243,5 +243,5 @@ class Clock:
 
 
 def cost(returns: Tensor, vectors: Tensor, weight_decay: float) -> Tensor:
-    """What CMA-ES minimises, [P]: of two equal returns, that of the larger weights is the worse one."""
+    """Cost per candidate [P]: negative return plus an L2 penalty."""
     return -returns + weight_decay * vectors.square().mean(1)

@@ -1,4 +1,4 @@
-"""How good a controller is: in M's dream, or in the environment. Every episode has a number that fixes its luck."""
+"""Fitness of a controller, in M's dream or in the environment. Every episode has a seed of its own."""
 
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol

@@ -1,4 +1,4 @@
-"""What a stage is, and what it is given to work with."""
+"""The interface of a stage, and of what it works with."""
 
 import math
 import zlib

@@ -33,10 +33,10 @@ class Task:
     restart: bool
     """Whether M has the restart flag as an input."""
     mean_frames: int
-    """Of a random episode, for estimates."""
+    """Frames of a random episode, for estimates."""
 
     def frames(self, image: Any) -> Tensor:
-        """What the environment shows, uint8 `[B, H, W, 3]` -> V's frames, uint8 `[B, 64, 64, 3]`."""
+        """The environment's frames, uint8 `[B, H, W, 3]`, as V sees them, uint8 `[B, 64, 64, 3]`."""
         x = torch.as_tensor(image)
         if self.name == "carracing":
             x = x[:, : CAR_ROWS * x.shape[1] // 96]
