@@ -1,4 +1,4 @@
-"""Common parts of Dreamer V1 and DreamerV2: an actor that learns in dreams, values that include a state's own reward."""
+"""Common parts of Dreamer V1 and V2: an actor that learns in dreams, values that include a state's own reward."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
