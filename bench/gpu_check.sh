@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds, tests and measures on a machine with a CUDA GPU, in one go: bench/gpu_check.sh DIR
-# Needs a Python with a CUDA torch (2.11 or newer), Triton, pytest, pytest-benchmark, hypothesis, numpy, gymnasium and setuptools;
-# installs nothing. Uses pytest-xdist where it is there. Leaves logs and JSON in DIR, what matters most first, and takes about
+# Needs a Python with a CUDA torch (2.11 or newer), Triton, setuptools, pytest, pytest-benchmark, hypothesis and what the extra
+# `agents` names (EnvPool may be missing); installs nothing. Uses pytest-xdist where it is there. Leaves logs and JSON in DIR, what matters most first, and takes about
 # 8 minutes. Set PYTHON to choose the interpreter, BENCH_SECONDS to cut the suite short. A library that loads is not built again.
 set -uo pipefail
 [ $# -eq 1 ] || { echo "usage: bench/gpu_check.sh DIR" >&2; exit 2; }
