@@ -1,6 +1,6 @@
 """Train DreamerV3 on an environment of your own, then load the agent and act.
 
-    python examples/own_environment.py [--steps 8000] [--logdir runs/chase]
+    python examples/own_environment.py [--steps 3000] [--logdir runs/chase]
 
 Needs `pip install 'fastwm[agents]'`. The same call again continues the run.
 """
@@ -38,7 +38,7 @@ class Chase(gymnasium.Env):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--logdir", default="runs/chase")
     options = parser.parse_args()
 
