@@ -180,6 +180,21 @@ def test_t13_the_prior_reads_the_filtered_deter(monkeypatch: pytest.MonkeyPatch)
     assert rssm.prior_logits(state.deter).shape == (6, 2, 4, 5)
 
 
+@pytest.mark.parametrize("variant", ["planet", "dreamer_v1", "dreamer_v2", "dreamer_v3_2023", "dreamer_v3"])
+def test_one_step_is_a_sequence_of_one(variant: str) -> None:
+    """What agents act by, layer by layer, is what they learn by."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"classes": 4} | ({"blocks": 2} if variant == "dreamer_v3" else {})
+    rssm = RSSM(variant, 7, 2, 16, 8, 4, **(options if variant[-1] != "1" and variant != "planet" else {})).double()
+    start = rssm.initial(5)
+    start = type(start)(torch.randn_like(start.deter), torch.randn_like(start.stoch))
+    action, tokens = (torch.randn(5, n, dtype=torch.float64) for n in (2, 7))
+    first, noise = torch.tensor([False, True, False, False, True]), torch.rand(5, 4, dtype=torch.float64)
+    state, stats = rssm.observe_step(start, action, tokens, first, noise)
+    states, all_stats = rssm.observe(start, action[None], tokens[None], first[None], noise[None])
+    torch.testing.assert_close((*state, stats), (*(x[0] for x in states), all_stats[0]), check_dtype=False)
+
+
 def test_observe_resets_anywhere_and_replays_noise() -> None:
     rssm, uniform = make_rssm(), torch.rand(5, 2, 4)
     tokens, action = torch.randn(5, 2, 7), torch.randn(5, 2, 3)

@@ -141,9 +141,7 @@ class WorldModel(nn.Module):
 
     def step(self, state: GRUState, prev_action: Tensor, obs: Mapping[str, Tensor], is_first: Tensor) -> GRUState:
         """Filter one observation [B, ...]."""
-        tokens = self.encoder(self.prepare(obs))
-        post, _ = self.rssm.observe(state, prev_action[None], tokens[None], is_first[None])
-        return GRUState(post.deter[0], post.stoch[0])
+        return self.rssm.observe_step(state, prev_action, self.encoder(self.prepare(obs)), is_first)[0]
 
     def open_loop(self, rows: Mapping[str, Tensor], prev_action: Tensor, context: int) -> dict[str, Tensor]:
         """Predicted observations [T, B, ...] in their own units."""
