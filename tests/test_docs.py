@@ -137,3 +137,16 @@ def test_every_environment_variable_is_listed() -> None:
 def test_a_request_for_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing renders 'no_such_piece'"):
         render.expand("<!-- render: no_such_piece -->")
+
+
+def test_every_picture_is_shown() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    assert not [path.name for path in (ROOT / "docs/images").iterdir() if path.name not in text]
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """mkdocs warns too, but only where the extra `docs` is installed."""
+    nav = (ROOT / "mkdocs.yml").read_text()
+    assert not [
+        page for page in sorted((ROOT / "docs").rglob("*.md")) if str(page.relative_to(ROOT / "docs")) not in nav
+    ]
