@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import fastwm
 from bench.conftest import DEVICE, Measure
-from fastwm.nn import Dense, keras_style
+from fastwm.nn import DREAMER_V2, Dense
 from fastwm.nn.gru_rssm import GRURSSM
 from fastwm.ops import LinearWeights, PolicyHead, gru_rssm_imagine, gru_rssm_open_loop
 
@@ -61,7 +61,7 @@ def test_dream(measure: Measure, dream: str, name: str) -> None:
     system, N, deter, hidden, stoch, head = DREAMS[dream]
     H, A, V = 15, head.size * (head.classes or 1), 400
     rssm = GRURSSM(system, 8, A, deter, hidden, stoch)
-    layers = [Dense(i, V, style=keras_style("elu")) for i in (rssm.feat_dim, V, V, V)]
+    layers = [Dense(i, V, style=DREAMER_V2) for i in (rssm.feat_dim, V, V, V)]
     out = torch.nn.Linear(V, head.size * (head.classes or 2))
     params = [p for module in (*layers, out) for p in module.parameters()]
     start, noise = rssm.initial(N), rssm.noise(H, N)

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import fastwm
 from fastwm import _lib
-from fastwm.nn import RSSM, BlockRSSM, Dense, keras_style
+from fastwm.nn import DREAMER_V2, RSSM, BlockRSSM, Dense
 from fastwm.nn.gru_rssm import GRURSSM, VARIANTS, GRUState
 from fastwm.ops import GRURSSMKind, LinearWeights, PolicyHead, gru_rssm_imagine, gru_rssm_open_loop
 
@@ -62,7 +62,7 @@ def make(
     A = sum(head.size * (head.classes or 1) for head in heads)
     rssm = GRURSSM(kind, 2, A, **(SIZES | sizes), norm=norm)
     widths = [rssm.feat_dim, *units]
-    layers = [Dense(i, o, style=keras_style("elu", norm and k == 0)) for k, (i, o) in enumerate(pairwise(widths))]
+    layers = [Dense(i, o, style=DREAMER_V2.normed(norm and k == 0)) for k, (i, o) in enumerate(pairwise(widths))]
     out = torch.nn.Linear(widths[-1], sum(head.size * (head.classes or 2) for head in heads))
     for module in (rssm, *layers, out):
         module.to(dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from fastwm import _lib, ops
-from fastwm.nn import BlockRSSM, Dense, keras_style
+from fastwm.nn import DREAMER_V2, BlockRSSM, Dense
 from fastwm.nn.distributions import Categorical
 from fastwm.nn.gru_rssm import GRURSSM, VARIANTS
 from fastwm.ops import ActionHead, LinearWeights, MDNRNNWeights, MLPWeights, PolicyHead
@@ -95,7 +95,7 @@ def from_gru_rssm_open_loop(logits: Tensor, uniform: Tensor) -> Tensor:
 def from_gru_rssm_imagine(logits: Tensor, uniform: Tensor) -> Tensor:
     small = logits.new_zeros(2, 3)
     rssm, start = older_model(small, logits.numel())
-    actor = Dense(rssm.feat_dim, 6, style=keras_style("elu")).to(logits.device).params
+    actor = Dense(rssm.feat_dim, 6, style=DREAMER_V2).to(logits.device).params
     head = PolicyHead(*logits.shape, "onehot")
     args = *start, logits.new_ones(1, 1, 2), uniform[None, None], rssm.weights, rssm.kind
     return ops.gru_rssm_imagine(*args, (actor,), constant(logits, 6), (head,))[3][0, 0].view(logits.shape)

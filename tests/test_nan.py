@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import fastwm
 from fastwm import _lib, ops
-from fastwm.nn import BlockRSSM, Dense, keras_style
+from fastwm.nn import DREAMER_V2, BlockRSSM, Dense
 from fastwm.nn.gru_rssm import GRURSSM, VARIANTS
 from fastwm.ops import ActionHead, BlockGRUWeights, DenseWeights, LinearWeights, MDNRNNWeights, MLPWeights, PolicyHead
 from tests.conftest import INTERPRETED, Target
@@ -134,7 +134,7 @@ def gru_imagine(variant: str) -> Case:
 def gru_dream(variant: str) -> Case:
     heads = PolicyHead(1, 3, "onehot"), PolicyHead(2, 0, "trunc_normal", 0.2), PolicyHead(1, 0, "tanh_normal")
     rssm, state, noise = gru_rssm(variant, 6)
-    actor = Dense(rssm.feat_dim, 7, style=keras_style("elu")).params
+    actor = Dense(rssm.feat_dim, 7, style=DREAMER_V2).params
     out = LinearWeights(normal(9, 7), normal(9))
     args = *state, noise, uniform(T, B, 4), rssm.weights, rssm.kind, (actor,), out, heads
     return Case(ops.gru_rssm_imagine, args, (0, 1, 2, 3))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastwm.agents.planet import cross_entropy_method
 from fastwm.agents.world import quantise
-from fastwm.nn import BernoulliHead, NormalHead, StridedDecoder, StridedEncoder, keras_style
+from fastwm.nn import DREAMER_V2, PLANET, BernoulliHead, NormalHead, StridedDecoder, StridedEncoder
 from fastwm.nn.distributions import Bernoulli, TanhNormal, TruncatedNormal, UnitNormal
 from fastwm.nn.gru_rssm import GRUState
 from fastwm.nn.layers import Widths
@@ -114,8 +114,8 @@ def test_t12_v2_most_of_the_kl_trains_the_prior() -> None:
 
 def test_g20_sizes_of_the_image_networks() -> None:
     """G20: 64-31-14-6-2 and 1-5-13-30-64; 1024 tokens and inputs at depth 32."""
-    encoder = StridedEncoder(IMAGE, 8, 1, 32, keras_style("elu"), keras_style("relu"))
-    decoder = StridedDecoder(IMAGE, 230, 8, 1, 32, keras_style("elu"), keras_style("relu"))
+    encoder = StridedEncoder(IMAGE, 8, 1, 32, DREAMER_V2, PLANET)
+    decoder = StridedDecoder(IMAGE, 230, 8, 1, 32, DREAMER_V2, PLANET)
     sizes: list[int] = []
     for stage in (*encoder.cnn, *decoder.cnn, decoder.conv_out):
         stage.register_forward_hook(lambda module, args, out: sizes.append(out.shape[-1]))
@@ -152,7 +152,7 @@ def test_heads_read_one_hots_apart_as_they_read_all_together(layers: Widths, nor
     x, onehot = state.parts
     assert torch.equal(x, state.deter) and onehot is not None and onehot.shape == (5, 3, 24)
     sizes = (31, 9, layers)
-    normal, bernoulli = (head(*sizes, style=keras_style("elu", norm)) for head in (NormalHead, BernoulliHead))
+    normal, bernoulli = (head(*sizes, style=DREAMER_V2.normed(norm)) for head in (NormalHead, BernoulliHead))
     for read in (lambda *feat: normal(*feat).mean, lambda *feat: bernoulli(*feat).logit):
         together, apart = read(state.feat), read(x, onehot)
         torch.testing.assert_close(apart, together)

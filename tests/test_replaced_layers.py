@@ -11,17 +11,18 @@ from torch.testing import assert_close
 
 from fastwm.agents.world_models.controller import Controller
 from fastwm.nn import (
+    DREAMER_V2,
     GRU,
     LSTM,
     MDNRNN,
     MLP,
+    PLANET,
     RSSM,
     Actor,
     BernoulliHead,
     LayerNormGRU,
     NormalHead,
     StridedDecoder,
-    keras_style,
 )
 from fastwm.nn.layers import Dense, Linear, RMSNorm
 from fastwm.ops import LinearWeights
@@ -89,14 +90,14 @@ def test_an_mlp_calls_what_is_put_into_it(what: str) -> None:
 @pytest.mark.parametrize("norm", [False, True])
 def test_keras_networks_call_what_is_put_into_them(what: str, norm: bool) -> None:
     torch.manual_seed(0)
-    head, x, onehot = NormalHead(8, 8, 3, keras_style("elu", norm)), torch.randn(B, 6), torch.eye(B, 2)
+    head, x, onehot = NormalHead(8, 8, 3, DREAMER_V2.normed(norm)), torch.randn(B, 6), torch.eye(B, 2)
     mlp: Any = head.mlp
     if what == "layer":
         mlp[1] = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
     elif what == "linear":
         mlp[1].linear = Adapted(8, 8)
     elif what == "activation":
-        mlp[1] = MLP(8, 8, 1, keras_style("relu", norm))[0]
+        mlp[1] = MLP(8, 8, 1, PLANET.normed(norm))[0]
     elif norm:
         mlp[1].norm.eps = 0.5
     assert_close(head(x, onehot).mean, head.out(one_by_one(mlp, torch.cat([onehot, x], -1)))[..., 0])
@@ -138,9 +139,9 @@ def test_an_rssm_names_the_replaced_layer(variant: str, place: str) -> None:
 
 def test_other_networks_name_the_replaced_layer() -> None:
     space = {"a": spaces.Box(-1, 1, (2,), np.float32), "b": spaces.Discrete(3)}
-    decoder = StridedDecoder(space, 8, 8, 1, 8, keras_style("elu"), keras_style("relu"))
+    decoder = StridedDecoder(space, 8, 8, 1, 8, DREAMER_V2, PLANET)
     decoder.heads[0] = Twice()
-    actor = Actor(8, 8, 1, space, style=keras_style("elu"), real="tanh_normal")
+    actor = Actor(8, 8, 1, space, style=DREAMER_V2, real="tanh_normal")
     actor.out = Twice()  # type: ignore[assignment]
     for network in (decoder, actor):
         with pytest.raises(TypeError, match=REPLACED):

@@ -18,7 +18,7 @@ from fastwm.agents.results import Dream, Noise, World
 from fastwm.agents.world import ModelLoss
 from fastwm.nn.distributions import normal_kl
 from fastwm.nn.gru_rssm import VARIANTS, GRUState
-from fastwm.nn.layers import keras_style
+from fastwm.nn.layers import DREAMER_V1, PLANET
 from fastwm.settings import Range
 
 
@@ -41,7 +41,7 @@ class DreamerV1(Dreamer):
     ):  # fmt: skip
         c = config or DreamerV1Config()
         shift = math.log(math.expm1(c.action_std))
-        dense, conv = keras_style("elu", c.norm), keras_style("relu", c.norm)
+        dense, conv = DREAMER_V1.normed(c.norm), PLANET.normed(c.norm)
         super().__init__(obs_space, act_space, c, VARIANTS["dreamer_v1"], dense, conv, "tanh_normal", 1e-4, shift)
 
     def divergence(self, world: World[GRUState]) -> Tensor:

@@ -18,7 +18,7 @@ from fastwm.agents.dreamer import Dreamer, DreamerConfig, arrival_weights, befor
 from fastwm.agents.results import Noise, ScoredDream, World
 from fastwm.nn.gru_rssm import VARIANTS, GRUState
 from fastwm.nn.heads import NormalHead
-from fastwm.nn.layers import keras_style
+from fastwm.nn.layers import DREAMER_V2
 from fastwm.nn.spaces import classes, decode
 from fastwm.settings import Count, Fraction, Layers, Positive, Weight, Width
 
@@ -76,7 +76,7 @@ class DreamerV2(Dreamer):
     ):  # fmt: skip
         c = config or DreamerV2Config()
         kind = VARIANTS["dreamer_v2"]._replace(classes=c.classes)
-        style = keras_style("elu", c.norm)
+        style = DREAMER_V2.normed(c.norm)
         super().__init__(obs_space, act_space, c, kind, style, style, "trunc_normal", min_std=0.1)
         self.prioritize_ends = c.prioritize_ends
         self.slow_critic = NormalHead(self.world.rssm.feat_dim, c.units, c.critic_layers, style)

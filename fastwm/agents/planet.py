@@ -20,7 +20,7 @@ from fastwm.errors import FastwmError
 from fastwm.nn.distributions import normal_kl
 from fastwm.nn.gru_rssm import VARIANTS, GRUState
 from fastwm.nn.heads import Action
-from fastwm.nn.layers import keras_style
+from fastwm.nn.layers import PLANET
 from fastwm.nn.spaces import classes, decode, total_width
 from fastwm.optim import KerasAdam
 from fastwm.settings import Count, Layers, Parallel, Positive, Range, Weight, Width
@@ -67,7 +67,7 @@ class PlaNet(WorldAgent):
         act_space: "spaces.Space | Mapping[str, spaces.Space]", config: PlaNetConfig | None = None,
     ):  # fmt: skip
         c = config or PlaNetConfig()
-        style = keras_style("relu", c.norm)
+        style = PLANET.normed(c.norm)
         super().__init__(obs_space, act_space, c, VARIANTS["planet"], style, style)
         if discrete := [key for key, space in self.act_space.items() if classes(space)]:
             raise FastwmError(f"planet plans with real actions only, but {', '.join(discrete)} is discrete; "

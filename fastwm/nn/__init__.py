@@ -10,7 +10,10 @@ from fastwm.nn.distributions import (
     Categorical,
     SquaredError,
     SymlogSquaredError,
+    TanhNormal,
+    TruncatedNormal,
     TwoHot,
+    UnitNormal,
     sigmoid2_std,
     softplus_std,
 )
@@ -18,7 +21,11 @@ from fastwm.nn.functional import symexp_bins
 from fastwm.nn.gru_rssm import GRURSSM, GRUState
 from fastwm.nn.heads import Actor, BernoulliHead, NormalHead, Policy, TwoHotHead
 from fastwm.nn.layers import (
+    DREAMER_V1,
+    DREAMER_V2,
+    DREAMER_V3,
     MLP,
+    PLANET,
     BlockLinear,
     Conv2d,
     Dense,
@@ -27,7 +34,6 @@ from fastwm.nn.layers import (
     RMSNormSiLU,
     Style,
     UpsampleConv2d,
-    keras_style,
 )
 from fastwm.nn.mdn import MDNHead, Mixture
 from fastwm.nn.mdn_rnn import MDNRNN
@@ -36,11 +42,15 @@ from fastwm.nn.recurrent import GRU, LSTM, LayerNormGRU
 from fastwm.nn.rssm import RSSM, BlockRSSM, State
 
 __all__ = [
+    "DREAMER_V1",
+    "DREAMER_V2",
+    "DREAMER_V3",
     "GRU",
     "GRURSSM",
     "LSTM",
     "MDNRNN",
     "MLP",
+    "PLANET",
     "RSSM",
     "Actor",
     "Bernoulli",
@@ -77,10 +87,12 @@ __all__ = [
     "StridedEncoder",
     "Style",
     "SymlogSquaredError",
+    "TanhNormal",
+    "TruncatedNormal",
     "TwoHot",
     "TwoHotHead",
+    "UnitNormal",
     "UpsampleConv2d",
-    "keras_style",
     "sigmoid2_std",
     "softplus_std",
     "symexp_bins",

@@ -20,8 +20,7 @@ Widths = int | Sequence[int]
 class Style(NamedTuple):
     """The norm, activation and initialisation of the layers of one paper.
 
-    The defaults are DreamerV3's. PlaNet, Dreamer V1 and DreamerV2 have Keras' initialisation, "glorot_uniform", an
-    epsilon of 1e-3, and heads that read [stoch, deter].
+    `PLANET`, `DREAMER_V1`, `DREAMER_V2` and `DREAMER_V3`, which the defaults are, are those of the papers.
     """
 
     norm: Literal["rms", "layer", "none"] = "rms"
@@ -34,13 +33,15 @@ class Style(NamedTuple):
     stoch_first: bool = False
     """Whether heads read the features as [stoch, deter] rather than [deter, stoch]."""
 
+    def normed(self, norm: bool) -> "Style":
+        """This style with a LayerNorm, or with no norm: an option of the papers before DreamerV3."""
+        return self._replace(norm="layer" if norm else "none")
 
+
+PLANET = Style("none", "relu", "glorot_uniform", 1e-3, stoch_first=True)
+DREAMER_V1 = PLANET._replace(activation="elu")  # its convolutions have PlaNet's style
+DREAMER_V2 = DREAMER_V1
 DREAMER_V3 = Style()
-
-
-def keras_style(activation: Literal["elu", "relu"], norm: bool = False) -> Style:
-    """PlaNet's ("relu"), Dreamer V1's and DreamerV2's ("elu"): Keras' defaults, with a LayerNorm where `norm`."""
-    return Style("layer" if norm else "none", activation, "glorot_uniform", 1e-3, stoch_first=True)
 
 
 # A standard normal cut at two standard deviations has a standard deviation of 0.8796; this brings it back to one.
@@ -168,7 +169,7 @@ def linear(inputs: int, outputs: int, style: Style, outscale: float = 1.0, bias:
 
 
 def glorot_(layer: nn.Module) -> None:
-    """Keras' initial values of a linear or convolutional layer: Glorot-uniform weight, zero bias."""
+    """Set the weight of a linear or convolutional layer to Glorot-uniform values and its bias to zero."""
     nn.init.xavier_uniform_(layer.get_parameter("weight"))
     if layer.bias is not None:
         nn.init.zeros_(layer.get_parameter("bias"))
