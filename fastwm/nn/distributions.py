@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from fastwm import ops
 from fastwm.ops import symexp, symlog
-from fastwm.ref.gru_rssm import truncated_normal
 
 
 class Categorical:
@@ -192,8 +191,17 @@ class TruncatedNormal:
         return torch.log(self.std * self.mass) + 0.5 * math.log(2 * math.pi * math.e) + 0.5 * moment
 
     def sample(self, uniform: Tensor | None = None) -> Tensor:
+        """By the inverse CDF, clipped to +-(1 - 1e-6) straight through.
+
+        As in the official DreamerV2, the gradient holds the standardised noise fixed: d/dmean = 1, d/dstd = noise.
+        """
         uniform = torch.rand_like(self.mean) if uniform is None else uniform
-        return truncated_normal(self.mean, self.std, uniform)
+        with torch.no_grad():  # of its own, so that `limits` and `mass` keep their gradient
+            low, high = (-1 - self.mean) / self.std, (1 - self.mean) / self.std
+            below, above = torch.special.ndtr(low), torch.special.ndtr(high)
+            noise = torch.special.ndtri(below + uniform.to(low.dtype) * (above - below)).clamp(low, high)
+        sample = self.mean + self.std * noise
+        return sample + (sample.clamp(-1 + 1e-6, 1 - 1e-6) - sample).detach()
 
     def mode(self) -> Tensor:
         return self.mean
