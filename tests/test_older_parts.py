@@ -53,8 +53,10 @@ def test_t29_the_truncated_normal_is_renormalised() -> None:
     wide = TruncatedNormal(torch.tensor(0.0), torch.tensor(0.0))
     assert wide.std.item() == pytest.approx(1.1)
     raw = torch.zeros(3, requires_grad=True)
-    TruncatedNormal(raw, torch.zeros(3)).sample(torch.tensor([0.01, 0.5, 0.99])).sum().backward()
+    dist = TruncatedNormal(raw, torch.zeros(3))
+    dist.sample(torch.tensor([0.01, 0.5, 0.99])).sum().backward()
     torch.testing.assert_close(raw.grad, torch.ones(3))  # noise held fixed; exact would be less than 1 at the edges
+    assert dist.entropy().requires_grad and dist.log_prob(torch.zeros(3)).requires_grad  # also after a sample
 
 
 def test_g21_t31_half_the_square_and_the_constant() -> None:
