@@ -554,6 +554,12 @@ def examples() -> str:
 
 
 @piece
+def file(path: str) -> str:
+    """A Markdown file of the repository."""
+    return (ROOT / path).read_text()
+
+
+@piece
 def suites() -> str:
     """The suites of `fastwm reproduce`."""
     from fastwm.runner.reproduce import suites
