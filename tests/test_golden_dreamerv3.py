@@ -9,13 +9,16 @@ import pytest
 
 import fastwm
 from fastwm import _lib
+from fastwm.nn import layers
 from tests.golden_dreamerv3 import Golden
 
 FILES = sorted(Path(__file__).parent.joinpath("golden").glob("dreamerv3_*.npz"))
 
 
+@pytest.mark.parametrize("few_rows", [0, 256], ids=["fused", "by_layers"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_replays_the_official_updates(path: Path) -> None:
+def test_replays_the_official_updates(path: Path, few_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "FEW_ROWS", few_rows)
     checks = Golden(path).replay()
     for part in ("wm/", "imag/", "replay/", "loss/", "grad/", "params1/", "params2/slowval/", "state/retnorm"):
         assert any(part in check.name for check in checks), f"nothing compared under {part}"

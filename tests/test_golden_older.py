@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fastwm.nn import layers
 from tests import golden_dreamerv1, golden_dreamerv2, golden_planet
 from tests.replaying import Check
 
@@ -19,8 +20,12 @@ def failures(checks: list[Check]) -> list[str]:
     return [f"{check.name}: {check.error:.2e}" for check in checks if not check.ok]
 
 
+@pytest.mark.parametrize("few_rows", [0, 256], ids=["fused", "by_layers"])
 @pytest.mark.parametrize(("module", "path"), FILES, ids=[path.stem for _, path in FILES])
-def test_replays_the_official_updates(module: object, path: Path) -> None:
+def test_replays_the_official_updates(
+    module: object, path: Path, few_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "FEW_ROWS", few_rows)
     checks = module.Golden(path).replay()  # type: ignore[attr-defined]
     for part in ("wm/", "loss/", "/grad/", "variant/", "params1/", "params2/"):
         assert any(part in check.name for check in checks), f"nothing compared under {part}"

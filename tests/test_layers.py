@@ -64,7 +64,7 @@ def test_an_mlp_takes_layers_of_unlike_widths(norm: str) -> None:
 def test_an_mlp_is_its_layers(layers: int) -> None:
     torch.manual_seed(0)
     mlp = MLP(9, 24, layers).double()
-    x = torch.randn(5, 3, 9, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(100, 3, 9, dtype=torch.float64, requires_grad=True)
     ours, theirs = mlp(x), x
     for layer in mlp:
         theirs = layer(theirs)
@@ -77,8 +77,8 @@ def test_vectors_are_decoded_by_an_mlp_and_a_layer_each() -> None:
     torch.manual_seed(0)
     space = as_dict({"a": spaces.Box(-1, 1, (3,), np.float32), "b": spaces.Discrete(4)}, "obs")
     decoder = Decoder(space, 16, 12, 24, 2, 8, (1,), 3, 2).double()
-    deter = torch.randn(5, 3, 16, dtype=torch.float64, requires_grad=True)
-    stoch = torch.randn(5, 3, 12, dtype=torch.float64, requires_grad=True)
+    deter = torch.randn(100, 3, 16, dtype=torch.float64, requires_grad=True)
+    stoch = torch.randn(100, 3, 12, dtype=torch.float64, requires_grad=True)
     out = decoder(deter, stoch)
     ours = torch.cat([out["a"].mean, out["b"].logits], -1)
     x = decoder.mlp(torch.cat([stoch, deter], -1))

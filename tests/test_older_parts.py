@@ -146,13 +146,14 @@ def test_keras_initialisation() -> None:
     assert (tiny("planet").world.rssm.cell.bias_ru == 1).all()
 
 
+@pytest.mark.parametrize("rows", [5, 100])
 @pytest.mark.parametrize("layers", [0, 2, (9, 4)])
 @pytest.mark.parametrize("norm", [False, True])
-def test_heads_read_one_hots_apart_as_they_read_all_together(layers: Widths, norm: bool) -> None:
+def test_heads_read_one_hots_apart_as_they_read_all_together(layers: Widths, norm: bool, rows: int) -> None:
     torch.manual_seed(0)
-    state = GRUState(torch.randn(5, 3, 7), torch.eye(4)[torch.randint(4, (5, 3, 6))])
+    state = GRUState(torch.randn(rows, 3, 7), torch.eye(4)[torch.randint(4, (rows, 3, 6))])
     x, onehot = state.parts
-    assert torch.equal(x, state.deter) and onehot is not None and onehot.shape == (5, 3, 24)
+    assert torch.equal(x, state.deter) and onehot is not None and onehot.shape == (rows, 3, 24)
     sizes = (31, 9, layers)
     normal, bernoulli = (head(*sizes, style=DREAMER_V2.normed(norm)) for head in (NormalHead, BernoulliHead))
     for read in (lambda *feat: normal(*feat).mean, lambda *feat: bernoulli(*feat).logit):

@@ -44,6 +44,8 @@ DREAMER_V2 = DREAMER_V1
 DREAMER_V3 = Style()
 
 
+FEW_ROWS = 256  # from which a fused MLP is no slower than its layers, as `ops.linear`
+
 # A standard normal cut at two standard deviations has a standard deviation of 0.8796; this brings it back to one.
 TRUNCATED_STD = 1.1368
 
@@ -238,6 +240,16 @@ class Dense(nn.Module):
         return norm_act(self.linear(x), self.norm, self.style.activation)
 
 
+def few_rows(x: Tensor) -> bool:
+    """Whether x [..., D] has too few rows for a fused call: packing the weights would cost more than it saves.
+
+    An exported program takes any number. Under autocast the fused call rounds less, and serves all.
+    """
+    if torch.compiler.is_exporting() or torch.is_autocast_enabled(x.device.type):
+        return False
+    return x.shape[:-1].numel() < FEW_ROWS
+
+
 class MLP(nn.Sequential):
     """Dense layers in a style: `layers` of `units`, or of the widths that `layers` lists; none is the identity.
 
@@ -263,8 +275,8 @@ class MLP(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., inputs] -> [..., out_dim]`: all but the last layer's norm in one call."""
-        if len(self) < 2 or not self.is_plain:
+        """`[..., inputs] -> [..., out_dim]`: of many rows all but the last layer's norm in one call."""
+        if len(self) < 2 or few_rows(x) or not self.is_plain:
             return super().forward(x)
         *layers, last = self.params
         w = ops.MLPWeights(tuple(layers), ops.LinearWeights(last.weight, last.bias), self.style.activation)
@@ -272,12 +284,12 @@ class MLP(nn.Sequential):
         return norm_act(ops.mlp(x, w, eps=self.style.eps), norm, self.style.activation)
 
     def then(self, out: ops.LinearWeights, x: Tensor, onehot: Tensor | None = None) -> Tensor:
-        """These layers and a linear one, in one call.
+        """These layers and a linear one: of many rows in one call.
 
         They read x `[..., inputs]`; or, where `onehot` `[..., Z]` is given apart, because its zeros cost nothing then,
         [x, onehot], or [onehot, x] in a style with `stoch_first`.
         """
-        if not self or not self.is_plain:
+        if not self or few_rows(x) or not self.is_plain:
             parts = [x] if onehot is None else [onehot, x] if self.style.stoch_first else [x, onehot]
             return F.linear(self(torch.cat(parts, -1)), *out)
         first, *rest = self.params
