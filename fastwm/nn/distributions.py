@@ -233,7 +233,7 @@ class UnitNormal(SquaredError):
 
 
 class SymlogSquaredError(SquaredError):
-    """Squared error in symlog space; `mean` lives there too."""
+    """Squared error in symlog space; `mean` is in symlog space too."""
 
     @property
     def prediction(self) -> Tensor:

@@ -139,8 +139,8 @@ class MDNRNN(nn.Module):
         Args:
             z: `[T, B, Z]`, the latents that followed; targets: `done` and `reward` [T, B]; heads without a
                 target are left out.
-            mask: `[T, B]` bool, the steps that count for `latent` (all by default): not those whose next row
-                belongs to another episode for no reason of the model's.
+            mask: `[T, B]` bool, the steps that count for `latent` (all by default). Leave out a step whose next row
+                belongs to another episode, which the model cannot foresee.
         """
         nll = prediction.mixture.nll(z)  # [T, B, Z], or [T, B] where joint
         if mask is None:
