@@ -39,9 +39,13 @@ class Style(NamedTuple):
 
 
 PLANET = Style("none", "relu", "glorot_uniform", 1e-3, stoch_first=True)
-DREAMER_V1 = PLANET._replace(activation="elu")  # its convolutions have PlaNet's style
+"""PlaNet's style, and that of Dreamer V1's convolutions."""
+DREAMER_V1 = PLANET._replace(activation="elu")
+"""Dreamer V1's style."""
 DREAMER_V2 = DREAMER_V1
+"""DreamerV2's style, of dense layers and convolutions."""
 DREAMER_V3 = Style()
+"""DreamerV3's style."""
 
 
 FEW_ROWS = 256  # from which a fused MLP is no slower than its layers, as `ops.linear`
