@@ -2,10 +2,27 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from torch import nn
 
-from fastwm.nn import RSSM, BlockGRUCell, BlockLinear, BlockRSSM, Decoder, RMSNorm, State
+import fastwm
+from fastwm import _lib, ops
+from fastwm.nn import (
+    MLP,
+    RSSM,
+    Actor,
+    BlockGRUCell,
+    BlockLinear,
+    BlockRSSM,
+    Decoder,
+    Linear,
+    RMSNorm,
+    State,
+    TwoHotHead,
+)
 from fastwm.nn.spaces import as_dict
 
 
@@ -246,3 +263,25 @@ def test_an_exported_rssm_takes_any_batch_and_length(variant: str) -> None:
         for T, B in ((4, 6), (3, 2), (5, 80)):  # 80 x 5 rows take another kernel than 24 where nothing is exported
             arguments = given(T, B)
             torch.testing.assert_close(exported(*arguments), model(*arguments), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not _lib.has_cpu, reason="not built")
+def test_networks_of_unlike_widths_dream_as_the_reference_does() -> None:
+    """No kernel takes them: `rssm_imagine` and `rssm_open_loop` go step by step."""
+    torch.manual_seed(0)
+    rssm = make_rssm(prior_layers=2)
+    space = as_dict(spaces.Box(-1, 1, (3,), np.float32), "action")
+    actor, head = Actor(rssm.feat_dim, 8, (7, 5), space), TwoHotHead(rssm.feat_dim, 8, (6, 9), 7)
+    rssm.prior = nn.Sequential(MLP(rssm.deter, 6, (9, 4)), Linear(4, rssm.stoch * rssm.classes))
+    start, uniform, noise = rssm.initial(5), torch.rand(4, 5, rssm.stoch), torch.randn(5, 5, 3)
+    action, results = torch.randn(4, 5, 3), []
+    for backend in ("cpu", "ref"):
+        with fastwm.backend(backend):
+            weights = rssm.observe_weights(), rssm.prior_weights()
+            imagined = ops.rssm_imagine(
+                *start, uniform, noise, *weights, actor.params, tuple(actor.specs.values()), readouts=[head.params]
+            )
+            open_loop = rssm.open_loop(start, action, uniform)
+            loss = sum(out.square().sum() for out in imagined[-1])
+            results.append((imagined, open_loop, torch.autograd.grad(loss, [*actor.parameters()])))
+    torch.testing.assert_close(results[0], results[1])
