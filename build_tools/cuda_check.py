@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from native import CSRC, DEFAULT_ARCHS, ROOT, find_nvcc, gencode, nvcc_flags
+from native import DEFAULT_ARCHS, ROOT, cuda_sources, find_nvcc, gencode, nvcc_flags
 
 ENTRY = re.compile(
     r"Compiling entry function '(?P<kernel>\w+)' for '(?P<arch>\w+)'.*?"
@@ -62,7 +62,7 @@ def main() -> None:
     print("| file | kernel | arch | registers | spills, bytes | shared, bytes |")
     print("|---|---|---|--:|--:|--:|")
     unexplained = []
-    sources = sorted((CSRC / "cuda").glob("*.cu"))
+    _, sources = cuda_sources()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for source, kernels in zip(sources, pool.map(partial(check, nvcc), sources)):
             explained = re.findall(r"// spill: ([^:\s]+): \S", source.read_text())

@@ -1,7 +1,7 @@
 """Compiles csrc/ into `fastwm/_C.so`, `fastwm/_C_cuda.so` and `fastwm/_host`, without importing torch.
 
-Adding an operator needs no change here: csrc/cpu/*.cpp and csrc/cuda/*.{cu,cpp} are globbed, and a file named
-`*_kernel.cpp` is compiled once per CPU instruction set level.
+Adding an operator needs no change here: csrc/cpu/*.cpp, csrc/cuda/*.{cu,cpp} and what generate.py writes are globbed,
+and a file named `*_kernel.cpp` is compiled once per CPU instruction set level.
 
     FASTWM_CUDA=auto|0|1   auto: CUDA where both nvcc and a torch with CUDA are found; 1: fail without nvcc
     TORCH_CUDA_ARCH_LIST   such as "8.0;9.0a+PTX"; else the visible GPU's; else "8.0;9.0a+PTX"
@@ -22,8 +22,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import generate
+
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
+GENERATED = ROOT / "build" / "generated"  # by generate.py
 
 TORCH_TARGET = "2.11"
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
@@ -205,6 +208,7 @@ class Toolchain:
         return [
             f"-I{CSRC}",
             f"-I{CSRC / 'include'}",
+            f"-I{GENERATED}",
             f"-isystem{api}",
             f"-isystem{api / 'torch/csrc/api/include'}",
         ]
@@ -214,8 +218,10 @@ class Toolchain:
         return [f"-L{self.torch.path / 'lib'}", "-ltorch", "-ltorch_cpu"]
 
     def compile(self, source: Path, *flags: str, label: str = "") -> Step:
-        root = CSRC if source.is_relative_to(CSRC) else self.work
-        output = self.work / f"{source.relative_to(root).with_suffix('')}{label}.o"
+        for root, folder in ((CSRC, "csrc"), (GENERATED, "generated"), (self.work, "")):
+            if source.is_relative_to(root):
+                output = self.work / folder / f"{source.relative_to(root).with_suffix('')}{label}.o"
+                break
         command = [self.cxx, *CXX_FLAGS, *OPENMP, *DEFINES, *self.includes, *flags, *self.extra]
         return Step(output, [*command, "-MMD", "-c", str(source), "-o", str(output)])
 
@@ -259,13 +265,23 @@ def nvcc_flags() -> list[str]:
         "--compiler-options=-fPIC,-fvisibility=hidden",
         f"-I{CSRC}",
         f"-I{CSRC / 'include'}",
+        f"-I{GENERATED}",
     ]
 
 
 def cpu_sources() -> tuple[list[Path], list[Path]]:
     """The CPU library's host side, and its kernels."""
+    generate.write(GENERATED)
     kernels = sorted((CSRC / "cpu").glob("*_kernel.cpp"))
-    return [CSRC / "schema.cpp", *sorted(set((CSRC / "cpu").glob("*.cpp")) - set(kernels))], kernels
+    hosts = sorted(set((CSRC / "cpu").glob("*.cpp")) - set(kernels))
+    return [GENERATED / "schema.cpp", *hosts, *sorted((GENERATED / "cpu").glob("*.cpp"))], kernels
+
+
+def cuda_sources() -> tuple[list[Path], list[Path]]:
+    """The CUDA library's host side, and its kernels."""
+    generate.write(GENERATED)
+    hosts = [*sorted((CSRC / "cuda").glob("*.cpp")), *sorted((GENERATED / "cuda").glob("*.cpp"))]
+    return hosts, sorted((CSRC / "cuda").glob("*.cu"))
 
 
 def build(destination: Path, work: Path) -> list[Path]:
@@ -289,8 +305,9 @@ def build(destination: Path, work: Path) -> list[Path]:
     host = tools.compile_host(archs)
     gpu = []
     if cuda and nvcc:
-        gpu += [tools.compile_cuda(source, nvcc, archs) for source in sorted((CSRC / "cuda").glob("*.cu"))]
-        gpu += [tools.compile(source, "-DUSE_CUDA") for source in sorted((CSRC / "cuda").glob("*.cpp"))]
+        hosts, kernels = cuda_sources()
+        gpu += [tools.compile_cuda(source, nvcc, archs) for source in kernels]
+        gpu += [tools.compile(source, "-DUSE_CUDA") for source in hosts]
     run_parallel([*gpu, host, *cpu])
 
     built = tools.link_cpu(destination, cpu, host)

@@ -41,7 +41,7 @@ def link_package(package: Path) -> None:
 def one_source(sources: list[Path], path: Path) -> Path:
     """A file that includes them all, so that torch's headers are read once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(f'#include "{source.relative_to(native.CSRC)}"\n' for source in sources)
+    text = "".join(f'#include "{source}"\n' for source in sources)
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
     return path

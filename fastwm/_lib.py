@@ -54,17 +54,8 @@ def _load_cuda() -> bool:
     return has_cpu and _load("_C_cuda")  # _C holds the schemas
 
 
-def _load_emulator() -> bool:
-    """The CUDA kernels as tests/cuda_emulator compiles them, for the CPU."""
-    path = os.environ.get("FASTWM_CUDA_EMULATOR")
-    if path:
-        torch.ops.load_library(path)
-    return bool(path)
-
-
 has_cpu = _load("_C")
 has_cuda = _load_cuda()
-has_emulator = _load_emulator()
 has_triton = _find_triton()
 host = _load_host()
 

@@ -81,9 +81,7 @@ def provenance(device: str) -> dict[str, str | None]:
             f"nothing to measure: fastwm's library {missing} is not available ({_lib.problems.get(missing)}). "
             f"{_lib.advice(missing)} (FASTWM_BACKEND=ref measures plain PyTorch, under that name)"
         )
-    native = "_C_cuda.so" if torch.device(device).type == "cuda" else "_C.so"
-    files = {"fastwm": native, "fastwm_triton": "triton", "fastwm_emulated": "CUDA emulator"}
-    library = _brief(Path(_lib.__file__).parent / files[served]) if served else "none: plain PyTorch"
+    library = _brief(Path(_lib.__file__).parent / served.file) if served else "none: plain PyTorch"
     built = (_lib.host.build_info().get("commit") or None) if _lib.host else None
     return {"fastwm": fastwm.__version__, "commit": commit(), "library": library, "library_commit": built}
 

@@ -7,6 +7,7 @@ import torch
 
 import fastwm
 from fastwm import _lib
+from tests import cuda_emulator
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,7 +47,7 @@ NATIVE = [
     pytest.param(Target("cuda", "cuda"), id="cuda", marks=pytest.mark.gpu),
     pytest.param(Target("triton", "cuda"), id="triton-gpu", marks=pytest.mark.gpu),
     *([pytest.param(Target("triton", "cpu"), id="triton")] if INTERPRETED else []),
-    *([pytest.param(Target("cuda", "cpu"), id="emulated")] if _lib.has_emulator else []),
+    *([pytest.param(Target("cuda", "cpu"), id="emulated")] if cuda_emulator.loaded else []),
 ]
 
 

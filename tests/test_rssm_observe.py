@@ -17,6 +17,7 @@ import fastwm
 from fastwm import _lib
 from fastwm.nn import BlockRSSM, State
 from fastwm.ops import rssm_observe
+from tests import cuda_emulator
 from tests.conftest import Target
 from tests.memory import peak_memory
 
@@ -375,7 +376,7 @@ def test_a_direct_call_with_wrong_tensors_does_not_crash() -> None:
         torch.ops.fastwm.rssm_observe(*inputs, 0.01, 1e-4, True, True, True)
 
 
-@pytest.mark.skipif(not _lib.has_emulator, reason="needs the emulator of CUDA")
+@pytest.mark.skipif(not cuda_emulator.loaded, reason="needs the emulator of CUDA")
 def test_emulated_kernels_keep_gates_in_bfloat16_where_products_are() -> None:
     rssm, args = make(2, 3, ODD | dict(classes=8), torch.float32)
     inputs = raw_inputs(rssm, args)

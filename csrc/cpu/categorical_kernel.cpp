@@ -171,11 +171,11 @@ void sample_backward(const StraightThroughCategoricalBackward& p) {
     RowStats<A> row;
     load(static_cast<const T*>(p.logits) + at, rows, classes, x);
     softmax(x, q, classes, row);
-    if (p.d_sample)
-      load(static_cast<const A*>(p.d_sample) + at, rows, classes, w);
+    if (p.g_sample)
+      load(static_cast<const A*>(p.g_sample) + at, rows, classes, w);
     else
       std::memset(w, 0, classes * sizeof *w);
-    const bool perturbed = p.uniform && p.d_sample;
+    const bool perturbed = p.uniform && p.g_sample;
     if (perturbed) {
       const Tile<A> noise = d_log_prob, soft = memory[4];
       log_probs(x, q, row, mix, classes);
@@ -187,8 +187,8 @@ void sample_backward(const StraightThroughCategoricalBackward& p) {
     for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
       for (int64_t r = 0; r < W; ++r) w[k][r] *= perturbed ? kept_share(mix, q[k][r]) : mix.keep * q[k][r];
-    if (p.d_log_prob) {
-      load(static_cast<const A*>(p.d_log_prob) + at, rows, classes, d_log_prob);
+    if (p.g_log_prob) {
+      load(static_cast<const A*>(p.g_log_prob) + at, rows, classes, d_log_prob);
       for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
         for (int64_t r = 0; r < W; ++r) w[k][r] += kept_share(mix, q[k][r]) * d_log_prob[k][r];
@@ -294,7 +294,7 @@ void kl_backward(const CategoricalKlBackward& p) {
   const A free_nats = static_cast<A>(p.free_nats);
   const int64_t classes = p.classes;
   const A *dyn = static_cast<const A*>(p.dyn);
-  const A *d_dyn = static_cast<const A*>(p.d_dyn), *d_rep = static_cast<const A*>(p.d_rep);
+  const A *d_dyn = static_cast<const A*>(p.g_dyn), *d_rep = static_cast<const A*>(p.g_rep);
   for_each_tile<A>(p.batch * p.groups, classes, 4, [=, &p](int64_t first, int64_t rows,
                                                          const TileMemory<A>& memory) {
     const int64_t at = first * classes;

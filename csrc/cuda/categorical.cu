@@ -177,9 +177,9 @@ __global__ void __launch_bounds__(kThreads) sample_backward(StraightThroughCateg
   const int64_t at = row.index * classes;
   const Unimix<A> mix = unimix_of<A>(p.unimix, p.classes);
   const auto soft = softmax<G, A>([&](int k) { return load<T>(p.logits, at + k); }, classes);
-  const auto d_sample = [&](int k) { return p.d_sample ? load<A>(p.d_sample, at + k) : A{0}; };
-  const auto d_log_prob = [&](int k) { return p.d_log_prob ? load<A>(p.d_log_prob, at + k) : A{0}; };
-  if (p.uniform && p.d_sample) {
+  const auto d_sample = [&](int k) { return p.g_sample ? load<A>(p.g_sample, at + k) : A{0}; };
+  const auto d_log_prob = [&](int k) { return p.g_log_prob ? load<A>(p.g_log_prob, at + k) : A{0}; };
+  if (p.uniform && p.g_sample) {
     const auto y = softmax<G, A>(
         [&](int k) { return soft.log_prob(mix, k, soft.q(k)) + gumbel(load<A>(p.uniform, at + k)); }, classes);
     A mean = 0;
@@ -234,8 +234,8 @@ __global__ void __launch_bounds__(kThreads) kl_backward(CategoricalKlBackward p)
   const int64_t at = row.index * classes, element = row.index / p.groups;
   const Unimix<A> mix = unimix_of<A>(p.unimix, p.classes);
   const bool free = load<A>(p.dyn, element) <= static_cast<A>(p.free_nats);
-  const A g_dyn = p.d_dyn && !free ? load<A>(p.d_dyn, element) : 0;
-  const A g_rep = p.d_rep && !free ? load<A>(p.d_rep, element) : 0;
+  const A g_dyn = p.g_dyn && !free ? load<A>(p.g_dyn, element) : 0;
+  const A g_rep = p.g_rep && !free ? load<A>(p.g_rep, element) : 0;
   const auto post = softmax<G, A>([&](int k) { return load<T>(p.post, at + k); }, classes);
   const auto prior = softmax<G, A>([&](int k) { return load<T>(p.prior, at + k); }, classes);
   const auto w_post = [&](int k, A q) { return g_rep * mix.keep * q * post.log_ratio(mix, k, q, prior); };

@@ -1,10 +1,10 @@
-// Mixture densities' host side, written once: kernel(params, device) is a CPU kernel or a CUDA launch.
+// The parameters of mixtures, read where they are.
 #pragma once
 
 #include <cmath>
 
 #include "fastwm/mdn.h"
-#include "tensor.h"
+#include "host_check.h"
 
 namespace fastwm {
 
@@ -50,20 +50,6 @@ struct MixtureTensors {
     if (!joint) make_dimensions_lanes();
   }
 
-  void check_event(const Tensor& x, const char* name) const {
-    bool same = x.dim() == mean.dim() - 1 && x.scalar_type() == mean.scalar_type() && x.device() == mean.device();
-    for (int64_t d = 0; same && d < x.dim(); ++d) same = x.size(d) == mean.size(d);
-    STD_TORCH_CHECK(same, "fastwm: ", name, " must be mean without its last dimension, of its dtype and device");
-  }
-
-  // One number a mixture: [..., Z], or [...] where the mixture is joint.
-  void check_mixture(const Tensor& x, const char* name) const {
-    bool same =
-        x.dim() == logits.dim() - 1 && x.scalar_type() == mean.scalar_type() && x.device() == mean.device();
-    for (int64_t d = 0; same && d < x.dim(); ++d) same = x.size(d) == logits.size(d);
-    STD_TORCH_CHECK(same, "fastwm: ", name, " must be logits without its last dimension, of its dtype and device");
-  }
-
  private:
   static Tensor walkable(const Tensor& x, int64_t event) {
     return x.numel() > 0 && x.dim() >= event && row_stride(x, event) >= 0 ? x : dense(x);
@@ -88,55 +74,5 @@ struct MixtureTensors {
     view.dims = 1;
   }
 };
-
-template <auto kernel>
-Tensor mdn_sample(const Tensor& logits, const Tensor& mean, const Tensor& log_std, const Tensor& uniform_,
-                  const Tensor& normal_, double temperature) {
-  const MixtureTensors m(logits, mean, log_std);
-  m.check_mixture(uniform_, "uniform");
-  m.check_event(normal_, "normal");
-  const Tensor uniform = dense(uniform_), normal = dense(normal_);
-  Tensor sample = empty_dense(normal);
-  const MdnSample p{m.view,
-                    1 / temperature,
-                    std::sqrt(temperature),
-                    uniform.const_data_ptr(),
-                    normal.const_data_ptr(),
-                    sample.mutable_data_ptr()};
-  kernel(p, sample.get_device_index());
-  return sample;
-}
-
-template <auto kernel>
-Tensor mdn_nll(const Tensor& logits, const Tensor& mean, const Tensor& log_std, const Tensor& value_) {
-  const MixtureTensors m(logits, mean, log_std);
-  m.check_event(value_, "value");
-  const Tensor value = dense(value_);
-  Tensor nll = empty_dense(value, value.dim() - m.joint);
-  const MdnNll p{m.view, value.const_data_ptr(), nll.mutable_data_ptr()};
-  kernel(p, value.get_device_index());
-  return nll;
-}
-
-template <auto kernel>
-std::tuple<Tensor, Tensor, Tensor, Tensor> mdn_nll_backward(const Tensor& grad_, const Tensor& logits,
-                                                            const Tensor& mean, const Tensor& log_std,
-                                                            const Tensor& value_) {
-  const MixtureTensors m(logits, mean, log_std);
-  m.check_mixture(grad_, "grad");
-  m.check_event(value_, "value");
-  const Tensor grad = dense(grad_), value = dense(value_);
-  Tensor d_logits = empty_dense(logits), d_mean = empty_dense(mean), d_log_std = empty_dense(mean),
-         d_value = empty_dense(value);
-  const MdnNllBackward p{m.view,
-                         grad.const_data_ptr(),
-                         value.const_data_ptr(),
-                         d_logits.mutable_data_ptr(),
-                         d_mean.mutable_data_ptr(),
-                         d_log_std.mutable_data_ptr(),
-                         d_value.mutable_data_ptr()};
-  kernel(p, value.get_device_index());
-  return {d_logits, d_mean, d_log_std, d_value};
-}
 
 }  // namespace fastwm

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType, TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastwm import _lib
+from fastwm.ops import _declared
 
 if _lib.has_triton:
     import fastwm.triton  # noqa: F401  (defines the operators of fastwm_triton)
@@ -20,25 +22,48 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 KERNEL_DTYPES = (torch.float32, torch.float64)  # of whole sequences
 
 
-def _serves(available: bool, library: str, *devices: str) -> dict[tuple[str, torch.dtype], str]:
-    return {(device, dtype): library for device in devices for dtype in _DTYPES} if available else {}
+@dataclass(frozen=True, eq=False)
+class Library:
+    """One set of kernels: a namespace of torch operators, what it serves, and why it is not there.
+
+    Args:
+        namespace: of its operators in `torch.ops`.
+        file: where it is, in the package.
+        backend: the name it is forced by.
+        devices: the devices whose tensors it takes, in all of `_DTYPES`.
+        problem: why it could not be loaded.
+        automatic: the devices it serves where no backend is forced.
+    """
+
+    namespace: str
+    file: str
+    backend: str
+    devices: tuple[str, ...]
+    problem: str | None = None
+    automatic: tuple[str, ...] = ()
 
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# backend -> (device, dtype) -> operator library; what is not listed is plain PyTorch
-_SERVES = {
-    "cpu": _serves(_lib.has_cpu, "fastwm", "cpu"),
-    "cuda": _serves(_lib.has_cuda, "fastwm", "cuda") | _serves(_lib.has_emulator, "fastwm_emulated", "cpu"),
-    "triton": _serves(_lib.has_triton, "fastwm_triton", "cuda", *(["cpu"] if _INTERPRETED else [])),
-    "ref": {},
-}
-_FASTEST = _serves(_lib.has_triton, "fastwm_triton", "cuda") | _SERVES["cuda"] | _SERVES["cpu"]
-_LIBRARIES = ("fastwm", "fastwm_triton", "fastwm_emulated")
+_BACKENDS = ("cpu", "cuda", "triton", "ref")  # ref is plain PyTorch, and has no library
+_SERVES: dict[str, dict[tuple[str, torch.dtype], Library]] = {name: {} for name in _BACKENDS}
+_FASTEST: dict[tuple[str, torch.dtype], Library] = {}
+_LIBRARIES: list[Library] = []
+_OPERATORS: list["Operator"] = []
+
+
+def add_library(library: Library) -> None:
+    """Makes a library's kernels serve its backend; of two for one device and dtype, the later is the faster."""
+    _LIBRARIES.append(library)
+    if library.problem is None:
+        for dtype in _DTYPES:
+            _SERVES[library.backend] |= {(device, dtype): library for device in library.devices}
+            _FASTEST.update({(device, dtype): library for device in library.automatic})
+    for operator in _OPERATORS:
+        operator.register(library)
 
 
 def _known(name: str | None) -> str | None:
-    if name is not None and name not in _SERVES:
-        raise ValueError(f"unknown backend '{name}'; the backends are {', '.join(_SERVES)}")
+    if name is not None and name not in _BACKENDS:
+        raise ValueError(f"unknown backend '{name}'; the backends are {', '.join(_BACKENDS)}")
     return name
 
 
@@ -92,20 +117,19 @@ def forced_backend() -> str | None:
     return _forced.names[-1]
 
 
-def select(x: Tensor, dtype: torch.dtype | None = None) -> str | None:
-    """The operator library for tensors like `x` (or of `dtype`); None means the plain PyTorch of `fastwm.ref`."""
-    dtype = dtype or x.dtype
-    where, forced = (x.device.type, dtype), forced_backend()
+def select(x: Tensor, dtype: torch.dtype | None = None) -> Library | None:
+    """The library for tensors like `x` (or of `dtype`); None means the plain PyTorch of `fastwm.ref`."""
+    where, forced = (x.device.type, dtype or x.dtype), forced_backend()
     if forced is None:
         return _FASTEST.get(where)
     if forced == "ref":
         return None
-    if where not in _SERVES[forced]:
-        missing = _lib.problems.get({"cpu": "_C", "cuda": "_C_cuda"}.get(forced, forced))
-        raise ValueError(
-            f"backend '{forced}' does not serve {dtype} on {x.device}" + (f": {missing}" if missing else "")
-        )
-    return _SERVES[forced][where]
+    library = _SERVES[forced].get(where)
+    if library is None:
+        problems = [each.problem for each in _LIBRARIES if each.backend == forced and each.problem]
+        why = f": {problems[0]}" if problems else ""
+        raise ValueError(f"backend '{forced}' does not serve {where[1]} on {x.device}{why}")
+    return library
 
 
 def autocast_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -171,57 +195,63 @@ class Operator:
     """One operator of every library, `fastwm::name` (C++), `fastwm_triton::name`, called by library.
 
     Args:
-        name: as in csrc/schema.cpp; a library that lacks it is passed over.
-        fake: `fake(*args)` gives outputs of the right shapes, dtypes and strides.
-        vmap: `vmap(op, info, in_dims, *args)`, its batching rule.
-        backward: `backward(library, ctx, *grads)`, its derivative. Without one, differentiating is an error.
-        setup_context: `setup_context(ctx, inputs, output)`, which saves what `backward` reads.
+        name: as declared; a library that lacks it is passed over. The declaration gives fake, saved tensors and
+            gradients.
+        vmap: `vmap(op, info, in_dims, *args)`, its batching rule, and its backward's.
+        functions: what the declaration calls by name.
 
     A call takes the shortest way there is. What `torch.library.register_autograd` makes serves torch.compile
     and export. It does not know torch.func, and costs eager code about 14 us a forward and backward: these
     two go through an autograd.Function of the same formula. A call without gradients passes below autograd.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        fake: Callable[..., Any],
-        vmap: Callable[..., Any],
-        backward: Callable[..., Any] | None = None,
-        setup_context: Callable[..., None] | None = None,
-    ) -> None:
-        self.ops: dict[str, Any] = {}
-        self.kernels: set[tuple[str | None, str]] = set()
+    def __init__(self, name: str, vmap: Callable[..., Any], **functions: Callable[..., Any]) -> None:
+        op = _declared.OPS[name]
+        self.name, self.vmap = name, vmap
+        self.fake = _declared.fake(op, functions)
+        self.backward = Operator(op.backward.name, vmap, **functions) if op.backward else None
+        self.setup_context: Callable[..., None] | None = None
+        self.derivative: Callable[..., Any] = partial(_refuse, name)
+        if self.backward:
+            self.setup_context = _declared.setup_context(op)
+            self.derivative = _declared.derivative(op, self.backward)
+        self.ops: dict[str, Any] = {}  # by namespace, as the others
+        self.kernels: set[tuple[str, str]] = set()
         self.eager: dict[str, type[torch.autograd.Function]] = {}
         self.functional: dict[str, type[torch.autograd.Function]] = {}
+        _OPERATORS.append(self)
         for library in _LIBRARIES:
-            if not hasattr(getattr(torch.ops, library), name):
-                continue
-            op = self.ops[library] = getattr(getattr(torch.ops, library), name).default
-            for device in ("cpu", "cuda"):
-                if torch._C._dispatch_has_kernel_for_dispatch_key(f"{library}::{name}", device.upper()):
-                    self.kernels.add((library, device))
-            formula = partial(backward, library) if backward else partial(_refuse, name)
-            torch.library.register_fake(f"{library}::{name}", fake)
-            torch.library.register_vmap(f"{library}::{name}", partial(vmap, op))
-            torch.library.register_autograd(f"{library}::{name}", formula, setup_context=setup_context)
-            self.eager[library] = _eager_function(op, formula, setup_context)
-            self.functional[library] = _functional_function(op, formula, setup_context)
+            self.register(library)
 
-    def library(self, x: Tensor) -> str | None:
+    def register(self, library: Library) -> None:
+        namespace, name = library.namespace, self.name
+        if namespace in self.ops or not hasattr(getattr(torch.ops, namespace), name):
+            return
+        op = self.ops[namespace] = getattr(getattr(torch.ops, namespace), name).default
+        for device in ("cpu", "cuda"):
+            if torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{name}", device.upper()):
+                self.kernels.add((namespace, device))
+        formula = partial(self.derivative, library) if self.backward else self.derivative
+        torch.library.register_fake(f"{namespace}::{name}", self.fake)
+        torch.library.register_vmap(f"{namespace}::{name}", partial(self.vmap, op))
+        torch.library.register_autograd(f"{namespace}::{name}", formula, setup_context=self.setup_context)
+        self.eager[namespace] = _eager_function(op, formula, self.setup_context)
+        self.functional[namespace] = _functional_function(op, formula, self.setup_context)
+
+    def library(self, x: Tensor) -> Library | None:
         """`select(x)`, where that library has a kernel of this operator for x's device; else None."""
         library = select(x)
-        return library if (library, x.device.type) in self.kernels else None
+        return library if library and (library.namespace, x.device.type) in self.kernels else None
 
-    def __call__(self, library: str, *args: Any) -> Any:
-        op = self.ops[library]
+    def __call__(self, library: Library, *args: Any) -> Any:
+        namespace = library.namespace
+        op = self.ops[namespace]
         if torch.compiler.is_compiling():
             return op(*args)
         if torch._C._are_functorch_transforms_active():
-            return self.functional[library].apply(*args)
+            return self.functional[namespace].apply(*args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return self.eager[library].apply(*args)
+            return self.eager[namespace].apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
@@ -268,6 +298,18 @@ def vmap_columns(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any
     return outputs, (1,) * len(outputs) if isinstance(outputs, tuple) else 1
 
 
+def vmap_rows(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    """The batching rule of operators over independent rows: the mapped dimension leads."""
+
+    def lead(x: Any, dim: int | None) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x.movedim(dim, 0) if dim is not None else x.expand(info.batch_size, *x.shape)
+
+    outputs = op(*map(lead, args, in_dims))
+    return outputs, (0,) * len(outputs) if isinstance(outputs, tuple) else 0
+
+
 def no_vmap(name: str) -> Callable[..., Any]:
     """The batching rule of operators that take a batch themselves: an error that says so."""
 
@@ -285,3 +327,12 @@ def vmap_loop(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -
     if isinstance(calls[0], Tensor):
         return torch.stack(calls), 0
     return tuple(map(torch.stack, zip(*calls))), (0,) * len(calls[0])
+
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+_triton_devices = ("cuda", "cpu") if _INTERPRETED else ("cuda",)
+_triton_problem = _lib.problems.get("triton")
+add_library(Library("fastwm_triton", "triton", "triton", _triton_devices, _triton_problem, automatic=("cuda",)))
+add_library(Library("fastwm", "_C_cuda.so", "cuda", ("cuda",), _lib.problems.get("_C_cuda"), automatic=("cuda",)))
+add_library(Library("fastwm", "_C.so", "cpu", ("cpu",), _lib.problems.get("_C"), automatic=("cpu",)))

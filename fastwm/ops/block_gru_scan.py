@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,48 +103,4 @@ def _check(inputs: tuple[Tensor, ...], h: Tensor, w: BlockGRUWeights, is_first: 
     check_widths(h=D, units=U)
 
 
-# The operator fastwm::block_gru_scan takes hidden_in, is_first, h, these weights, and update_bias, eps, save, bf16. Its
-# backward returns the gradients of the weights in one array, in the same order.
-_WEIGHTS = ("w_carry", "b_carry", "n_carry", "w_own", "w_embeds", "n_hidden", "w_gates", "b_gates")
-
-
-def _fake(hidden_in: Tensor, is_first: Tensor, h: Tensor, w_carry: Tensor, *rest: Any) -> Any:
-    (T, B, D), U, save, new = hidden_in.shape, len(w_carry), rest[-2], hidden_in.new_empty
-    kept = T if save else 0
-    return new(T, B, D), new(kept, B, U), new(kept, B, D), new(kept, B, 3 * D)
-
-
-def _fake_backward(g_output: Tensor, is_first: Tensor, h: Tensor, *rest: Any) -> Any:
-    w_carry, _, w_own, w_embeds, _, w_gates = rest[4:10]
-    (U, D), matrices, new = w_carry.shape, (w_carry, w_own, w_embeds, w_gates), g_output.new_empty
-    return new(g_output.shape), new(h.shape), new(sum(w.numel() for w in matrices) + 2 * U + 4 * D)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, is_first, h, *weights, _, ctx.eps, _, ctx.bf16 = inputs
-    outputs, *saved = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*saved)
-    ctx.save_for_backward(is_first, h, outputs, *saved, *weights)
-
-
-def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    is_first, h, outputs, embeds, hidden, gates, *weights = ctx.saved_tensors
-    if grads[0] is None:
-        return (None,) * 15
-    needed = [w for w, name in zip(weights, _WEIGHTS) if not name.startswith("b_")]
-    d_hidden, d_h, d_weights = _backward(
-        library, grads[0], is_first, h, outputs, embeds, hidden, gates, *needed, ctx.eps, ctx.bf16
-    )
-    parts = d_weights.split([w.numel() for w in weights])
-    return d_hidden, None, d_h, *(part.view(w.shape) for part, w in zip(parts, weights)), None, None, None, None
-
-
-_backward = Operator("block_gru_scan_backward", fake=_fake_backward, vmap=no_vmap("block_gru_scan"))
-_forward = Operator(
-    "block_gru_scan",
-    fake=_fake,
-    vmap=no_vmap("block_gru_scan"),
-    backward=_derivative,
-    setup_context=_setup_context,
-)
+_forward = Operator("block_gru_scan", no_vmap("block_gru_scan"))

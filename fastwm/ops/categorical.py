@@ -1,10 +1,11 @@
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, check_alike, select
+from fastwm.ops._backend import Library, Operator, check_alike, select, vmap_rows
+from fastwm.ops._declared import wide
 
 _MOST_CLASSES = 4096  # of the kernels; plain PyTorch serves more
 _ESTIMATORS = ("straight_through", "gumbel")
@@ -52,7 +53,7 @@ def straight_through_categorical(
     if estimator not in _ESTIMATORS:
         raise ValueError(f"unknown estimator '{estimator}'; the estimators are {', '.join(_ESTIMATORS)}")
     gumbel = estimator == "gumbel"
-    dtype = _computed(logits)
+    dtype = wide(logits.dtype)
     shape = logits.shape if gumbel else logits.shape[:-1]
     if uniform is None:
         uniform = torch.rand(shape, dtype=dtype, device=logits.device)
@@ -96,7 +97,8 @@ def categorical_kl(
     library = _select(post_logits)
     if library is None:
         return ref.categorical_kl(post_logits, prior_logits, unimix, free_nats)
-    return _kl(library, post_logits, prior_logits, float(unimix), float(free_nats))
+    dyn, rep = _kl(library, post_logits, prior_logits, float(unimix), float(free_nats))
+    return dyn, rep
 
 
 def balanced_categorical_kl(
@@ -152,7 +154,8 @@ def categorical_entropy(logits: Tensor, unimix: float = 0.01) -> Tensor:
     library = _select(logits)
     if library is None:
         return ref.categorical_entropy(logits, unimix)
-    return _entropy(library, logits, float(unimix))
+    entropy: Tensor = _entropy(library, logits, float(unimix))
+    return entropy
 
 
 def _check(logits: Tensor, unimix: float, dims: int) -> None:
@@ -176,100 +179,10 @@ def _check_uniform(uniform: Tensor, shape: torch.Size, logits: Tensor) -> Tensor
     return uniform
 
 
-def _select(logits: Tensor) -> str | None:
+def _select(logits: Tensor) -> Library | None:
     return select(logits) if logits.shape[-1] <= _MOST_CLASSES else None
 
 
-def _computed(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def _empty(logits: Tensor, dims: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Of the first shape of `logits`, `dims` dimensions less, in the dtype that kernels compute in."""
-    return logits.new_empty(logits.shape[: logits.dim() - dims], dtype=dtype or _computed(logits))
-
-
-def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _vmap(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-    """The batching rule of operators over independent rows: the mapped dimension leads."""
-
-    def lead(x: Any, dim: int | None) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        return x.movedim(dim, 0) if dim is not None else x.expand(info.batch_size, *x.shape)
-
-    outputs = op(*map(lead, args, in_dims))
-    return outputs, (0,) * len(outputs) if isinstance(outputs, tuple) else 0
-
-
-def _sample_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, uniform, ctx.unimix, gumbel = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(logits, uniform if gumbel else None)
-
-
-def _sample_derivative(
-    library: str, ctx: Any, d_sample: Tensor | None, _: None, d_log_prob: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    if d_sample is None and d_log_prob is None:
-        return None, None, None, None
-    return _sample_backward(library, d_sample, d_log_prob, *ctx.saved_tensors, ctx.unimix), None, None, None
-
-
-def _kl_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    post_logits, prior_logits, ctx.unimix, ctx.free_nats = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(post_logits, prior_logits, output[0])
-
-
-def _kl_derivative(library: str, ctx: Any, d_dyn: Tensor | None, d_rep: Tensor | None) -> tuple[Tensor | None, ...]:
-    if d_dyn is None and d_rep is None:
-        return None, None, None, None
-    return (*_kl_backward(library, d_dyn, d_rep, *ctx.saved_tensors, ctx.unimix, ctx.free_nats), None, None)
-
-
-def _entropy_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    logits, ctx.unimix = inputs
-    ctx.save_for_backward(logits)
-
-
-def _entropy_derivative(library: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _entropy_backward(library, grad, *ctx.saved_tensors, ctx.unimix), None
-
-
-_sample_backward = Operator(
-    "straight_through_categorical_backward",
-    fake=lambda d_sample, d_log_prob, logits, *_: _like(logits),
-    vmap=_vmap,
-)
-_sample = Operator(
-    "straight_through_categorical",
-    fake=lambda logits, *_: (_empty(logits, 0), _empty(logits, 1, torch.int64), _empty(logits, 0)),
-    vmap=_vmap,
-    backward=_sample_derivative,
-    setup_context=_sample_context,
-)
-_kl_backward = Operator(
-    "categorical_kl_backward",
-    fake=lambda d_dyn, d_rep, post_logits, *_: (_like(post_logits), _like(post_logits)),
-    vmap=_vmap,
-)
-_kl = Operator(
-    "categorical_kl",
-    fake=lambda post_logits, *_: (_empty(post_logits, 2), _empty(post_logits, 2)),
-    vmap=_vmap,
-    backward=_kl_derivative,
-    setup_context=_kl_context,
-)
-_entropy_backward = Operator("categorical_entropy_backward", fake=lambda grad, logits, *_: _like(logits), vmap=_vmap)
-_entropy = Operator(
-    "categorical_entropy",
-    fake=lambda logits, *_: _empty(logits, 1),
-    vmap=_vmap,
-    backward=_entropy_derivative,
-    setup_context=_entropy_context,
-)
+_sample = Operator("straight_through_categorical", vmap_rows)
+_kl = Operator("categorical_kl", vmap_rows)
+_entropy = Operator("categorical_entropy", vmap_rows)

@@ -1,13 +1,12 @@
 """The gates of recurrent cells: all that is not a matrix product, in one pass. `cell_steps` adds the products."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, check_alike, select
+from fastwm.ops._backend import Operator, check_alike, select, vmap_loop, vmap_rows
 
 GateOrder = Literal["ifgo", "ijfo"]
 
@@ -198,75 +197,9 @@ def _check(name: str, carry: Tensor, parts: int, **gates: Tensor) -> None:
         )
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _vmap_rows(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-    """Every row is on its own: the mapped dimension is one more of them."""
-
-    def row(x: Any, dim: int | None) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        return x.movedim(dim, 0) if dim is not None else x.expand(info.batch_size, *x.shape)
-
-    outputs = op(*map(row, args, in_dims))
-    return outputs, (0,) * len(outputs) if isinstance(outputs, tuple) else 0
-
-
-def _vmap_loop(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-    """One call a mapped entry: the gradients of a norm's weights are sums over rows, of that entry alone."""
-    calls = [op(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims)))
-             for i in range(info.batch_size)]  # fmt: skip
-    outputs = tuple(map(torch.stack, zip(*calls)))
-    return outputs, (0,) * len(outputs)
-
-
-def _fake(*like: int) -> Callable[..., Any]:
-    """Outputs that look like these of the arguments, but contiguous."""
-
-    def fake(*args: Any) -> Any:
-        outputs = tuple(_like(args[i]) for i in like)
-        return outputs if len(like) > 1 else outputs[0]
-
-    return fake
-
-
-def _fake_layernorm(gates: Tensor, weight: Tensor, bias: Tensor, h: Tensor, *_: float) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
-    return _like(h), h.new_empty((*h.shape[:-1], 2), dtype=dtype)
-
-
-def _operator(
-    name: str,
-    tensors: int,
-    fake: Callable[..., Any],
-    fake_backward: Callable[..., Any],
-    vmap: Callable[..., Any] = _vmap_rows,
-) -> Operator:
-    """A cell's operator: its arguments are `tensors` tensors, which its backward reads too, then numbers."""
-    reverse = Operator(f"{name}_backward", fake=fake_backward, vmap=vmap)
-    is_lstm, is_layernorm = name == "lstm_gates", name == "layernorm_gru_gates"
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        stats = (output[1],) if is_layernorm else ()
-        ctx.mark_non_differentiable(*stats)
-        ctx.save_for_backward(*inputs[:tensors], *stats)
-        ctx.numbers = inputs[tensors + is_layernorm :]  # the backward does not read eps
-
-    def backward(library: str, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grads = grads[:1] if is_layernorm else grads
-        d_inputs = reverse(library, *grads, *ctx.saved_tensors, *ctx.numbers)
-        if is_lstm:
-            d_inputs = (d_inputs[0], *d_inputs)  # of the two summands of the gates
-        return (*d_inputs, *(None,) * (len(ctx.numbers) + is_layernorm))
-
-    return Operator(name, fake=fake, vmap=vmap, backward=backward, setup_context=setup_context)
-
-
-_gru = _operator("gru_gates", 3, _fake(2), _fake(1, 2, 3))
-_block_gru = _operator("block_gru_gates", 2, _fake(1), _fake(1, 2))
-_layernorm_gru = _operator("layernorm_gru_gates", 4, _fake_layernorm, _fake(1, 2, 3, 4), _vmap_loop)
-_planet_reset = _operator("planet_gru_reset", 2, _fake(1, 1), _fake(2, 3))
-_planet_update = _operator("planet_gru_update", 3, _fake(2), _fake(1, 2, 3))
-_lstm = _operator("lstm_gates", 3, _fake(2, 2), _fake(2, 4))
+_gru = Operator("gru_gates", vmap_rows)
+_block_gru = Operator("block_gru_gates", vmap_rows)
+_layernorm_gru = Operator("layernorm_gru_gates", vmap_loop)
+_planet_reset = Operator("planet_gru_reset", vmap_rows)
+_planet_update = Operator("planet_gru_update", vmap_rows)
+_lstm = Operator("lstm_gates", vmap_rows)

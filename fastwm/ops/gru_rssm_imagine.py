@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, Operator, Shapes, bf16_products, check_shapes, no_vmap
+from fastwm.ops._backend import KERNEL_DTYPES, Library, Operator, Shapes, bf16_products, check_shapes, no_vmap
 from fastwm.ops.gru_rssm_observe import (
     _CELLS,
     _gates,
@@ -68,7 +68,7 @@ def gru_rssm_imagine(
 
 
 def _dream(
-    library: str, deter: Tensor, stoch: Tensor, noise: Tensor, action_noise: Tensor, w: GRURSSMWeights,
+    library: Library, deter: Tensor, stoch: Tensor, noise: Tensor, action_noise: Tensor, w: GRURSSMWeights,
     kind: GRURSSMKind, actor: tuple[LayerWeights, ...], actor_out: LinearWeights, heads: tuple[PolicyHead, ...],
     bf16: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -89,7 +89,7 @@ def _dream(
 
 
 def gru_rssm_follow(
-    library: str, deter: Tensor, stoch: Tensor, noise: Tensor, action: Tensor, w: GRURSSMWeights, kind: GRURSSMKind,
+    library: Library, deter: Tensor, stoch: Tensor, noise: Tensor, action: Tensor, w: GRURSSMWeights, kind: GRURSSMKind,
     bf16: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`gru_rssm_open_loop` without gradients: the dream, with given actions in place of an actor."""
@@ -180,52 +180,4 @@ def start_shapes(deter: Tensor, stoch: Tensor, noise: Tensor, A: int, w: GRURSSM
     }  # fmt: skip
 
 
-# The operator fastwm::gru_rssm_imagine takes deter, stoch, noise, action_noise, w_action, b_input, b_layer, the weights
-# of gru_rssm_observe, given actions or none, the actor's parameters in one array, its layers and heads, and cell,
-# activation, unimix, eps, save, bf16.
-_ACTOR = 22
-
-
-def _fake(deter: Tensor, stoch: Tensor, noise: Tensor, action_noise: Tensor, w_action: Tensor, *rest: Any) -> Any:
-    (N, D), H, (U, A), new = deter.shape, noise.shape[0], w_action.shape, deter.new_empty
-    stats = stoch.shape if stoch.dim() == 3 else (N, 2 * stoch.shape[1])
-    kept, numbers = H if rest[-2] else 0, 4 if rest[-6] == _CELLS["gru"] else 3
-    chosen = H if rest[-11] is None else 0
-    outputs = new(H, N, D), new(H, *stoch.shape), new(H, *stats), new(chosen, N, A)
-    return *outputs, new(kept, N, U), new(kept, N, numbers * D), new(kept, N, U), new(kept, N, sum(rest[-9][::2]))
-
-
-def _fake_backward(*inputs: Any) -> Any:
-    return torch.empty_like(inputs[-9])  # the actor's parameters
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *ctx.options, _, ctx.bf16 = inputs[_ACTOR + 1 :]
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[4:])
-    ctx.save_for_backward(*inputs[: _ACTOR + 1], *output)
-
-
-def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    inputs, output = saved[: _ACTOR + 1], saved[_ACTOR + 1 :]
-    (deter, stoch, noise, action_noise, w_action, _, _, w_stoch, scale_input, shift_input, w_x, _, w_h, _, scale_gates,
-     shift_gates, w_layer, scale_layer, shift_layer, w_stats, _, _, actor) = inputs  # fmt: skip
-    deters, stochs, stats, _, *kept = output
-    g = (torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads[:4], output[:4]))
-    d_actor = _backward(
-        library, *g, deter, stoch, noise, action_noise, deters, stochs, stats, *kept, w_action, w_stoch, scale_input,
-        shift_input, w_x, w_h, scale_gates, shift_gates, w_layer, scale_layer, shift_layer, w_stats, actor,
-        *ctx.options, ctx.bf16,
-    )  # fmt: skip
-    return *(None,) * _ACTOR, d_actor, *(None,) * (len(ctx.options) + 2)
-
-
-_backward = Operator("gru_rssm_imagine_backward", fake=_fake_backward, vmap=no_vmap("gru_rssm_imagine"))
-_forward = Operator(
-    "gru_rssm_imagine",
-    fake=_fake,
-    vmap=no_vmap("gru_rssm_imagine"),
-    backward=_derivative,
-    setup_context=_setup_context,
-)
+_forward = Operator("gru_rssm_imagine", no_vmap("gru_rssm_imagine"))

@@ -7,12 +7,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, Operator, Shapes, bf16_products, check_shapes, check_widths, no_vmap
+from fastwm.ops._backend import (
+    KERNEL_DTYPES,
+    Library,
+    Operator,
+    Shapes,
+    bf16_products,
+    check_shapes,
+    check_widths,
+    no_vmap,
+)
+from fastwm.ops._declared import numbers
 from fastwm.ops.linear import linear
 from fastwm.ops.norm_act import ACTIVATIONS
 from fastwm.weights import GRURSSMKind, GRURSSMWeights, LayerWeights, LinearWeights
 
-_CELLS = {"gru": 0, "planet_gru": 1, "layernorm_gru": 2}
+_CELLS = numbers("GruCell")
 
 
 def gru_rssm_observe(
@@ -58,7 +68,7 @@ def gru_rssm_observe(
 
 
 def _observe(
-    library: str, tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, noise: Tensor,
+    library: Library, tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, noise: Tensor,
     w: GRURSSMWeights, kind: GRURSSMKind, bf16: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """What waits for no other step is done here for all of them; the operator walks the dependent chain."""
@@ -72,7 +82,7 @@ def _observe(
 
 
 def gru_rssm_sequence(
-    library: str, input_in: Tensor, layer_in: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, noise: Tensor,
+    library: Library, input_in: Tensor, layer_in: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, noise: Tensor,
     w_stoch: Tensor, w: GRURSSMWeights, w_deter: Tensor, layer: LayerWeights, stats: LinearWeights, kind: GRURSSMKind,
     bf16: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -181,62 +191,4 @@ def _vector_shapes(name: str, layer: LayerWeights, U: int) -> Shapes:
     return {f"{name}.{part}": (x, (U,)) for part, x in zip(layer._fields[1:], layer[1:]) if x is not None}
 
 
-# The operator fastwm::gru_rssm_observe takes input_in, layer_in, is_first, deter, stoch, noise, these weights, and
-# cell, activation, unimix, eps, save, bf16.
-_WEIGHTS = (
-    "w_stoch", "scale_input", "shift_input", "w_x", "b_x", "w_h", "b_h", "scale_gates", "shift_gates", "w_layer",
-    "scale_layer", "shift_layer", "w_stats", "b_stats",
-)  # fmt: skip
-
-
-def _fake(input_in: Tensor, layer_in: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, *rest: Any) -> Any:
-    (T, B, U), D, save, new = input_in.shape, deter.shape[1], rest[-2], input_in.new_empty
-    stats = stoch.shape if stoch.dim() == 3 else (B, 2 * stoch.shape[1])
-    kept, numbers = T if save else 0, 4 if rest[-6] == _CELLS["gru"] else 3
-    outputs = (new(T, B, D), new(T, *stoch.shape), new(T, *stats))
-    return (*outputs, new(kept, B, U), new(kept, B, numbers * D), new(kept, B, U))
-
-
-def _fake_backward(g_deter: Tensor, g_stoch: Tensor, g_stats: Tensor, *rest: Any) -> Any:
-    _, deter0, stoch0, _, _, _, _, input, _, layer = rest[:10]
-    sizes = _sizes(deter0.shape[1], input.shape[2], g_stoch.shape[2:].numel(), g_stats.shape[2:].numel())
-    new = g_deter.new_empty
-    return new(input.shape), new(layer.shape), new(deter0.shape), new(stoch0.shape), new(sum(sizes))
-
-
-def _sizes(D: int, U: int, Z: int, O: int) -> list[int]:
-    """Of the gradients of _WEIGHTS in the one array that the backward returns; absent weights have their place."""
-    return [U * Z, U, U, 3 * D * U, 3 * D, 3 * D * D, 3 * D, 3 * D, 3 * D, U * D, U, U, O * U, O]
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, _, is_first, deter0, stoch0, noise, *weights = inputs[:-6]
-    *ctx.options, _, ctx.bf16 = inputs[-6:]
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[3:])
-    ctx.save_for_backward(is_first, deter0, stoch0, noise, *output, *weights)
-
-
-def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    is_first, deter0, stoch0, noise, *rest = ctx.saved_tensors
-    output, weights = rest[:6], rest[6:]
-    g = (torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads[:3], output[:3]))
-    needed = [x for x, name in zip(weights, _WEIGHTS) if not name.startswith("b_")]
-    d_input, d_layer, d_deter, d_stoch, d_all = _backward(
-        library, *g, is_first, deter0, stoch0, noise, *output, *needed, *ctx.options, ctx.bf16
-    )
-    Z, O = output[1].shape[2:].numel(), output[2].shape[2:].numel()
-    parts = d_all.split(_sizes(output[0].shape[2], d_input.shape[2], Z, O))
-    d_stoch_weight = parts[0].view(Z, d_input.shape[2]).mT  # rows are the latent's
-    d_weights = (None if x is None else part.view(x.shape) for part, x in zip(parts[1:], weights[1:]))
-    return d_input, d_layer, None, d_deter, d_stoch, None, d_stoch_weight, *d_weights, *(None,) * 6
-
-
-_backward = Operator("gru_rssm_observe_backward", fake=_fake_backward, vmap=no_vmap("gru_rssm_observe"))
-_forward = Operator(
-    "gru_rssm_observe",
-    fake=_fake,
-    vmap=no_vmap("gru_rssm_observe"),
-    backward=_derivative,
-    setup_context=_setup_context,
-)
+_forward = Operator("gru_rssm_observe", no_vmap("gru_rssm_observe"))

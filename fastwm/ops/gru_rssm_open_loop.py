@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, bf16_products, check_shapes
+from fastwm.ops._backend import KERNEL_DTYPES, Library, bf16_products, check_shapes
 from fastwm.ops.gru_rssm_imagine import _forward, gru_rssm_follow, start_shapes
 from fastwm.ops.gru_rssm_observe import gru_rssm_sequence
 from fastwm.weights import GRURSSMKind, GRURSSMWeights
@@ -50,7 +50,7 @@ def gru_rssm_open_loop(
 
 
 def _imagine(
-    library: str, deter: Tensor, stoch: Tensor, noise: Tensor, action: Tensor, w: GRURSSMWeights, kind: GRURSSMKind,
+    library: Library, deter: Tensor, stoch: Tensor, noise: Tensor, action: Tensor, w: GRURSSMWeights, kind: GRURSSMKind,
     bf16: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Where a gradient is wanted: the posterior's chain, with the prior in its place and no resets."""

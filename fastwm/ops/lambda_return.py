@@ -1,6 +1,3 @@
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from fastwm import ref
@@ -40,7 +37,8 @@ def lambda_return(reward: Tensor, cont: Tensor, next_value: Tensor, lam: float |
     if library is None:
         return ref.lambda_return(reward, cont, next_value, lam)
     lams, lam_value = (lam, 0.0) if isinstance(lam, Tensor) else (None, float(lam))
-    return _forward(library, reward, cont, next_value, lams, lam_value)
+    ret: Tensor = _forward(library, reward, cont, next_value, lams, lam_value)
+    return ret
 
 
 def _expand_lam(lam: Tensor, reward: Tensor) -> Tensor:
@@ -54,28 +52,4 @@ def _expand_lam(lam: Tensor, reward: Tensor) -> Tensor:
         raise ValueError(f"lam {list(lam.shape)} does not broadcast to {list(reward.shape)}") from None
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, cont, next_value, lam, ctx.lam_value = inputs
-    ctx.save_for_backward(cont, next_value, output, lam)
-
-
-def _derivative(library: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_backward(library, grad, *ctx.saved_tensors, ctx.lam_value), None, None)
-
-
-_backward = Operator(
-    "lambda_return_backward",
-    fake=lambda grad, *_: (_like(grad), _like(grad), _like(grad)),
-    vmap=vmap_columns,
-)
-_forward = Operator(
-    "lambda_return",
-    fake=lambda reward, *_: _like(reward),
-    vmap=vmap_columns,
-    backward=_derivative,
-    setup_context=_setup_context,
-)
+_forward = Operator("lambda_return", vmap_columns)

@@ -73,7 +73,8 @@ def laprop_step_(
 def _fits(params: list[Tensor], *others: list[Tensor]) -> bool:
     """Whether the fused kernel can serve all the tensors."""
     first = params[0]
-    if _backend.select(first) != "fastwm" or first.dtype == torch.bfloat16:
+    library = _backend.select(first)
+    if library is None or library.backend == "triton" or first.dtype == torch.bfloat16:
         return False
     dtype, device = first.dtype, first.device
     return all(x.dtype == dtype and x.device == device and x.is_contiguous() for xs in (params, *others) for x in xs)

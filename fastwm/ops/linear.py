@@ -1,7 +1,5 @@
 """A sequence's products that wait for no step: one linear layer over many rows."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,34 +38,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, bf16: bool = F
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def _outputs(weight: Tensor) -> int:
+def _columns(weight: Tensor) -> int:
     return weight.shape[0] * (1 if weight.dim() == 2 else weight.shape[2])
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, bf16: bool) -> Tensor:
-    return x.new_empty(x.shape[0], _outputs(weight))
-
-
-def _fake_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, inputs: bool, weights: bool, bf16: bool
-) -> tuple[Tensor, ...]:
-    new = x.new_empty
-    d_weight = new(weight.shape) if weights else new(0)
-    return new(x.shape[0] if inputs else 0, x.shape[1]), d_weight, new(_outputs(weight) if weights else 0)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.bf16 = inputs
-    ctx.biased = bias is not None
-    ctx.save_for_backward(x, weight)
-
-
-def _derivative(library: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    inputs, weights = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
-    d_x, d_weight, d_bias = _backward(library, grad, x, weight, inputs, weights, ctx.bf16)
-    return d_x if inputs else None, d_weight if weights else None, d_bias if weights and ctx.biased else None, None
-
-
-_backward = Operator("linear_backward", fake=_fake_backward, vmap=no_vmap("linear"))
-_forward = Operator("linear", fake=_fake, vmap=no_vmap("linear"), backward=_derivative, setup_context=_setup_context)
+_forward = Operator("linear", no_vmap("linear"), columns=_columns)

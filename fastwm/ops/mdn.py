@@ -1,11 +1,10 @@
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, select
+from fastwm.ops._backend import Operator, select, vmap_rows
 
 
 def mdn_nll(logits: Tensor, mean: Tensor, log_std: Tensor, value: Tensor) -> Tensor:
@@ -122,44 +121,5 @@ def _check(name: str, x: Tensor, shape: torch.Size, mean: Tensor) -> None:
         )
 
 
-def _vmap(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-    """Leading dimensions are free, so the mapped one becomes the first."""
-
-    def lead(x: Any, dim: int | None) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        return x.movedim(dim, 0) if dim is not None else x.expand(info.batch_size, *x.shape)
-
-    outputs = op(*map(lead, args, in_dims))
-    return outputs, (0,) * len(outputs) if isinstance(outputs, tuple) else 0
-
-
-def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _derivative(library: str, ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    return _nll_backward(library, grad, *ctx.saved_tensors)
-
-
-_sample = Operator(
-    "mdn_sample",
-    fake=lambda logits, mean, log_std, uniform, normal, _: _like(normal),
-    vmap=_vmap,
-)
-_nll_backward = Operator(
-    "mdn_nll_backward",
-    fake=lambda grad, *inputs: tuple(map(_like, inputs)),
-    vmap=_vmap,
-)
-_nll = Operator(
-    "mdn_nll",
-    fake=lambda logits, *_: logits.new_empty(logits.shape[:-1]),
-    vmap=_vmap,
-    backward=_derivative,
-    setup_context=_setup_context,
-)
+_sample = Operator("mdn_sample", vmap_rows)
+_nll = Operator("mdn_nll", vmap_rows)

@@ -143,13 +143,4 @@ def _check(
         raise ValueError(f"order must be 'ifgo' or 'ijfo', not {order!r}")
 
 
-def _fake(z: Tensor, controllers: Tensor, *args: Any) -> Any:
-    steps, trajectories = args[7], args[-2]
-    N, T = len(z), steps if trajectories else 0
-    return (
-        z.new_empty(N, dtype=torch.int64), z.new_empty(N), z.new_empty(T, *z.shape),
-        z.new_empty(T, N, controllers.shape[1]), z.new_empty(T, N, dtype=torch.bool),
-    )  # fmt: skip
-
-
-_forward = Operator("mdn_rnn_imagine", fake=_fake, vmap=no_vmap("mdn_rnn_imagine"))
+_forward = Operator("mdn_rnn_imagine", no_vmap("mdn_rnn_imagine"))

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from fastwm import ref
 from fastwm.ops._backend import (
     KERNEL_DTYPES,
+    Library,
     Operator,
     Shapes,
     bf16_products,
@@ -60,12 +61,12 @@ def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def made(library: str, y: Tensor, pre: Tensor, x: Tensor, z: Tensor, w: tuple[Tensor, ...], eps: float) -> Tensor:
+def made(library: Library, y: Tensor, pre: Tensor, x: Tensor, z: Tensor, w: tuple[Tensor, ...], eps: float) -> Tensor:
     """What `mlp` gives for x `[..., D]`, z `[..., Z]` and `weight_tensors` with RMSNorms, where another operator has
     made it: its values `y` `[..., O]`, and `pre` `[L, N, U]`, its layers before their norms, for the derivative."""
     rows = [part.reshape(part.shape[:-1].numel(), part.shape[-1]) for part in (x, z)]
     options = ACTIVATIONS["silu"], eps, True, bf16_products(x)
-    out: Tensor = _Made.apply(library, y.flatten(0, -2), pre, *rows, *w, *options)
+    out: Tensor = _Made.apply(*rows, *w, *options, library, y.flatten(0, -2), pre)[0]
     return out.view(y.shape)
 
 
@@ -151,66 +152,23 @@ def mlp_shapes(name: str, w: MLPWeights, inputs: int, outputs: int) -> Shapes:
     return shapes
 
 
-# The operator fastwm::mlp takes x, z, then w, b, norm of the first layer, ws, bs, norms of the others, w_out, b_out,
-# and activation, eps, save, bf16. A norm is [k, U]: RMSNorm's scale, LayerNorm's scale and shift, or nothing.
-
-
-def _fake(x: Tensor, z: Tensor, *rest: Any) -> Any:
-    _, b, _, ws, _, _, _, b_out, _, _, save, _ = rest
-    return x.new_empty(x.shape[0], len(b_out)), x.new_empty(1 + len(ws) if save else 0, x.shape[0], len(b))
-
-
-def _fake_backward(grad: Tensor, pre: Tensor, x: Tensor, z: Tensor, *rest: Any) -> Any:
-    *weights, _, _, inputs, own, _ = rest
-    rows, new = x.shape[0] if inputs else 0, x.new_empty
-    return new(rows, x.shape[1]), new(rows, z.shape[1]), new(sum(w.numel() for w in weights) if own else 0)
-
-
-def _keep(ctx: Any, pre: Tensor, inputs: tuple[Any, ...]) -> None:
-    *read, ctx.activation, ctx.eps, _, ctx.bf16 = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(pre, *read)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _keep(ctx, output[1], inputs)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _derivative(library: str, ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 14
-    pre, x, z, *weights = ctx.saved_tensors
-    _, b, norm, ws, bs, norms, w_out, b_out = weights
-    needed = ctx.needs_input_grad[-14:]
-    inputs, own = any(needed[:2]), any(needed[2:])
-    options = ctx.activation, ctx.eps, inputs, own, ctx.bf16
-    d_x, d_z, d_weights = _backward(library, grad, pre, x, z, *weights, *options)
-    d_inputs = (d_x, d_z) if inputs else (None, None)
-    if not own:
-        return *d_inputs, *(None,) * 12
-    U, D = len(b), x.shape[1]
-    sizes = [U * D, U * z.shape[1], *map(Tensor.numel, (ws, w_out, b, bs, b_out, norm, norms))]
-    d_wx, d_wz, d_ws, d_w_out, d_b, d_bs, d_b_out, d_norm, d_norms = d_weights.split(sizes)
-    d_w = torch.cat([d_wx.view(U, D), d_wz.view(U, -1)], 1) if z.shape[1] else d_wx.view(U, D)
-    shaped = [d.view_as(w) for d, w in ((d_norm, norm), (d_ws, ws), (d_bs, bs), (d_norms, norms), (d_w_out, w_out))]
-    return *d_inputs, d_w, d_b, *shaped, d_b_out, None, None, None, None
-
-
 class _Made(torch.autograd.Function):
-    @staticmethod
-    def forward(library: str, y: Tensor, pre: Tensor, *inputs: Any) -> Tensor:
-        return y.view_as(y)
+    """`mlp` for its gradient alone: the operator's arguments, then its library and its outputs, made elsewhere."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.library, _, pre, *read = inputs
-        _keep(ctx, pre, tuple(read))
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        *_, y, pre = inputs
+        return y.view_as(y), pre.view_as(pre)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> Any:
-        return None, None, None, *_derivative(ctx.library, ctx, grad)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *arguments, ctx.library, _, _ = inputs
+        assert _forward.setup_context
+        _forward.setup_context(ctx, tuple(arguments), output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        return *_forward.derivative(ctx.library, ctx, *grads), None, None, None
 
 
-_backward = Operator("mlp_backward", fake=_fake_backward, vmap=no_vmap("mlp"))
-_forward = Operator("mlp", fake=_fake, vmap=no_vmap("mlp"), backward=_derivative, setup_context=_setup_context)
+_forward = Operator("mlp", no_vmap("mlp"))

@@ -1,13 +1,11 @@
-from typing import Any
-
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
 from fastwm.ops._backend import Operator, select, vmap_loop
+from fastwm.ops._declared import numbers, wide
 
-ACTIVATIONS = {"none": 0, "silu": 1, "elu": 2, "relu": 3}  # as in csrc/include/fastwm/norm_act.h
+ACTIVATIONS = numbers("Activation")
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-4) -> Tensor:
@@ -93,40 +91,8 @@ def _affine(name: str, affine: Tensor, x: Tensor) -> Tensor:
             f"expected {name} [{x.shape[-1]}], floating-point, on {x.device}, "
             f"got {list(affine.shape)} {affine.dtype} on {affine.device}"
         )
-    wide = _wide(x)
-    return affine if affine.dtype == wide else affine.to(wide)
+    dtype = wide(x.dtype)
+    return affine if affine.dtype == dtype else affine.to(dtype)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, activation: int) -> tuple[Tensor, Tensor]:
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return y, x.new_empty((1 if bias is None else 2, *x.shape[:-1]), dtype=_wide(x))
-
-
-def _fake_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, stats: Tensor, activation: int
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=torch.contiguous_format), weight.new_empty((stats.shape[0], len(weight)))
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, _, ctx.activation = inputs
-    stats = output[1]
-    ctx.mark_non_differentiable(stats)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, bias, stats)
-
-
-def _derivative(library: str, ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return None, None, None, None, None
-    d_x, d_affine = _backward(library, grad, *ctx.saved_tensors, ctx.activation)
-    d_weight, *d_bias = d_affine.unbind()
-    return d_x, d_weight, *(d_bias or [None]), None, None
-
-
-_backward = Operator("norm_act_backward", fake=_fake_backward, vmap=vmap_loop)
-_forward = Operator("norm_act", fake=_fake, vmap=vmap_loop, backward=_derivative, setup_context=_setup_context)
+_forward = Operator("norm_act", vmap_loop)

@@ -83,15 +83,4 @@ def _vmap(op: Any, info: Any, in_dims: tuple[int | None, ...], seed_offset: Tens
     return op(seed_offset.movedim(in_dims[0], 0), *args), 0
 
 
-def _operator(kind: str, dtype: torch.dtype) -> Operator:
-    def fake(seed_offset: Tensor, count: int, first: int) -> Tensor:
-        return seed_offset.new_empty((*seed_offset.shape[:-1], count), dtype=dtype)
-
-    return Operator(f"philox_{kind}", fake=fake, vmap=_vmap)
-
-
-_OPERATORS = {
-    "bits": _operator("bits", torch.int32),
-    "uniform": _operator("uniform", torch.float32),
-    "normal": _operator("normal", torch.float32),
-}
+_OPERATORS = {kind: Operator(f"philox_{kind}", _vmap) for kind in ("bits", "uniform", "normal")}

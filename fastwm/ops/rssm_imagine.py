@@ -8,6 +8,7 @@ from torch import Tensor
 from fastwm import ref
 from fastwm.ops._backend import (
     KERNEL_DTYPES,
+    Library,
     Operator,
     Shapes,
     bf16_products,
@@ -107,7 +108,7 @@ def rssm_open_loop(
 
 
 def _imagine(
-    library: str, deter: Tensor, stoch: Tensor, draws: tuple[Tensor, Tensor], action: Tensor | None, w: RSSMWeights,
+    library: Library, deter: Tensor, stoch: Tensor, draws: tuple[Tensor, Tensor], action: Tensor | None, w: RSSMWeights,
     prior: MLPWeights, nets: tuple[MLPWeights, ...], heads: tuple[ActionHead, ...], unimix: float,
     policy_unimix: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:  # fmt: skip
@@ -220,14 +221,14 @@ def _check(
     check_widths(deter=D, stoch=S, classes=C, units=len(w.embed_deter.weight))
 
 
-def _fake(deter: Tensor, stoch: Tensor, uniform: Tensor, noise: Tensor, heads: Tensor, *rest: Any) -> Any:
-    H, N, new = uniform.shape[0], deter.shape[0], deter.new_empty
-    width, mlps, save = rest[6].shape[1], rest[15], rest[16]  # of w_action
+def _readout_outputs(mlps: list[Tensor], save: list[int], T: int, N: int, like: Tensor) -> list[Tensor]:
+    """For each readout what it puts out, and its layers before their norms: fakes."""
+    nets = [mlps[i : i + 8] for i in range(0, len(mlps), 8)][1:]  # the first is the prior
     read = []
-    for i, kept in enumerate(save, start=1):
-        _, b, _, ws, *_, b_out = mlps[8 * i : 8 * (i + 1)]
-        read += [new(H + 1, N, len(b_out)), new(1 + len(ws) if kept else 0, (H + 1) * N, len(b))]
-    return new(H + 1, *deter.shape), new(H + 1, *stoch.shape), new(H, *stoch.shape), new(noise.shape[0], N, width), read
+    for (_, b, _, ws, _, _, _, b_out), kept in zip(nets, save):
+        read.append(like.new_empty(T + 1, N, len(b_out)))
+        read.append(like.new_empty(1 + len(ws) if kept else 0, (T + 1) * N, len(b)))
+    return read
 
 
-_forward = Operator("rssm_imagine", fake=_fake, vmap=no_vmap("rssm_imagine"))
+_forward = Operator("rssm_imagine", no_vmap("rssm_imagine"), readout_outputs=_readout_outputs)

@@ -1,11 +1,18 @@
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, Operator, Shapes, bf16_products, check_shapes, check_widths, no_vmap
+from fastwm.ops._backend import (
+    KERNEL_DTYPES,
+    Library,
+    Operator,
+    Shapes,
+    bf16_products,
+    check_shapes,
+    check_widths,
+    no_vmap,
+)
 from fastwm.ops.linear import linear
 from fastwm.ops.norm_act import rms_norm_silu
 from fastwm.weights import DenseWeights, LinearWeights, RSSMWeights
@@ -57,7 +64,7 @@ def rssm_observe(
 
 
 def _observe(
-    library: str, tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, uniform: Tensor,
+    library: Library, tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, uniform: Tensor,
     w: RSSMWeights, unimix: float, eps: float, bf16: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """What waits for no other step is done here for all of them; the operator walks the dependent chain."""
@@ -74,8 +81,7 @@ def _observe(
     )  # fmt: skip
     inputs = (hidden_in, post_in, is_first, deter.detach(), stoch.detach(), uniform.to(dtype), *weights)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    on_cuda = deter.device.type == "cuda" or library == "fastwm_emulated"
-    compact = save and bf16 and on_cuda and dtype == torch.float32
+    compact = save and bf16 and library.backend == "cuda" and dtype == torch.float32
     return _forward(library, *inputs, unimix, eps, save, compact, bf16)[:4]
 
 
@@ -124,59 +130,4 @@ def core_shapes(w: RSSMWeights, D: int, Z: int, A: int) -> Shapes:
     }  # fmt: skip
 
 
-# The operator fastwm::rssm_observe takes hidden_in, post_in, is_first, deter, stoch, uniform, these weights, and
-# unimix, eps, save, compact (the gates are saved in bfloat16: CUDA alone), bf16. Its backward returns the gradients of
-# the weights in one array, in the same order.
-_WEIGHTS = (
-    "w_deter", "b_deter", "n_deter", "w_stoch", "b_stoch", "n_stoch", "w_own", "w_embeds", "n_hidden",
-    "w_gates", "b_gates", "w_post", "n_post", "w_logits", "b_logits",
-)  # fmt: skip
-
-
-def _fake(hidden_in: Tensor, post_in: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, *rest: Any) -> Any:
-    (T, B, D), U, (save, compact, _) = hidden_in.shape, post_in.shape[2], rest[-3:]
-    new, (S, C), kept = hidden_in.new_empty, stoch.shape[1:], T if save else 0
-    outputs = (new(T, B, D), new(T, B, S, C), new(T, B, S, dtype=torch.int64), new(T, B, S, C))
-    gates = new(kept, B, 3 * D, dtype=torch.bfloat16 if compact else hidden_in.dtype)
-    return (*outputs, new(kept, B, 2 * U), new(kept, B, D), gates, new(kept, B, U))
-
-
-def _fake_backward(g_deter: Tensor, *rest: Any) -> Any:
-    _, hidden, _, post = rest[8:12]
-    (w_deter, _, w_stoch, _, w_own, w_embeds, _, w_gates, w_post, _, w_logits) = rest[12:23]
-    (U, D), Z = w_deter.shape, len(w_logits)
-    matrices = (w_deter, w_stoch, w_own, w_embeds, w_gates, w_post, w_logits)
-    new = g_deter.new_empty
-    return new(hidden.shape), new(post.shape), new(sum(w.numel() for w in matrices) + 5 * U + 4 * D + Z)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, _, is_first, deter0, stoch0, _, *weights, ctx.unimix, ctx.eps, _, _, ctx.bf16 = inputs
-    deter, stoch, index, logits, *saved = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(index, *saved)
-    ctx.save_for_backward(is_first, deter0, stoch0, deter, stoch, logits, *saved, *weights)
-
-
-def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    is_first, deter0, stoch0, deter, stoch, logits, embeds, hidden, gates, post, *weights = ctx.saved_tensors
-    outputs = ((grads[0], deter), (grads[1], stoch), (grads[3], logits))
-    g = (torch.zeros_like(x) if grad is None else grad for grad, x in outputs)
-    needed = [w for w, name in zip(weights, _WEIGHTS) if not name.startswith("b_")]
-    d_hidden, d_post, d_weights = _backward(
-        library, *g, is_first, deter0, stoch0, deter, stoch, logits, embeds, hidden, gates, post, *needed,
-        ctx.unimix, ctx.eps, ctx.bf16,
-    )  # fmt: skip
-    parts = d_weights.split([w.numel() for w in weights])
-    d_weights = (part.view(w.shape) for part, w in zip(parts, weights))
-    return d_hidden, d_post, *(None,) * 4, *d_weights, *(None,) * 5
-
-
-_backward = Operator("rssm_observe_backward", fake=_fake_backward, vmap=no_vmap("rssm_observe"))
-_forward = Operator(
-    "rssm_observe",
-    fake=_fake,
-    vmap=no_vmap("rssm_observe"),
-    backward=_derivative,
-    setup_context=_setup_context,
-)
+_forward = Operator("rssm_observe", no_vmap("rssm_observe"))

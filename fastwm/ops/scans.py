@@ -4,24 +4,27 @@ The input's products wait for no step: they are one product of torch over all st
 what depends on the carry, forward, and backward in the mirrored loop.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops import _backend
-from fastwm.ops._backend import KERNEL_DTYPES, Operator, autocast_float32, bf16_products, no_vmap
+from fastwm.ops._backend import (
+    KERNEL_DTYPES,
+    Library,
+    Operator,
+    autocast_float32,
+    bf16_products,
+    forced_backend,
+    no_vmap,
+)
+from fastwm.ops._declared import numbers
 from fastwm.ops.cell_steps import InputOrder
 from fastwm.ops.cells import GateOrder
 from fastwm.ops.linear import linear
 
 _HALF = (torch.bfloat16, torch.float16)
-# As csrc/include/fastwm/scans.h counts them: cell -> its number, gates, and numbers saved for each of the carry's.
-_CELLS = {"gru": (0, 3, 4), "lstm": (1, 4, 4), "layernorm_gru": (2, 3, 3), "planet_gru": (3, 3, 3)}
-_SAVED = {number: saved for number, _, saved in _CELLS.values()}
-_LSTM = _CELLS["lstm"][0]
+_CELLS = numbers("ScanCell")
 
 
 def gru_scan(
@@ -246,7 +249,7 @@ def _describe(x: Tensor) -> str:
 
 def _is_cudnns(x: Tensor, h: Tensor, weight: Tensor, is_first: Tensor | None) -> bool:
     """Whether cuDNN takes the sequence: a plain cell without resets, whose weights it keeps in registers."""
-    if is_first is not None or not h.is_cuda or _backend.forced_backend() is not None or torch.compiler.is_compiling():
+    if is_first is not None or not h.is_cuda or forced_backend() is not None or torch.compiler.is_compiling():
         return False
     alike = x.dtype == h.dtype == weight.dtype and x.numel() > 0
     return alike and bool(torch.backends.cudnn.is_acceptable(h))
@@ -276,7 +279,7 @@ def _biases(weight: Tensor, *biases: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(weight.new_zeros(len(weight)) if bias is None else bias for bias in biases)
 
 
-def _library(h: Tensor, weight: Tensor) -> str | None:
+def _library(h: Tensor, weight: Tensor) -> Library | None:
     return _forward.library(h) if h.dtype == weight.dtype and h.dtype in KERNEL_DTYPES else None
 
 
@@ -290,7 +293,7 @@ def _of_inputs(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _scan(
-    library: str,
+    library: Library,
     cell: str,
     input: Tensor,
     h: Tensor,
@@ -306,48 +309,7 @@ def _scan(
     """The chain: input `[T, B, gates * D]`, weight `[gates * D, D]` -> every h, the last h, an LSTM's last c."""
     tensors = (input, h, c, weight, scale, bias)
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    number = _CELLS[cell][0]
-    return _forward(library, *tensors, is_first, number, eps, gate_bias, ijfo, save, bf16_products(h))[:3]
+    return _forward(library, *tensors, is_first, _CELLS[cell], eps, gate_bias, ijfo, save, bf16_products(h))[:3]
 
 
-def _fake(
-    input: Tensor, h: Tensor, c: Tensor | None, weight: Tensor, scale: Tensor | None, bias: Tensor | None,
-    is_first: Tensor | None, cell: int, eps: float, gate_bias: float, ijfo: bool, save: bool, bf16: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    (T, B), D, new = input.shape[:2], h.shape[1], h.new_empty
-    kept, is_lstm = T if save else 0, cell == _LSTM
-    c_T, cells = new(B if is_lstm else 0, D), new(kept if is_lstm else 0, B, D)
-    return new(T, B, D), new(B, D), c_T, cells, new(kept, B, _SAVED[cell] * D)
-
-
-def _fake_backward(
-    g_output: Tensor | None, g_h: Tensor | None, g_c: Tensor | None, output: Tensor, cells: Tensor, saved: Tensor,
-    h: Tensor, c: Tensor | None, weight: Tensor, scale: Tensor | None, bias: Tensor | None, *rest: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    new = h.new_empty
-    d_c, d_scale, d_bias = (new((0,) if x is None else x.shape) for x in (c, scale, bias))
-    return new(*output.shape[:2], len(weight)), new(h.shape), d_c, new(weight.shape), d_scale, d_bias
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, *tensors, ctx.cell, ctx.eps, ctx.gate_bias, ctx.ijfo, _, ctx.bf16 = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[3:])
-    ctx.save_for_backward(output[0], *output[3:], *tensors)
-
-
-def _derivative(library: str, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    output, cells, saved, h, c, weight, scale, bias, is_first = ctx.saved_tensors
-    g_c = grads[2] if c is not None else None
-    d_input, d_h, d_c, d_weight, d_scale, d_bias = _backward(
-        library, *grads[:2], g_c, output, cells, saved, h, c, weight, scale, bias, is_first,
-        ctx.cell, ctx.eps, ctx.gate_bias, ctx.ijfo, ctx.bf16,
-    )  # fmt: skip
-    optional = (d if x is not None else None for d, x in ((d_scale, scale), (d_bias, bias)))
-    return d_input, d_h, None if c is None else d_c, d_weight, *optional, *(None,) * 7
-
-
-_backward = Operator("cell_scan_backward", fake=_fake_backward, vmap=no_vmap("cell_scan"))
-_forward = Operator(
-    "cell_scan", fake=_fake, vmap=no_vmap("cell_scan"), backward=_derivative, setup_context=_setup_context
-)
+_forward = Operator("cell_scan", no_vmap("cell_scan"))

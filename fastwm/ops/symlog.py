@@ -1,11 +1,9 @@
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, autocast_float32, select
+from fastwm.ops._backend import Operator, autocast_float32, select, vmap_rows
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -37,7 +35,7 @@ def symexp(x: Tensor) -> Tensor:
     return _apply(_symexp, ref.symexp, x)
 
 
-def _apply(operator: "Operator", plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _apply(operator: Operator, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not x.dtype.is_floating_point:
         raise ValueError(f"expected a floating-point tensor, got {x.dtype}")
     (x,) = autocast_float32(x)
@@ -46,36 +44,5 @@ def _apply(operator: "Operator", plain: Callable[[Tensor], Tensor], x: Tensor) -
     return y
 
 
-def _like(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _vmap(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
-    def front(x: Tensor, dim: int | None) -> Tensor:
-        return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-
-    return op(*map(front, args, in_dims)), 0
-
-
-def _save_input(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0])
-
-
-def _save_output(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(output)
-
-
-def _symlog_derivative(library: str, ctx: Any, grad: Tensor) -> Tensor:
-    d_x: Tensor = _symlog_backward(library, grad, *ctx.saved_tensors)
-    return d_x
-
-
-def _symexp_derivative(library: str, ctx: Any, grad: Tensor) -> Tensor:
-    d_x: Tensor = _symexp_backward(library, grad, *ctx.saved_tensors)
-    return d_x
-
-
-_symlog_backward = Operator("symlog_backward", fake=_like, vmap=_vmap)
-_symexp_backward = Operator("symexp_backward", fake=_like, vmap=_vmap)
-_symlog = Operator("symlog", fake=_like, vmap=_vmap, backward=_symlog_derivative, setup_context=_save_input)
-_symexp = Operator("symexp", fake=_like, vmap=_vmap, backward=_symexp_derivative, setup_context=_save_output)
+_symlog = Operator("symlog", vmap_rows)
+_symexp = Operator("symexp", vmap_rows)

@@ -1,10 +1,9 @@
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fastwm import ref
 from fastwm.ops._backend import Operator, select, vmap_loop
+from fastwm.ops._declared import wide
 
 
 def two_hot_loss(
@@ -89,48 +88,9 @@ def _check(name: str, x: Tensor, logits: Tensor, shape: torch.Size) -> Tensor:
             f"expected {name} {list(shape)}, floating-point, on {logits.device}, "
             f"got {list(x.shape)} {x.dtype} on {x.device}"
         )
-    x, wide = x.detach() if x.requires_grad else x, _wide(logits)
-    return x if x.dtype == wide else x.to(wide)
+    x, dtype = x.detach() if x.requires_grad else x, wide(logits.dtype)
+    return x if x.dtype == dtype else x.to(dtype)
 
 
-def _wide(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def _fake_rows(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    rows = logits.new_empty(logits.shape[:-1], dtype=_wide(logits))
-    return rows, torch.empty_like(rows)
-
-
-def _fake_logits(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
-
-
-def _setup_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    logits, target, bins, second_target, ctx.second_weight = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, target, bins, second_target, output[1])
-
-
-def _loss_derivative(library: str, ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 5
-    *inputs, logsumexp = ctx.saved_tensors
-    return _loss_backward(library, grad, *inputs, ctx.second_weight, logsumexp), None, None, None, None
-
-
-def _setup_mean(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs, *output)
-
-
-def _mean_derivative(library: str, ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:
-    return None if grad is None else _mean_backward(library, grad, *ctx.saved_tensors), None
-
-
-_loss_backward = Operator("two_hot_loss_backward", fake=_fake_logits, vmap=vmap_loop)
-_loss = Operator("two_hot_loss", fake=_fake_rows, vmap=vmap_loop, backward=_loss_derivative, setup_context=_setup_loss)
-_mean_backward = Operator("two_hot_mean_backward", fake=_fake_logits, vmap=vmap_loop)
-_mean = Operator("two_hot_mean", fake=_fake_rows, vmap=vmap_loop, backward=_mean_derivative, setup_context=_setup_mean)
+_loss = Operator("two_hot_loss", vmap_loop)
+_mean = Operator("two_hot_mean", vmap_loop)

@@ -29,6 +29,7 @@ def translate(text: str) -> str:
         r"\1* const \2 = reinterpret_cast<\1*>(emulated::dynamic_shared());",
         text,
     )
+    text = text.replace('"cuda/launch.h"', '"launch.h"')
     text = text.replace("STABLE_TORCH_LIBRARY(fastwm,", "STABLE_TORCH_LIBRARY(fastwm_emulated,")
     return text.replace("STABLE_TORCH_LIBRARY_IMPL(fastwm, CUDA,", "STABLE_TORCH_LIBRARY_IMPL(fastwm_emulated, CPU,")
 
@@ -44,8 +45,11 @@ def build(work: Path = ROOT / "build" / "emulated") -> Path:
     cxx, torch = native.find_compiler(), native.find_torch()
     if cxx is None or torch is None or "x86_64" not in native.sysconfig.get_platform():
         raise native.BuildError("the emulator needs torch and a C++ compiler on x86-64")
-    sources = [native.CSRC / "schema.cpp", *sorted((native.CSRC / "cuda").iterdir())]
-    texts = {f"{source.stem}.cu.cpp" if source.suffix == ".cu" else source.name: source for source in sources}
+    hosts, kernels = native.cuda_sources()
+    headers = [path for path in (native.CSRC / "cuda").iterdir() if path.suffix in (".h", ".cuh")]
+    texts = {source.name: source for source in (*headers, *hosts)}
+    texts |= {f"{source.stem}.cu.cpp": source for source in kernels}
+    texts["schema.cpp"] = native.GENERATED / "schema.cpp"
     for name, source in texts.items():
         if name != "launch.h":
             write(work / "src" / name, translate(source.read_text()))

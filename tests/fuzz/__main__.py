@@ -35,8 +35,8 @@ class Recorder:
         self.call = _backend.Operator.__call__
 
     def __enter__(self) -> "Recorder":
-        def note(operator: _backend.Operator, library: str, *args: Any) -> Any:
-            self.calls.append((operator.ops[library], args))
+        def note(operator: _backend.Operator, library: _backend.Library, *args: Any) -> Any:
+            self.calls.append((operator.ops[library.namespace], args))
             return self.call(operator, library, *args)
 
         _backend.Operator.__call__ = note  # type: ignore[method-assign]

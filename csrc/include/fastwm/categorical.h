@@ -6,66 +6,10 @@
 #pragma once
 
 #include "fastwm/inverse_cdf.h"
+#include "fastwm/params/categorical.h"
 #include "fastwm/vecmath.h"
 
 namespace fastwm {
-
-// Outputs are in the type that kernels compute in: float32 for bfloat16 logits.
-struct StraightThroughCategorical {
-  Dtype dtype;                      // of logits
-  int64_t rows, classes;            // N, C
-  const void *logits, *uniform;     // [N, C]; [N], or [N, C] for gumbel
-  double unimix;
-  bool gumbel;
-  void* sample;                     // [N, C]
-  int64_t* index;                   // [N]
-  void* log_prob;                   // [N, C]
-};
-
-struct StraightThroughCategoricalBackward {
-  Dtype dtype;                      // of logits and d_logits
-  int64_t rows, classes;
-  const void *d_sample, *d_log_prob;  // [N, C]; nullptr: zero
-  const void* logits;
-  const void* uniform;              // [N, C] for gumbel, else nullptr
-  double unimix;
-  void* d_logits;
-};
-
-struct CategoricalKl {
-  Dtype dtype;                      // of the logits
-  int64_t batch, groups, classes;   // N, S, C
-  const void *post, *prior;         // [N, S, C]
-  double unimix, free_nats;
-  void *dyn, *rep;                  // [N]
-};
-
-struct CategoricalKlBackward {
-  Dtype dtype;
-  int64_t batch, groups, classes;
-  const void *d_dyn, *d_rep;        // [N]; nullptr: zero
-  const void *post, *prior;
-  const void* dyn;                  // [N]: the forward's, which says where free_nats was picked
-  double unimix, free_nats;
-  void *d_post, *d_prior;
-};
-
-struct CategoricalEntropy {
-  Dtype dtype;
-  int64_t rows, classes;
-  const void* logits;               // [N, C]
-  double unimix;
-  void* entropy;                    // [N]
-};
-
-struct CategoricalEntropyBackward {
-  Dtype dtype;
-  int64_t rows, classes;
-  const void* grad;                 // [N]
-  const void* logits;
-  double unimix;
-  void* d_logits;
-};
 
 // vlog of a positive normal number or of NaN: without vlog's edges the compiler vectorises whatever loop it is in.
 // x = 2^e (1 + f) with 1 + f in [0.7, 1.4], and log(1 + f) = f - f^2 / 2 + f^3 P(f), P a minimax fit.

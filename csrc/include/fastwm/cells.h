@@ -7,7 +7,7 @@
 
 #include <utility>
 
-#include "fastwm/dtype.h"
+#include "fastwm/params/cells.h"
 #include "fastwm/vecmath.h"
 
 namespace fastwm {
@@ -21,24 +21,12 @@ struct Cells {
   bool ijfo;    // an LSTM's gates in TensorFlow's order, else torch's: input, forget, candidate, output
 };
 
-// LayerNorm over the whole [3 * width] row of gates, then the gates of a BlockGru of one block.
-struct LayerNormGru {
-  Dtype gate_dtype, carry_dtype;
-  int64_t rows, width;
-  const void *gates, *weight, *bias, *h;
-  double eps, update_bias;
-  void *out, *stats;  // [rows, width], [rows, 2]: mean and 1 / standard deviation
-};
-
-struct LayerNormGruBackward {
-  Dtype gate_dtype, carry_dtype;
-  int64_t rows, width;
-  const void *grad, *gates, *weight, *bias, *h, *stats;
-  double update_bias;
-  void *d_gates, *d_weight, *d_bias, *d_h;
-  int64_t chunks;  // of rows, each of which sums its own part of d_weight and d_bias: the same for any threads
-  void* scratch;   // [chunks, 3, 3 * width]: those two sums, and the row at hand
-};
+// The weights' gradients of layernorm_gru_gates are summed in chunks of rows, as many as the shape asks for, whatever
+// the threads.
+static inline int64_t row_chunks(int64_t rows, bool on_gpu) {
+  const int64_t wanted = on_gpu ? (rows + 3) / 4 : (rows + 15) / 16, most = on_gpu ? 132 : 64;
+  return wanted < 1 ? 1 : wanted < most ? wanted : most;
+}
 
 enum class Stored { gate, carry };  // gates may be bfloat16 while the carry is float32
 

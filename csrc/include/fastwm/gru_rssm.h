@@ -8,8 +8,6 @@
 
 namespace fastwm {
 
-enum class GruCell : int64_t { gru, planet_gru, layernorm_gru };
-
 struct GruRssmSizes {
   int64_t T, B, D, U, S, C;  // C is 0 for Gaussian latents
 

@@ -2,11 +2,10 @@
 // but the weight, which has strides. What a gate is and what is saved of it, csrc/cpu/scan_cells.h says.
 #pragma once
 
+#include "fastwm/params/enums.h"
 #include "fastwm/rssm_observe.h"
 
 namespace fastwm {
-
-enum class ScanCell : int64_t { gru, lstm, layernorm_gru, planet_gru };
 
 // Products with the carry a step, each [D, D].
 FASTWM_HD constexpr int64_t scan_gates(ScanCell cell) { return cell == ScanCell::lstm ? 4 : 3; }

@@ -1,7 +1,7 @@
 // The two-hot categorical: parameters and maths, shared by C++ and CUDA.
 #pragma once
 
-#include "fastwm/dtype.h"
+#include "fastwm/params/two_hot.h"
 #include "fastwm/vecmath.h"
 
 namespace fastwm {
@@ -29,22 +29,6 @@ struct TwoHotLossBackward {
   double share[kMaxTargets];
   const void *grad, *logsumexp;      // [rows]
   void* d_logits;                    // [rows, bins]
-};
-
-// mean = sum of softmax(logits) * edges, mirrored bins first.
-struct TwoHotMean {
-  Dtype dtype;
-  int64_t rows, bins;                // bins is odd
-  const void *logits, *edges;
-  void *mean, *logsumexp;            // [rows]
-};
-
-struct TwoHotMeanBackward {
-  Dtype dtype;
-  int64_t rows, bins;
-  const void *logits, *edges;
-  const void *grad, *mean, *logsumexp;
-  void* d_logits;
 };
 
 // A target between bins below and above = below + 1, or at an end both the same; `weight` is that of `above`, NaN where
