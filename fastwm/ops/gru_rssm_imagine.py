@@ -169,7 +169,7 @@ def _check(
 
 
 def start_shapes(deter: Tensor, stoch: Tensor, noise: Tensor, A: int, w: GRURSSMWeights, kind: GRURSSMKind) -> Shapes:
-    """The shapes of all that imagining reads but noise and actions."""
+    """Shapes of the states and parameters that imagining reads."""
     if deter.dim() != 2 or stoch.dim() != 2 + bool(kind.classes) or noise.dim() != 3 or noise.shape[0] == 0:
         latent, shapes = "[N, S, C]" if kind.classes else "[N, S]", [list(x.shape) for x in (deter, stoch, noise)]
         raise ValueError(f"expected deter [N, D], stoch {latent} and noise [H, N, S] with H >= 1, got {shapes}")

@@ -13,8 +13,8 @@ _NATIVE_BF16 = torch.cpu._is_avx512_bf16_supported()  # elsewhere PyTorch's bflo
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, bf16: bool = False) -> Tensor:
     """`F.linear` over the rows of a whole sequence: y = x W^T + b, in float32 or float64.
 
-    On AMD, PyTorch's products know AVX2 alone. Where the operator has a kernel, and rows enough for packing the weight
-    to pay, it serves; else F.linear does, on a GPU under the autocast that is on.
+    A kernel of our own serves where there are rows enough to make packing the weight pay: on AMD, PyTorch's products
+    use AVX2 at most. Otherwise F.linear serves, on a GPU under the autocast that is on.
 
     Args:
         x: `[..., K]`.

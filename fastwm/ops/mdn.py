@@ -66,8 +66,8 @@ def mdn_sample(
 
     Args:
         logits, mean, log_std: as in `mdn_nll`.
-        temperature: 1 is the model itself; less makes it surer, more wilder. It widens the standard
-            deviation by its square root and leaves the means alone.
+        temperature: 1 is the model itself; lower is more certain, higher more random. The standard deviation is
+            multiplied by its square root; the means stay.
         uniform: numbers in [0, 1), `[..., Z]`, or `[...]` where joint. Drawn by torch if not given.
         normal: standard normal numbers, `[..., Z]`. Drawn by torch, after `uniform`, if not given.
 

@@ -288,7 +288,7 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def _of_inputs(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """All steps' input products; under autocast in its dtype, but kept in the weights' own."""
+    """The input products of all steps. Autocast computes them in its dtype; the result is in the weights' dtype."""
     return linear(x.to(weight.dtype), weight, bias, bf16_products(x))
 
 
