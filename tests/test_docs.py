@@ -117,7 +117,7 @@ def test_every_figure_has_a_source(page: Path) -> None:
     sections = re.split(r"^(?=#+ )", text, flags=re.M)
     for section in sections:
         paragraphs = section.split("\n\n")
-        heads = [*sections[1].split("\n\n")[:3], *paragraphs[:3]]
+        heads = [*sections[:2][-1].split("\n\n")[:3], *paragraphs[:3]]
         if any(re.match(r"(?:#.*\n)?Source:", head) for head in heads):
             continue
         for i, paragraph in enumerate(paragraphs):
