@@ -1,25 +1,26 @@
 // The actor inside a dream: its weights, and what it does to a row between its products; and the derivatives.
 #pragma once
 
-#include "layer_rows.h"
-#include "rssm_plan.h"
+#include "latent_rows.h"
+#include "primitives/norms.h"
+#include "primitives/pack.h"
+#include "primitives/parts.h"
 #include "fastwm/gru_rssm_imagine.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
 
 // The actor's layers (of the first, deter's part) and the action's part of the model's input layer, packed once a call;
-// for the way back transposed.
+// transposed for the backward pass.
 template <typename T, typename O>
 struct ActorPacked {
+  Packings<O> packings;
   Packed<O> layers[kMaxActorLayers], action;
-  Packing<O> items[kMaxActorLayers + 1];
-  int count = 0;
 
   ActorPacked(const ActorNet& a, const Weight& w_action, int64_t U, bool transposed) {
     const auto add = [&](Packed<O>& packed, const Weight& w, int64_t K, int64_t N) {
       packed.blocks = 1, packed.K = transposed ? N : K, packed.N = transposed ? K : N;
-      items[count++] = {&packed, transposed ? w.transposed() : w};
+      packings.add(packed, transposed ? w.transposed() : w);
     };
     for (int64_t i = 0; i < a.count; ++i) {
       const ActorLayer& layer = a.layers[i];
@@ -28,22 +29,8 @@ struct ActorPacked {
     add(action, w_action, a.width, U);
   }
   ActorPacked(const ActorPacked&) = delete;
-
-  int64_t weights() const {
-    int64_t sum = 0;
-    for (int i = 0; i < count; ++i) sum += items[i].packed->K * items[i].packed->N;
-    return sum;
-  }
-  int64_t bytes() const {
-    int64_t sum = 0;
-    for (int i = 0; i < count; ++i) sum += Arena::bytes<O>(items[i].packed->size());
-    return sum;
-  }
-  void pack(Arena& arena, int threads) {
-    for (int i = 0; i < count; ++i) items[i].packed->data = arena.take<O>(items[i].packed->size());
-    pack_all(items, count, threads);
-  }
 };
+static_assert(kMaxActorLayers + 1 <= Packings<float>::kMost);
 
 template <typename T>
 LayerNorm actor_norm(const ActorNet& a, const ActorLayer& layer) {

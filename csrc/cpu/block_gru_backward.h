@@ -1,13 +1,28 @@
-// The way back through the steps of DreamerV3's recurrent core, for the kernels that walk through sequences of it.
+// Backward through the steps of DreamerV3's recurrent core, for the kernels of its sequences.
 #pragma once
 
 #include "block_gru_forward.h"
-#include "weight_grads.h"
+#include "primitives/weight_grads.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
 
-// A weight of the carry [D, N], transposed: blocks [N, J], so that its products end where the gates' blocks lie.
+// d_deter becomes the gradient of h, as far as it goes past the products.
+template <typename T, typename O>
+void gates_row_backward(int64_t width, const T* reset, const T* cand, const T* update, const T* prev, T* d_deter,
+                        O* d_reset, O* d_cand, O* d_update) {
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) {
+    const T c = gate_tanh(reset[i] * cand[i]);
+    const auto d = block_gru_backward({reset[i], c, update[i]}, cand[i], prev[i], d_deter[i]);
+    narrow(d.reset, d_reset[i]);
+    narrow(d.cand, d_cand[i]);
+    narrow(d.update, d_update[i]);
+    d_deter[i] = d.h;
+  }
+}
+
+// A weight of the carry [D, N], transposed: blocks [N, J], so that its products end at the gates' blocks.
 inline Weight blocked(const Weight& w, int64_t J) { return {w.data, J * w.sk, w.sn, w.sk}; }
 
 // The weights, transposed.
@@ -36,12 +51,12 @@ struct GradLayout {
   T* take(int64_t size) { return (next += size) - size; }
 };
 
-// Where the gradients of the core's weights lie.
+// The gradients of the core's weights.
 template <typename T>
 struct GruGrads {
   T *w_carry, *b_carry, *n_carry, *w_own, *w_embeds, *n_hidden, *w_gates, *b_gates;
 
-  // Where a product lies in the array.
+  // The range of a product in the array.
   Range carry(const BlockGruSizes& n) const { return range(w_carry, n.U * n.D); }
   Range own_and_embeds(const BlockGruSizes& n) const { return range(w_own, n.D * n.J() + n.X() * n.D); }
   Range gates(const BlockGruSizes& n) const { return range(w_gates, 3 * n.D * n.J()); }
@@ -60,11 +75,11 @@ template <typename T, typename O>
 struct GruBackScratch {
   T *d_carry, *d_act, *d_x;  // [R, D] [R, D] [R, E U]
   O* d_embed;                // [R, U]: d_embeds of the carry at t + 1, zero after a reset
-  O *o_gates, *o_hidden;     // the step's factors of products [R, 3D] [R, D], where they are not what the chunk holds
+  O *o_gates, *o_hidden;     // the step's operands [R, 3D] [R, D], where the chunk does not hold them as such
   // Some steps' inputs of the layers, and the gradients before their norms and gates: [steps, R, width].
   T *past, *embeds, *act, *d_embeds, *d_hidden, *d_gates;
 
-  GruBackScratch(const BlockGruSizes& n, int64_t rows, Arena& arena) {
+  void place(Arena& arena, const BlockGruSizes& n, int64_t rows) {
     const int64_t chunk = chunk_steps(n.T, rows, n.D) * rows;
     d_embed = arena.take<O>(rows * n.U);
     o_gates = arena.take<O>(rows * 3 * n.D);
@@ -74,10 +89,6 @@ struct GruBackScratch {
     for (T** part : {&embeds, &d_embeds}) *part = arena.take<T>(chunk * n.X());
     for (T** part : {&past, &act, &d_hidden}) *part = arena.take<T>(chunk * n.D);
     d_gates = arena.take<T>(chunk * 3 * n.D);
-  }
-  static int64_t bytes(const BlockGruSizes& n, int64_t rows) {
-    const int64_t step = n.U + n.X() + 6 * n.D, chunk = chunk_steps(n.T, rows, n.D) * (2 * n.X() + 6 * n.D);
-    return (step + chunk) * rows * static_cast<int64_t>(sizeof(T)) + 1024;
   }
 };
 
@@ -154,7 +165,7 @@ class GruBackSteps {
         T* out = now(s_.d_gates, t, 3 * D) + row;
         gates_row_backward(width, gate, gate + J, gate + 2 * J, now(s_.past, t, D) + r * D + d,
                            s_.d_carry + r * D + d, out, out + J, out + 2 * J);
-        for (int i = 0; i < 3; ++i) keep_factor(width, out + i * J, s_.o_gates + row + i * J);
+        for (int i = 0; i < 3; ++i) keep_operand(width, out + i * J, s_.o_gates + row + i * J);
       }
       for (int i = 0; i < 3; ++i) {
         const int64_t gate = (3 * g + i) * J + j;
@@ -166,7 +177,7 @@ class GruBackSteps {
   void hidden(int64_t t) {
     const int64_t D = n_.D, J = n_.J();
     const Packed<O>& shape = w_.gates[0];
-    const O* d_gates = factor_of<T, O>(now(s_.d_gates, t, 3 * D), s_.o_gates);
+    const O* d_gates = operand_of<T, O>(now(s_.d_gates, t, 3 * D), s_.o_gates);
     const Range tasks = team_.range(shape.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       const int64_t g = task / shape.panels(), panel = task % shape.panels();
@@ -186,9 +197,9 @@ class GruBackSteps {
     rms_silu_backward(count, D, at(p_.hidden, t, D) + begin, ptr<T>(p_.w.n_hidden), eps_, s_.d_act + begin, d_hidden,
                       now(s_.act, t, D) + begin, mine_.n_hidden);
     if (!has_all_rows()) copy_rows(1, count * D, d_hidden, 0, at(p_.d_hidden, t, D) + begin, 0);
-    keep_factor(count * D, d_hidden, s_.o_hidden + begin);
+    keep_operand(count * D, d_hidden, s_.o_hidden + begin);
   }
-  const O* d_hidden(int64_t t) const { return factor_of<T, O>(now_in(p_.d_hidden, s_.d_hidden, t, n_.D), s_.o_hidden); }
+  const O* d_hidden(int64_t t) const { return operand_of<T, O>(now_in(p_.d_hidden, s_.d_hidden, t, n_.D), s_.o_hidden); }
 
   void embeds(int64_t t) {
     const int64_t D = n_.D, J = n_.J(), X = n_.X(), panels = w_.embeds.panels();
@@ -211,13 +222,13 @@ class GruBackSteps {
     }
   }
 
-  // Row r of embedding i: its norm's gradient is added to d_scale, and its own one is also left in `factor`.
-  void norm_embedding(int64_t t, int64_t r, int64_t i, const void* scale, T* d_scale, O* factor) {
+  // Row r of embedding i: its norm's gradient is added to d_scale, and its own one is also left in `operand`.
+  void norm_embedding(int64_t t, int64_t r, int64_t i, const void* scale, T* d_scale, O* operand) {
     const int64_t X = n_.X(), U = n_.U, k = r * X + i * U;
     T* d_embed = now(s_.d_embeds, t, X) + k;
     rms_silu_backward(1, U, at(p_.embeds, t, X) + k, ptr<T>(scale), eps_, s_.d_x + k, d_embed, now(s_.embeds, t, X) + k,
                       d_scale);
-    convert(U, d_embed, factor);
+    convert(U, d_embed, operand);
   }
 
   void norm_carry(int64_t t, int64_t r) {
@@ -226,7 +237,7 @@ class GruBackSteps {
     if (first(t, r)) zero_rows(1, n_.U, d_embed, n_.U);
   }
 
-  // What is left for the carry before the first step, once that is done.
+  // The gradient of the carry before the first step, once that step is done.
   void finish() {
     const int64_t D = n_.D;
     const Range tasks = team_.range(w_.carry.tasks());

@@ -5,11 +5,11 @@ namespace {
 
 template <typename T, typename O>
 struct Scratch {
-  Arena arena;
   GruScratch<T, O> gru;
+  Arena arena;
 
   Scratch(const BlockGruSizes& n, int64_t rows, int64_t members)
-      : arena(GruScratch<T, O>::bytes(n, rows, members)), gru(n, rows, members, arena) {}
+      : arena([&](Arena& a) { gru.place(a, n, rows, members); }) {}
 };
 
 template <typename T, typename O>
@@ -39,12 +39,11 @@ template <typename T, typename O>
 void scan(const BlockGruScan& p) {
   const int threads = max_threads();
   Packings<O> packings;
-  GruWeights<T, O> weights(p, packings);
-  const int64_t bytes = packings.bytes();
-  Arena arena(bytes);
-  packings.pack(arena, threads);
+  GruWeights<T, O> weights(p.n, p.w, packings);
+  const Arena arena([&](Arena& a) { packings.place(a); });
+  packings.pack(threads);
   for_each_team<Scratch<T, O>>(
-      p.n.B, packings.weights(), bytes, threads,
+      p.n.B, packings.weights(), arena.bytes(), threads,
       [&](int64_t rows, int64_t members) { return Scratch<T, O>(p.n, rows, members); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
         walk(p, weights, first, rows, team, scratch.gru);
@@ -53,11 +52,10 @@ void scan(const BlockGruScan& p) {
 
 template <typename T, typename O>
 struct BackScratch {
-  Arena arena;
   GruBackScratch<T, O> gru;
+  Arena arena;
 
-  BackScratch(const BlockGruSizes& n, int64_t rows)
-      : arena(GruBackScratch<T, O>::bytes(n, rows)), gru(n, rows, arena) {}
+  BackScratch(const BlockGruSizes& n, int64_t rows) : arena([&](Arena& a) { gru.place(a, n, rows); }) {}
 };
 
 // In the layout of BlockGruScanBackward.
@@ -107,14 +105,13 @@ void scan_backward(const BlockGruScanBackward& p) {
   const int threads = max_threads();
   Packings<O> packings;
   GruBackWeights<T, O> weights(p, packings);
-  const int64_t bytes = packings.bytes();
-  Arena arena(bytes);
-  packings.pack(arena, threads);
+  const Arena arena([&](Arena& a) { packings.place(a); });
+  packings.pack(threads);
   const GruGrads<T> grads = grads_in(p.n, ptr<T>(p.d_weights));
   const Range norms[] = {grads.range(grads.n_carry, p.n.U), grads.range(grads.n_hidden, p.n.D)};
   const Range products[] = {grads.carry(p.n), grads.own_and_embeds(p.n), grads.gates(p.n)};
   for_each_team_summing<BackScratch<T, O>>(
-      p.n.B, packings.weights(), bytes, threads, p.n.weights(), ptr<T>(p.d_weights), norms, products,
+      p.n.B, packings.weights(), arena.bytes(), threads, p.n.weights(), ptr<T>(p.d_weights), norms, products,
       [&](int64_t rows, int64_t) { return BackScratch<T, O>(p.n, rows); },
       [&](int64_t first, int64_t rows, Team team, const BackScratch<T, O>& scratch, T* sums, T* own_norms) {
         walk_back(p, weights, first, rows, team, scratch.gru, sums, own_norms);
@@ -124,17 +121,11 @@ void scan_backward(const BlockGruScanBackward& p) {
 }  // namespace
 
 void block_gru_scan_kernel(const BlockGruScan& p) {
-#if FASTWM_BF16
-  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return scan<float, bf16>(p);
-#endif
-  p.dtype == Dtype::f64 ? scan<double, double>(p) : scan<float, float>(p);
+  with_types(p, [&](auto t, auto o) { scan<decltype(t), decltype(o)>(p); });
 }
 
 void block_gru_scan_backward_kernel(const BlockGruScanBackward& p) {
-#if FASTWM_BF16
-  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return scan_backward<float, bf16>(p);
-#endif
-  p.dtype == Dtype::f64 ? scan_backward<double, double>(p) : scan_backward<float, float>(p);
+  with_types(p, [&](auto t, auto o) { scan_backward<decltype(t), decltype(o)>(p); });
 }
 
 }  // namespace fastwm::FASTWM_ISA

@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "fastwm/parallel.h"
-#include "row_tile.h"
+#include "primitives/row_tile.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -20,7 +20,7 @@ void for_each_tile(int64_t rows, int64_t classes, int64_t tiles, Body body) {
   }
 }
 
-// Of each row: its largest logit, and the logarithm of its sum of exp(logit - largest).
+// For each row: its largest logit, and the logarithm of its sum of exp(logit - largest).
 template <typename A>
 struct RowStats {
   A largest[W], log_z[W];

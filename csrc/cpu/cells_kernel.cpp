@@ -29,8 +29,7 @@ template <typename G, typename C>
 void layernorm_forward(const LayerNormGru& p) {
   using A = accumulate_t<C>;
   const int64_t D = p.width, wide = 3 * D;
-  Cells cell{};
-  cell.bias = p.update_bias;
+  const A update_bias = static_cast<A>(p.update_bias);
   const C *weight = static_cast<const C*>(p.weight), *bias = static_cast<const C*>(p.bias);
 #pragma omp parallel for schedule(static) if (p.rows * wide > kParallelElements)
   for (int64_t row = 0; row < p.rows; ++row) {
@@ -48,12 +47,11 @@ void layernorm_forward(const LayerNormGru& p) {
     static_cast<A*>(p.stats)[2 * row + 1] = rstd;
 #pragma omp simd
     for (int64_t j = 0; j < D; ++j) {
-      A x[4], y[1];
+      A sums[3];
       for (int k = 0; k < 3; ++k)
-        x[k] = (widen(gates[k * D + j]) - mean) * rstd * widen(weight[k * D + j]) + widen(bias[k * D + j]);
-      x[3] = widen(h[j]);
-      BlockGru::run(cell, x, y);
-      narrow(y[0], out[j]);
+        sums[k] = norm_gate(widen(gates[k * D + j]), mean, rstd, widen(weight[k * D + j]), widen(bias[k * D + j])).value;
+      const auto y = block_gru_gates(sums[0], sums[1], sums[2] + update_bias);
+      narrow(mix(y.update, y.cand, widen(h[j])), out[j]);
     }
   }
 }
@@ -62,8 +60,7 @@ void layernorm_forward(const LayerNormGru& p) {
 template <typename G, typename C, typename A>
 void layernorm_backward_row(const LayerNormGruBackward& p, int64_t row, A* d_weight, A* d_bias, A* d_norm) {
   const int64_t D = p.width, wide = 3 * D;
-  Cells cell{};
-  cell.bias = p.update_bias;
+  const A update_bias = static_cast<A>(p.update_bias);
   const A* stats = static_cast<const A*>(p.stats) + 2 * row;
   const A mean = stats[0], rstd = stats[1];
   const C *weight = static_cast<const C*>(p.weight), *bias = static_cast<const C*>(p.bias);
@@ -74,19 +71,19 @@ void layernorm_backward_row(const LayerNormGruBackward& p, int64_t row, A* d_wei
   A sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
   for (int64_t j = 0; j < D; ++j) {
-    A x[5], y[4], norm[3];
-    x[0] = widen(grad[j]);
+    A norm[3], sums[3];
     for (int k = 0; k < 3; ++k) {
-      norm[k] = (widen(gates[k * D + j]) - mean) * rstd;
-      x[1 + k] = norm[k] * widen(weight[k * D + j]) + widen(bias[k * D + j]);
+      const auto gate = norm_gate(widen(gates[k * D + j]), mean, rstd, widen(weight[k * D + j]), widen(bias[k * D + j]));
+      norm[k] = gate.normal, sums[k] = gate.value;
     }
-    x[4] = widen(h[j]);
-    BlockGruBackward::run(cell, x, y);
-    narrow(y[3], d_h[j]);
+    const auto y = block_gru_gates(sums[0], sums[1], sums[2] + update_bias);
+    const auto d_y = block_gru_backward({y.reset, y.cand, y.update}, sums[1], widen(h[j]), widen(grad[j]));
+    narrow(d_y.h, d_h[j]);
+    const A d_sums[3] = {d_y.reset, d_y.cand, d_y.update};
     for (int k = 0; k < 3; ++k) {
-      const A d = y[k] * widen(weight[k * D + j]);
-      d_bias[k * D + j] += y[k];
-      d_weight[k * D + j] += y[k] * norm[k];
+      const A d = d_sums[k] * widen(weight[k * D + j]);
+      d_bias[k * D + j] += d_sums[k];
+      d_weight[k * D + j] += d_sums[k] * norm[k];
       d_norm[k * D + j] = d;
       sum += d;
       dot += d * norm[k];

@@ -4,9 +4,14 @@
 
 #include <utility>
 
-#include "layer_rows.h"
-#include "rssm_plan.h"
-#include "fastwm/cells.h"
+#include "latent_rows.h"
+#include "primitives/linear.h"
+#include "primitives/norms.h"
+#include "primitives/pack.h"
+#include "primitives/parts.h"
+#include "math/block_gru.h"
+#include "math/gru.h"
+#include "math/planet_gru.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -14,33 +19,27 @@ namespace {
 // The weights, packed once a call. T is what sums, norms and the state are in, O what products multiply.
 template <typename T, typename O>
 struct GruRssmPacked {
+  Packings<O> packings;
   Packed<O> gaussian, x, h, layer, stats;  // [Z, U] or nothing, [3, U, D] [3, D, D] [D, U] [U, O]
   T* onehot;                               // [Z, U] or nothing: rows to be gathered
 
-  static constexpr int kCount = 5;
-  Packed<O>* all[kCount] = {&gaussian, &x, &h, &layer, &stats};
-
-  explicit GruRssmPacked(const GruRssmSizes& n)
-      : gaussian{1, n.C ? 0 : n.Z(), n.U}, x{3, n.U, n.D}, h{3, n.D, n.D}, layer{1, n.D, n.U}, stats{1, n.U, n.O()} {}
-
-  int64_t count() const {
-    int64_t sum = 0;
-    for (const Packed<O>* w : all) sum += w->blocks * w->K * w->N;
-    return sum;
-  }
-  int64_t bytes(const GruRssmSizes& n) const {
-    int64_t sum = Arena::bytes<T>(n.Z() * n.U);
-    for (const Packed<O>* w : all) sum += Arena::bytes<O>(w->size());
-    return sum;
-  }
-  void pack(const GruRssmWeights& w, const GruRssmSizes& n, Arena& arena, int threads) {
-    for (Packed<O>* packed : all) packed->data = arena.take<O>(packed->size());
+  GruRssmPacked(const GruRssmSizes& n, const GruRssmWeights& w)
+      : gaussian{1, n.C ? 0 : n.Z(), n.U}, x{3, n.U, n.D}, h{3, n.D, n.D}, layer{1, n.D, n.U}, stats{1, n.U, n.O()} {
     const auto gates = [&](const Weight& x) { return Weight{x.data, n.D * x.sn, x.sk, x.sn}; };
-    const Weight sources[] = {w.stoch, gates(w.x), gates(w.h), w.layer, w.stats};
-    Packing<O> items[kCount];
-    for (int i = 0; i < kCount; ++i) items[i] = {all[i], sources[i]};
-    pack_all(items, kCount, threads);
-    onehot = arena.take<T>(n.Z() * n.U);
+    packings.add(gaussian, w.stoch);
+    packings.add(x, gates(w.x));
+    packings.add(h, gates(w.h));
+    packings.add(layer, w.layer);
+    packings.add(stats, w.stats);
+  }
+  GruRssmPacked(const GruRssmPacked&) = delete;
+
+  void place(Arena& arena, const GruRssmSizes& n) {
+    packings.place(arena);
+    onehot = arena.take<T>(n.C ? n.Z() * n.U : 0);
+  }
+  void pack(const GruRssmSizes& n, const GruRssmWeights& w, int threads) const {
+    packings.pack(threads);
     if (n.C) pack_rows(w.stoch, 0, n.Z(), n.U, onehot);
   }
 };
@@ -48,15 +47,17 @@ struct GruRssmPacked {
 // Scratch that a team shares for its rows.
 template <typename T, typename O>
 struct GruRssmScratch {
-  Arena arena;
   O *h[2], *reset_h, *x, *act;  // operands [R, D] each, [R, U] each: deter by turns, reset * h, the layers' outputs
   O* z;                         // operand [R, Z], of a Gaussian
   T *input, *gates, *layer;     // [R, U] [R, gates() D] [R, U]: what is not saved
   T *normal, *zeros;            // [R, 3D] [D]
   int64_t* index;               // [R, S]
+  Arena arena;
 
-  GruRssmScratch(const GruRssmSizes& n, int64_t rows)
-      : arena((rows * (4 * n.U + 10 * n.D + n.Z()) + n.D) * sizeof(T) + rows * n.S * sizeof(int64_t) + 2048) {
+  GruRssmScratch(const GruRssmSizes& n, int64_t rows) : arena([&](Arena& a) { place(a, n, rows); }) {}
+
+ private:
+  void place(Arena& arena, const GruRssmSizes& n, int64_t rows) {
     for (O** operand : {&h[0], &h[1], &reset_h}) *operand = arena.take<O>(rows * n.D);
     for (O** operand : {&x, &act}) *operand = arena.take<O>(rows * n.U);
     z = arena.take<O>(n.C ? 0 : rows * n.Z());
@@ -64,8 +65,7 @@ struct GruRssmScratch {
     gates = arena.take<T>(rows * 4 * n.D);
     normal = arena.take<T>(rows * 3 * n.D);
     index = arena.take<int64_t>(rows * n.S);
-    zeros = arena.take<T>(n.D);
-    std::memset(zeros, 0, n.D * sizeof(T));
+    zeros = arena.take_zeros<T>(n.D);
   }
 };
 
@@ -204,42 +204,33 @@ class GruRssmCore {
   // Columns d .. d + width of all rows.
   void gru(const Step& s, int64_t d, int64_t width) const {
     const int64_t D = n_.D;
-    const Cells cell{};
     for (int64_t r = 0; r < rows_; ++r) {
       const T *gate = s.gates + r * 4 * D + d, *prev = past(s, r) + d;
       T* deter = s.deter + r * D + d;
       O* operand = next_h() + r * D + d;
 #pragma omp simd
       for (int64_t i = 0; i < width; ++i) {
-        const T in[7] = {gate[i], gate[D + i], gate[2 * D + i], 0, 0, gate[3 * D + i], prev[i]};
-        T out[1];
-        Gru::run(cell, in, out);
-        deter[i] = out[0];
-        narrow(out[0], operand[i]);
+        const auto gates = gru_gates(gate[i], gate[D + i], gate[2 * D + i], gate[3 * D + i]);
+        const T h = gru_carry(gates.update, gates.cand, prev[i]);
+        deter[i] = h;
+        narrow(h, operand[i]);
       }
     }
   }
 
   void reset(const Step& s, int64_t d, int64_t width) const {
     const int64_t D = n_.D;
-    const Cells cell{};
     for (int64_t r = 0; r < rows_; ++r) {
       const T *gate = s.gates + r * 3 * D + d, *prev = past(s, r) + d;
       O* operand = s_.reset_h + r * D + d;
 #pragma omp simd
-      for (int64_t i = 0; i < width; ++i) {
-        const T in[3] = {gate[i], gate[D + i], prev[i]};
-        T out[2];
-        PlanetReset::run(cell, in, out);
-        narrow(out[0], operand[i]);
-      }
+      for (int64_t i = 0; i < width; ++i) narrow(gate_sigmoid(gate[i]) * prev[i], operand[i]);
     }
   }
 
   // PlaNet's: the reset gate acts before the product.
   void candidate(const Step& s) const {
     const int64_t D = n_.D, panels = packed_.x.panels();
-    const Cells cell{};
     const Range tasks = team_.range(panels);
     for (int64_t panel = tasks.first; panel < tasks.last; ++panel) {
       const int64_t d = panel * kWide, width = packed_.x.width(panel);
@@ -251,11 +242,9 @@ class GruRssmCore {
         O* operand = next_h() + r * D + d;
 #pragma omp simd
         for (int64_t i = 0; i < width; ++i) {
-          const T in[3] = {gate_sigmoid(gate[D + i]), gate[2 * D + i], prev[i]};
-          T out[1];
-          PlanetUpdate::run(cell, in, out);
-          deter[i] = out[0];
-          narrow(out[0], operand[i]);
+          const T h = planet_carry(gate_sigmoid(gate[D + i]), gate_tanh(gate[2 * D + i]), prev[i]);
+          deter[i] = h;
+          narrow(h, operand[i]);
         }
       }
     }
@@ -263,8 +252,7 @@ class GruRssmCore {
 
   void norm_gates(const Step& s) const {
     const int64_t D = n_.D;
-    Cells cell{};
-    cell.bias = -1;
+    const T bias = static_cast<T>(w_.update_bias);
     const Range rows = team_.range(rows_);
     for (int64_t r = rows.first; r < rows.last; ++r) {
       T* gate = s_.normal + r * 3 * D;
@@ -274,11 +262,10 @@ class GruRssmCore {
       O* operand = next_h() + r * D;
 #pragma omp simd
       for (int64_t i = 0; i < D; ++i) {
-        const T in[4] = {gate[i], gate[D + i], gate[2 * D + i], prev[i]};
-        T out[1];
-        BlockGru::run(cell, in, out);
-        deter[i] = out[0];
-        narrow(out[0], operand[i]);
+        const auto gates = block_gru_gates(gate[i], gate[D + i], gate[2 * D + i] + bias);
+        const T h = mix(gates.update, gates.cand, prev[i]);
+        deter[i] = h;
+        narrow(h, operand[i]);
       }
     }
   }

@@ -1,9 +1,13 @@
-// The way back through one step of GruRssmCore, for some rows.
+// Backward through one step of GruRssmCore, for some rows.
 #pragma once
 
-#include "layer_rows.h"
-#include "rssm_plan.h"
-#include "fastwm/cells.h"
+#include "latent_rows.h"
+#include "primitives/norms.h"
+#include "primitives/pack.h"
+#include "primitives/parts.h"
+#include "math/block_gru.h"
+#include "math/gru.h"
+#include "math/planet_gru.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -11,47 +15,35 @@ namespace {
 // The weights, transposed and packed once a call. T is what sums and norms are in, O what products multiply.
 template <typename T, typename O>
 struct GruRssmPackedBackward {
+  Packings<O> packings;
   Packed<O> stats, layer, x, h, h_new, stoch;  // [O, U] [U, D] [3D, U] [2D, D] [D, D] [U, Z]
 
-  static constexpr int kCount = 6;
-  Packed<O>* all[kCount] = {&stats, &layer, &x, &h, &h_new, &stoch};
-
-  explicit GruRssmPackedBackward(const GruRssmSizes& n)
+  GruRssmPackedBackward(const GruRssmSizes& n, const GruRssmWeights& w)
       : stats{1, n.O(), n.U}, layer{1, n.U, n.D}, x{1, 3 * n.D, n.U}, h{1, 2 * n.D, n.D}, h_new{1, n.D, n.D},
-        stoch{1, n.U, n.Z()} {}
-
-  int64_t count() const {
-    int64_t sum = 0;
-    for (const Packed<O>* w : all) sum += w->K * w->N;
-    return sum;
+        stoch{1, n.U, n.Z()} {
+    packings.add(stats, w.stats.transposed());
+    packings.add(layer, w.layer.transposed());
+    packings.add(x, w.x.transposed());
+    packings.add(h, w.h.transposed());
+    packings.add(h_new, {ptr<T>(w.h.data) + 2 * n.D * w.h.sn, 0, w.h.sn, w.h.sk});
+    packings.add(stoch, w.stoch.transposed());
   }
-  int64_t bytes() const {
-    int64_t sum = 0;
-    for (const Packed<O>* w : all) sum += Arena::bytes<O>(w->size());
-    return sum;
-  }
-  void pack(const GruRssmWeights& w, const GruRssmSizes& n, Arena& arena, int threads) {
-    for (Packed<O>* packed : all) packed->data = arena.take<O>(packed->size());
-    const Weight h_new{ptr<T>(w.h.data) + 2 * n.D * w.h.sn, 0, w.h.sn, w.h.sk};
-    const Weight sources[] = {w.stats.transposed(), w.layer.transposed(), w.x.transposed(),
-                              w.h.transposed(),     h_new,                w.stoch.transposed()};
-    Packing<O> items[kCount];
-    for (int i = 0; i < kCount; ++i) items[i] = {all[i], sources[i]};
-    pack_all(items, kCount, threads);
-  }
+  GruRssmPackedBackward(const GruRssmPackedBackward&) = delete;
 };
 
 template <typename T, typename O>
 struct GruRssmScratchBackward {
-  Arena arena;
   T *d_stoch, *d_deter;         // [R, Z] [R, D]: what the step after asks for
   T *d_act, *d_x;               // [R, U] each
   T *normal, *d_normal, *probs; // [R, 3D] each, [R, Z]
   T* d_reset_h;                 // [R, D]
-  O *o_stats, *o_layer, *o_gates, *o_input;  // factors of products [R, O] [R, U] [R, 4D] [R, U]
+  O *o_stats, *o_layer, *o_gates, *o_input;  // operands [R, O] [R, U] [R, 4D] [R, U]
+  Arena arena;
 
-  GruRssmScratchBackward(const GruRssmSizes& n, int64_t rows)
-      : arena(rows * (2 * n.Z() + n.O() + 4 * n.U + 12 * n.D) * sizeof(T) + 2048) {
+  GruRssmScratchBackward(const GruRssmSizes& n, int64_t rows) : arena([&](Arena& a) { place(a, n, rows); }) {}
+
+ private:
+  void place(Arena& arena, const GruRssmSizes& n, int64_t rows) {
     for (T** part : {&d_stoch, &probs}) *part = arena.take<T>(rows * n.Z());
     for (T** part : {&d_deter, &d_reset_h}) *part = arena.take<T>(rows * n.D);
     for (T** part : {&d_act, &d_x}) *part = arena.take<T>(rows * n.U);
@@ -184,51 +176,48 @@ class GruRssmCoreBackward {
   }
 
   // As the products read them.
-  const O* d_gates(const Step& s) const { return factor_of<T, O>(s.d_gates, s_.o_gates); }
+  const O* d_gates(const Step& s) const { return operand_of<T, O>(s.d_gates, s_.o_gates); }
 
   // Columns d .. d + width of all rows.
   void gru(const Step& s, int64_t d, int64_t width) const {
     const int64_t D = n_.D;
-    const Cells cell{};
     for (int64_t r = 0; r < rows_; ++r) {
       const T *gate = s.gates + r * wide_ + d, *h = s.past_h + r * D + d;
       T *d_h = s_.d_deter + r * D + d, *d_gate = s.d_gates + r * wide_ + d;
 #pragma omp simd
       for (int64_t i = 0; i < width; ++i) {
-        const T in[8] = {d_h[i], gate[i], gate[D + i], gate[2 * D + i], 0, 0, gate[3 * D + i], h[i]};
-        T out[7];
-        GruBackward::run(cell, in, out);
-        for (int k = 0; k < 3; ++k) d_gate[k * D + i] = out[k];
-        d_gate[3 * D + i] = out[5];
-        d_h[i] = out[6];
+        const auto gates = gru_gates(gate[i], gate[D + i], gate[2 * D + i], gate[3 * D + i]);
+        const auto grads = gru_backward({gates.reset, gates.update, gates.cand}, gate[3 * D + i], h[i], d_h[i]);
+        d_gate[i] = grads.reset;
+        d_gate[D + i] = grads.update;
+        d_gate[2 * D + i] = grads.x_n;
+        d_gate[3 * D + i] = grads.h_n;
+        d_h[i] = grads.h;
       }
-      for (int k = 0; k < 4; ++k) keep_factor(width, d_gate + k * D, s_.o_gates + r * wide_ + k * D + d);
+      for (int k = 0; k < 4; ++k) keep_operand(width, d_gate + k * D, s_.o_gates + r * wide_ + k * D + d);
     }
   }
 
   // d_gates of update waits for the candidate's product, and holds the gradient of sigmoid(update) until then.
   void update(const Step& s, int64_t d, int64_t width) const {
     const int64_t D = n_.D;
-    const Cells cell{};
     for (int64_t r = 0; r < rows_; ++r) {
       const T *gate = s.gates + r * wide_ + d, *h = s.past_h + r * D + d;
       T *d_h = s_.d_deter + r * D + d, *d_gate = s.d_gates + r * wide_ + d;
 #pragma omp simd
       for (int64_t i = 0; i < width; ++i) {
-        const T in[4] = {d_h[i], gate_sigmoid(gate[D + i]), gate[2 * D + i], h[i]};
-        T out[3];
-        PlanetUpdateBackward::run(cell, in, out);
-        d_gate[D + i] = out[0];
-        d_gate[2 * D + i] = out[1];
-        d_h[i] = out[2];
+        const auto grads =
+            planet_update_backward(gate_sigmoid(gate[D + i]), gate_tanh(gate[2 * D + i]), h[i], d_h[i]);
+        d_gate[D + i] = grads.update;
+        d_gate[2 * D + i] = grads.cand;
+        d_h[i] = grads.h;
       }
-      keep_factor(width, d_gate + 2 * D, s_.o_gates + r * wide_ + 2 * D + d);
+      keep_operand(width, d_gate + 2 * D, s_.o_gates + r * wide_ + 2 * D + d);
     }
   }
 
   void candidate(const Step& s) const {
     const int64_t D = n_.D;
-    const Cells cell{};
     const Range panels = team_.range(packed_.h_new.panels());
     for (int64_t panel = panels.first; panel < panels.last; ++panel) {
       const int64_t d = panel * kWide, width = packed_.h_new.width(panel);
@@ -238,23 +227,21 @@ class GruRssmCoreBackward {
         T *d_h = s_.d_deter + r * D + d, *d_gate = s.d_gates + r * wide_ + d, *reset_h = s.reset_h + r * D + d;
 #pragma omp simd
         for (int64_t i = 0; i < width; ++i) {
-          const T in[5] = {d_reset_h[i], d_gate[D + i], gate[i], gate[D + i], h[i]};
-          T out[3];
-          PlanetResetBackward::run(cell, in, out);
-          d_gate[i] = out[0];
-          d_gate[D + i] = out[1];
-          d_h[i] += out[2];
-          reset_h[i] = gate_sigmoid(gate[i]) * h[i];
+          const T reset = gate_sigmoid(gate[i]);
+          const auto grads = planet_reset_backward(reset, h[i], d_reset_h[i]);
+          d_h[i] += grads.h;
+          d_gate[i] = grads.reset;
+          d_gate[D + i] = sigmoid_backward(d_gate[D + i], gate_sigmoid(gate[D + i]));
+          reset_h[i] = reset * h[i];
         }
-        for (int k = 0; k < 2; ++k) keep_factor(width, d_gate + k * D, s_.o_gates + r * wide_ + k * D + d);
+        for (int k = 0; k < 2; ++k) keep_operand(width, d_gate + k * D, s_.o_gates + r * wide_ + k * D + d);
       }
     }
   }
 
   void norm_gates(const Step& s) const {
     const int64_t D = n_.D;
-    Cells cell{};
-    cell.bias = -1;
+    const T bias = static_cast<T>(w_.update_bias);
     const Range rows = team_.range(rows_);
     for (int64_t r = rows.first; r < rows.last; ++r) {
       const T *pre = s.gates + r * wide_, *h = s.past_h + r * D;
@@ -262,15 +249,16 @@ class GruRssmCoreBackward {
       layer_row<Activation::none>(wide_, pre, w_.n_gates, eps_, gate);
 #pragma omp simd
       for (int64_t i = 0; i < D; ++i) {
-        const T in[5] = {d_h[i], gate[i], gate[D + i], gate[2 * D + i], h[i]};
-        T out[4];
-        BlockGruBackward::run(cell, in, out);
-        for (int k = 0; k < 3; ++k) d_gate[k * D + i] = out[k];
-        d_h[i] = out[3];
+        const auto gates = block_gru_gates(gate[i], gate[D + i], gate[2 * D + i] + bias);
+        const auto grads = block_gru_backward({gates.reset, gates.cand, gates.update}, gate[D + i], h[i], d_h[i]);
+        d_gate[i] = grads.reset;
+        d_gate[D + i] = grads.cand;
+        d_gate[2 * D + i] = grads.update;
+        d_h[i] = grads.h;
       }
       T* d_pre = s.d_gates + r * wide_;
       layer_row_backward<Activation::none>(wide_, pre, w_.n_gates, eps_, d_gate, d_pre, gate, d_norms_.gates);
-      keep_factor(wide_, d_pre, s_.o_gates + r * wide_);
+      keep_operand(wide_, d_pre, s_.o_gates + r * wide_);
     }
   }
 

@@ -1,6 +1,6 @@
 #include "actor_rows.h"
 #include "gru_rssm_core_backward.h"
-#include "weight_grads.h"
+#include "primitives/weight_grads.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -8,16 +8,19 @@ namespace {
 template <typename T, typename O>
 struct Scratch {
   GruRssmScratchBackward<T, O> step;
-  Arena arena;
   T *x, *reset_h, *act, *d_input, *d_gates, *d_layer, *d_stats;  // what the model's step leaves and nobody reads
   T* d_norms;                                                    // [2 (U + 3D + U)]: the same
   T *d_action, *d_act, *zeros, *probs;                           // [R, A] [R, W] [W] [W], W the widest layer
   O* o_pre;                                                      // [R, W]
-  // What the weights' gradients read, of some steps: [steps, R, D], and for each layer [steps, R, N].
+  // The operands of the weights' gradients, of some steps: [steps, R, D], and for each layer [steps, R, N].
   T *past_deter, *acts, *d_pre;
   const T** past_stoch;  // [steps, R]
+  Arena arena;
 
-  Scratch(const GruRssmImagineBackward& p, int64_t rows) : step(p.n, rows), arena(bytes(p, rows)) {
+  Scratch(const GruRssmImagineBackward& p, int64_t rows) : step(p.n, rows), arena([&](Arena& a) { place(a, p, rows); }) {}
+
+ private:
+  void place(Arena& arena, const GruRssmImagineBackward& p, int64_t rows) {
     const GruRssmSizes& n = p.n;
     const ActorNet& a = p.actor;
     const int64_t chunk = chunk_steps(n.T, rows, n.D) * rows;
@@ -25,33 +28,23 @@ struct Scratch {
     reset_h = arena.take<T>(rows * n.D);
     d_gates = arena.take<T>(rows * 4 * n.D);
     d_stats = arena.take<T>(rows * n.O());
-    d_norms = arena.take<T>(4 * n.U + 6 * n.D);
+    d_norms = arena.take_zeros<T>(4 * n.U + 6 * n.D);
     d_action = arena.take<T>(rows * a.width);
     d_act = arena.take<T>(rows * a.widest);
     o_pre = arena.take<O>(rows * a.widest);
-    for (T** part : {&zeros, &probs}) *part = arena.take<T>(a.widest);
+    zeros = arena.take_zeros<T>(a.widest);
+    probs = arena.take<T>(a.widest);
     past_deter = arena.take<T>(chunk * n.D);
     for (T** part : {&acts, &d_pre}) *part = arena.take<T>(chunk * a.pre);
     past_stoch = arena.take<const T*>(chunk);
-    std::memset(zeros, 0, a.widest * sizeof(T));
-    std::memset(d_norms, 0, (4 * n.U + 6 * n.D) * sizeof(T));
-  }
-
-  static int64_t bytes(const GruRssmImagineBackward& p, int64_t rows) {
-    const GruRssmSizes& n = p.n;
-    const ActorNet& a = p.actor;
-    const int64_t step = rows * (4 * n.U + 5 * n.D + n.O() + a.width + 2 * a.widest);
-    const int64_t chunk = chunk_steps(n.T, rows, n.D) * rows;
-    const int64_t once = 2 * a.widest + 4 * n.U + 6 * n.D;
-    return (step + once + chunk * (n.D + 2 * a.pre)) * sizeof(T) + chunk * sizeof(T*) + 2048;
   }
 };
 
-// The way back through the dream of some rows, by one thread; adds to the gradient `sums` of all of the actor.
+// Backward through the dream of some rows, by one thread; adds to `sums`, the gradient of the whole actor.
 template <typename T, typename O>
-class DreamBackward {
+class ImagineBackward {
  public:
-  DreamBackward(const GruRssmImagineBackward& p, const GruRssmPackedBackward<T, O>& model,
+  ImagineBackward(const GruRssmImagineBackward& p, const GruRssmPackedBackward<T, O>& model,
                 const ActorPacked<T, O>& actor, int64_t first_row, int64_t rows, const Scratch<T, O>& s, T* sums, Stop& stop)
       : p_(p), n_(p.n), a_(p.actor), w_(actor), row0_(first_row), rows_(rows), steps_(chunk_steps(p.n.T, rows, p.n.D)),
         s_(s), sums_(sums), stop_(stop),
@@ -165,19 +158,19 @@ class DreamBackward {
 };
 
 template <typename T, typename O>
-void dream_backward(const GruRssmImagineBackward& p) {
+void imagine_backward(const GruRssmImagineBackward& p) {
   const int threads = max_threads();
-  GruRssmPackedBackward<T, O> model(p.n);
+  GruRssmPackedBackward<T, O> model(p.n, p.w);
   ActorPacked<T, O> actor(p.actor, p.action, p.n.U, true);
-  Arena weights(model.bytes()), actor_weights(actor.bytes());
-  model.pack(p.w, p.n, weights, threads);
-  actor.pack(actor_weights, threads);
+  const Arena arena([&](Arena& a) { model.packings.place(a), actor.packings.place(a); });
+  model.packings.pack(threads);
+  actor.packings.pack(threads);
   if (p.n.B == 0) std::memset(p.d_actor, 0, p.actor.size * sizeof(T));
   ThreadSums<T> sums(ptr<T>(p.d_actor), p.actor.size, threads);
   Stop stop;
-  for_each_part(p.n.B, model.count() + actor.weights(), threads, [&](int64_t first, int64_t rows) {
+  for_each_part(p.n.B, model.packings.weights() + actor.packings.weights(), threads, [&](int64_t first, int64_t rows) {
     const Scratch<T, O> scratch(p, rows);
-    DreamBackward<T, O>(p, model, actor, first, rows, scratch, sums.mine(), stop).run();
+    ImagineBackward<T, O>(p, model, actor, first, rows, scratch, sums.mine(), stop).run();
   });
   sums.finish();
 }
@@ -185,10 +178,7 @@ void dream_backward(const GruRssmImagineBackward& p) {
 }  // namespace
 
 void gru_rssm_imagine_backward_kernel(const GruRssmImagineBackward& p) {
-#if FASTWM_BF16
-  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return dream_backward<float, bf16>(p);
-#endif
-  p.dtype == Dtype::f64 ? dream_backward<double, double>(p) : dream_backward<float, float>(p);
+  with_types(p, [&](auto t, auto o) { imagine_backward<decltype(t), decltype(o)>(p); });
 }
 
 }  // namespace fastwm::FASTWM_ISA

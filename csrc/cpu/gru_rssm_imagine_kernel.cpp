@@ -7,27 +7,29 @@ namespace {
 template <typename T, typename O>
 struct Scratch {
   GruRssmScratch<T, O> step;
-  Arena arena;
   O *deter, *act, *action;       // operands [R, D] [R, W] [R, A], W the actor's widest layer
   T *pre, *input_in, *layer_in;  // [R, actor.pre] [R, U] [R, U]
+  Arena arena;
 
-  Scratch(const GruRssmImagine& p, int64_t rows)
-      : step(p.n, rows),
-        arena(rows * (p.n.D + 2 * p.n.U + p.actor.widest + p.actor.width + p.actor.pre) * sizeof(T) + 1024) {
+  Scratch(const GruRssmImagine& p, int64_t rows) : step(p.n, rows), arena([&](Arena& a) { place(a, p, rows); }) {
+    copy_rows(rows, p.n.U, ptr<T>(p.b_layer), 0, layer_in, p.n.U);
+  }
+
+ private:
+  void place(Arena& arena, const GruRssmImagine& p, int64_t rows) {
     deter = arena.take<O>(rows * p.n.D);
     act = arena.take<O>(rows * p.actor.widest);
     action = arena.take<O>(rows * p.actor.width);
     pre = arena.take<T>(rows * p.actor.pre);
     for (T** part : {&input_in, &layer_in}) *part = arena.take<T>(rows * p.n.U);
-    copy_rows(rows, p.n.U, ptr<T>(p.b_layer), 0, layer_in, p.n.U);
   }
 };
 
 // The dream of some rows, by one thread.
 template <typename T, typename O>
-class Dream {
+class Imagine {
  public:
-  Dream(const GruRssmImagine& p, const GruRssmPacked<T, O>& model, const ActorPacked<T, O>& actor, int64_t first_row,
+  Imagine(const GruRssmImagine& p, const GruRssmPacked<T, O>& model, const ActorPacked<T, O>& actor, int64_t first_row,
         int64_t rows, const Scratch<T, O>& s, Stop& stop)
       : p_(p), n_(p.n), a_(p.actor), w_(actor), row0_(first_row), rows_(rows), s_(s), team_{0, 1, nullptr, &stop},
         core_(n_, p.w, model, rows, team_, s.step) {}
@@ -114,27 +116,24 @@ class Dream {
 };
 
 template <typename T, typename O>
-void dream(const GruRssmImagine& p) {
+void imagine(const GruRssmImagine& p) {
   const int threads = max_threads();
-  GruRssmPacked<T, O> model(p.n);
+  GruRssmPacked<T, O> model(p.n, p.w);
   ActorPacked<T, O> actor(p.actor, p.action, p.n.U, false);
-  Arena weights(model.bytes(p.n)), actor_weights(actor.bytes());
-  model.pack(p.w, p.n, weights, threads);
-  actor.pack(actor_weights, threads);
+  const Arena arena([&](Arena& a) { model.place(a, p.n), actor.packings.place(a); });
+  model.pack(p.n, p.w, threads);
+  actor.packings.pack(threads);
   Stop stop;
-  for_each_part(p.n.B, model.count() + actor.weights(), threads, [&](int64_t first, int64_t rows) {
+  for_each_part(p.n.B, model.packings.weights() + actor.packings.weights(), threads, [&](int64_t first, int64_t rows) {
     const Scratch<T, O> scratch(p, rows);
-    Dream<T, O>(p, model, actor, first, rows, scratch, stop).run();
+    Imagine<T, O>(p, model, actor, first, rows, scratch, stop).run();
   });
 }
 
 }  // namespace
 
 void gru_rssm_imagine_kernel(const GruRssmImagine& p) {
-#if FASTWM_BF16
-  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return dream<float, bf16>(p);
-#endif
-  p.dtype == Dtype::f64 ? dream<double, double>(p) : dream<float, float>(p);
+  with_types(p, [&](auto t, auto o) { imagine<decltype(t), decltype(o)>(p); });
 }
 
 }  // namespace fastwm::FASTWM_ISA

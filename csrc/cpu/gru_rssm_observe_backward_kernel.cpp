@@ -1,20 +1,21 @@
 #include "gru_rssm_core_backward.h"
-#include "weight_grads.h"
+#include "primitives/weight_grads.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
 
-// What the weights' gradients read, of some steps: [steps, R, width].
+// The operands of the weights' gradients, of some steps: [steps, R, width].
 template <typename T, typename O>
 struct Scratch {
   GruRssmScratchBackward<T, O> step;
-  Arena arena;
   T *x, *past_h, *reset_h, *deter, *act, *d_input, *d_gates, *d_layer, *d_stats;
   const T** past_stoch;  // [steps, R]: null where forgotten
+  Arena arena;
 
-  Scratch(const GruRssmSizes& n, int64_t rows)
-      : step(n, rows),
-        arena(chunk_steps(n.T, rows, n.D) * rows * ((4 * n.U + 7 * n.D + n.O()) * sizeof(T) + sizeof(T*)) + 2048) {
+  Scratch(const GruRssmSizes& n, int64_t rows) : step(n, rows), arena([&](Arena& a) { place(a, n, rows); }) {}
+
+ private:
+  void place(Arena& arena, const GruRssmSizes& n, int64_t rows) {
     const int64_t chunk = chunk_steps(n.T, rows, n.D) * rows;
     for (T** part : {&x, &act, &d_input, &d_layer}) *part = arena.take<T>(chunk * n.U);
     for (T** part : {&past_h, &reset_h, &deter}) *part = arena.take<T>(chunk * n.D);
@@ -146,17 +147,16 @@ class ObserveBackward {
 template <typename T, typename O>
 void observe_backward(const GruRssmObserveBackward& p) {
   const int threads = max_threads();
-  GruRssmPackedBackward<T, O> packed(p.n);
-  const int64_t bytes = packed.bytes();
-  Arena arena(bytes);
-  packed.pack(p.w, p.n, arena, threads);
+  GruRssmPackedBackward<T, O> packed(p.n, p.w);
+  const Arena arena([&](Arena& a) { packed.packings.place(a); });
+  packed.packings.pack(threads);
   const GruRssmGrads at(p.n);
   const int64_t U = p.n.U, D = p.n.D;
   const Range norms[] = {
       {at.n_input, at.n_input + 2 * U}, {at.n_gates, at.n_gates + 6 * D}, {at.n_layer, at.n_layer + 2 * U}};
   const Range products[] = {{at.x, at.b_x}, {at.h, at.b_h}, {at.layer, at.n_layer}, {at.stats, at.b_stats}};
   for_each_team_summing<Scratch<T, O>>(
-      p.n.B, packed.count(), bytes, threads, at.size, ptr<T>(p.d_weights), norms, products,
+      p.n.B, packed.packings.weights(), arena.bytes(), threads, at.size, ptr<T>(p.d_weights), norms, products,
       [&](int64_t rows, int64_t) { return Scratch<T, O>(p.n, rows); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch, T* sums, T* own) {
         using Norms = typename ObserveBackward<T, O>::Norms;
@@ -169,10 +169,7 @@ void observe_backward(const GruRssmObserveBackward& p) {
 }  // namespace
 
 void gru_rssm_observe_backward_kernel(const GruRssmObserveBackward& p) {
-#if FASTWM_BF16
-  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return observe_backward<float, bf16>(p);
-#endif
-  p.dtype == Dtype::f64 ? observe_backward<double, double>(p) : observe_backward<float, float>(p);
+  with_types(p, [&](auto t, auto o) { observe_backward<decltype(t), decltype(o)>(p); });
 }
 
 }  // namespace fastwm::FASTWM_ISA

@@ -7,13 +7,12 @@ template <typename T, typename O>
 void observe(const GruRssmObserve& p) {
   const GruRssmSizes& n = p.n;
   const int threads = max_threads();
-  GruRssmPacked<T, O> packed(n);
-  const int64_t bytes = packed.bytes(n);
-  Arena arena(bytes);
-  packed.pack(p.w, n, arena, threads);
+  GruRssmPacked<T, O> packed(n, p.w);
+  const Arena arena([&](Arena& a) { packed.place(a, n); });
+  packed.pack(n, p.w, threads);
   using Scratch = GruRssmScratch<T, O>;
   for_each_team<Scratch>(
-      n.B, packed.count(), bytes, threads, [&](int64_t rows, int64_t) { return Scratch(n, rows); },
+      n.B, packed.packings.weights(), arena.bytes(), threads, [&](int64_t rows, int64_t) { return Scratch(n, rows); },
       [&](int64_t row0, int64_t rows, Team team, const Scratch& scratch) {
         const AmxTiles tiles(use_amx<O>(), rows);
         GruRssmCore<T, O> core(n, p.w, packed, rows, team, scratch);
@@ -43,10 +42,7 @@ void observe(const GruRssmObserve& p) {
 }  // namespace
 
 void gru_rssm_observe_kernel(const GruRssmObserve& p) {
-#if FASTWM_BF16
-  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return observe<float, bf16>(p);
-#endif
-  p.dtype == Dtype::f64 ? observe<double, double>(p) : observe<float, float>(p);
+  with_types(p, [&](auto t, auto o) { observe<decltype(t), decltype(o)>(p); });
 }
 
 }  // namespace fastwm::FASTWM_ISA

@@ -1,5 +1,6 @@
-#include "dense_rows.h"
-#include "weight_grads.h"
+#include "primitives/linear.h"
+#include "primitives/pack.h"
+#include "primitives/weight_grads.h"
 #include "fastwm/linear.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -11,10 +12,10 @@ constexpr int64_t kTile = 64;  // rows that read the weights together
 template <typename O, typename Body>
 void for_each_tile(const LinearLayer& n, Packed<O> packed, const Weight& weight, Body body) {
   const int threads = max_threads();
-  Arena arena(Arena::bytes<O>(packed.size()));
-  packed.data = arena.take<O>(packed.size());
-  const Packing<O> item{&packed, weight};
-  pack_all(&item, 1, threads);
+  Packings<O> packings;
+  packings.add(packed, weight);
+  const Arena arena([&](Arena& a) { packings.place(a); });
+  packings.pack(threads);
 #pragma omp parallel num_threads(threads) if (n.rows * n.size() > kColumnWork)
   {
     const AmxTiles tiles(use_amx<O>(), n.rows < kTile ? n.rows : kTile);
@@ -31,8 +32,9 @@ void forward(const Linear& p) {
   const LinearLayer& n = p.layer;
   const int64_t N = n.N();
   for_each_tile<O>(n, {n.G, n.K, n.J}, n.w, [&](const Packed<O>& w, int64_t row, int64_t rows) {
-    Arena arena(factors_bytes<T, O>(rows * n.K));
-    const O* x = factors(rows * n.K, ptr<T>(p.x) + row * n.K, arena.take<O>(kSame<T, O> ? 0 : rows * n.K));
+    O* scratch;
+    const Arena arena([&](Arena& a) { scratch = a.take<O>(operand_size<T, O>(rows * n.K)); });
+    const O* x = as_operand(rows * n.K, ptr<T>(p.x) + row * n.K, scratch);
     for (int64_t task = 0; task < w.tasks(); ++task) {
       const int64_t panel = task % w.panels(), column = task / w.panels() * n.J + panel * kPanelOf<O>;
       const Start<T> start{p.bias ? ptr<T>(p.bias) + column : nullptr, 0};
@@ -46,8 +48,9 @@ void input_grad(const LinearBackward& p) {
   const LinearLayer& n = p.layer;
   const int64_t N = n.N();
   for_each_tile<O>(n, {n.G, n.J, n.K}, n.w.transposed(), [&](const Packed<O>& w, int64_t row, int64_t rows) {
-    Arena arena(factors_bytes<T, O>(rows * N));
-    const O* grad = factors(rows * N, ptr<T>(p.grad) + row * N, arena.take<O>(kSame<T, O> ? 0 : rows * N));
+    O* scratch;
+    const Arena arena([&](Arena& a) { scratch = a.take<O>(operand_size<T, O>(rows * N)); });
+    const O* grad = as_operand(rows * N, ptr<T>(p.grad) + row * N, scratch);
     for (int64_t panel = 0; panel < w.panels(); ++panel) {
       T* d_x = ptr<T>(p.d_x) + row * n.K + panel * kPanelOf<O>;
       for (int64_t g = 0; g < n.G; ++g)
@@ -65,44 +68,30 @@ void weight_grad(const LinearBackward& p) {
   std::memset(p.d_bias, 0, N * sizeof(T));
 #pragma omp parallel if (n.rows * n.size() > kColumnWork)
   {
-#ifdef _OPENMP
-    const Team team{thread_number(), omp_get_num_threads(), nullptr};
-#else
-    const Team team{0, 1, nullptr};
-#endif
+    const Team team = team_of_all();
     const int64_t most = n.rows < kChunk<O> ? n.rows : kChunk<O>;
-    const int64_t scratch = GradFactors<T, O>::scratch(n.out_in ? N : n.K, most);
-    Arena arena(Arena::bytes<O>(scratch));
-    O* factors = arena.take<O>(scratch);
+    O* scratch;
+    const Arena arena([&](Arena& a) { scratch = a.take<O>(GradGemm<T, O>::scratch(n.out_in ? N : n.K, most)); });
     const AmxTiles tiles(use_amx<O>(), most);
     for (int64_t row = 0; row < n.rows; row += most) {
       const int64_t rows = n.rows - row < most ? n.rows - row : most;
       const T *x = ptr<T>(p.x) + row * n.K, *grad = ptr<T>(p.grad) + row * N;
       add_product(n.out_in ? GradProduct<T>{1, N, n.K, grad, N, 0, x, n.K, ptr<T>(p.d_weight), row == 0}
                            : GradProduct<T>{n.G, n.K, n.J, x, n.K, 0, grad, N, ptr<T>(p.d_weight), row == 0},
-                  rows, team, factors);
+                  rows, team, scratch);
       add_columns(rows, grad, N, N, ptr<T>(p.d_bias), team);
     }
   }
 }
 
-// Calls f(T{}, O{}): what sums are in, and what products multiply.
-template <typename F>
-void dispatch(const LinearLayer& n, F f) {
-#if FASTWM_BF16
-  if (n.bf16 && n.dtype == Dtype::f32 && has_bf16()) return f(float{}, bf16{});
-#endif
-  n.dtype == Dtype::f64 ? f(double{}, double{}) : f(float{}, float{});
-}
-
 }  // namespace
 
 void linear_kernel(const Linear& p) {
-  dispatch(p.layer, [&](auto t, auto o) { forward<decltype(t), decltype(o)>(p); });
+  with_types(p.layer, [&](auto t, auto o) { forward<decltype(t), decltype(o)>(p); });
 }
 
 void linear_backward_kernel(const LinearBackward& p) {
-  dispatch(p.layer, [&](auto t, auto o) {
+  with_types(p.layer, [&](auto t, auto o) {
     if (p.d_x) input_grad<decltype(t), decltype(o)>(p);
     if (p.d_weight) weight_grad<decltype(t), decltype(o)>(p);
   });

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kTile = 64;
 
-// Where one tile lies: its first lane, counted over all outer rows too, and how many lanes it has.
+// The place of one tile: its first lane, counted over all outer rows too, and how many lanes it has.
 struct Tile {
   int64_t outer, lane, width, at;
 };

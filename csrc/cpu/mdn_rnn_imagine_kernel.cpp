@@ -4,7 +4,8 @@
 #include <time.h>
 
 #include "mdn_rnn_rows.h"
-#include "rssm_plan.h"
+#include "primitives/pack.h"
+#include "primitives/parts.h"
 #include "fastwm/stop.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -74,6 +75,7 @@ inline int64_t padded(int64_t width) { return (width + 15) / 16 * 16; }
 // T is what sums, state and samples are in, O what products multiply.
 template <typename T, typename O>
 struct Weights {
+  Packings<O> packings;
   Packed<O> ih[4], hh[4];  // by gate: i, f, g, o
   Packed<O> out;           // matrices [H, Z]: the logits of each component, and means and log-stds if all are computed
   T* moments;              // else [Z, K, 2, padded H]: the mean's and the log-std's column of each component
@@ -81,56 +83,51 @@ struct Weights {
   T *out_bias, *extra;     // [3K, Z], [extra, H]
 
   explicit Weights(const MdnRnnImagine& p) : out{(kAllComponents<O> ? 3 : 1) * p.K, p.H, p.Z} {
-    for (int i = 0; i < 4; ++i) ih[i] = {1, p.I, p.H}, hh[i] = {1, p.H, p.H};
-  }
-  int64_t bytes(const MdnRnnImagine& p) const {
-    int64_t sum = Arena::bytes<O>(out.size());
-    for (int i = 0; i < 4; ++i) sum += Arena::bytes<O>(ih[i].size()) + Arena::bytes<O>(hh[i].size());
-    return sum + Arena::bytes<T>(4 * p.H) + Arena::bytes<T>(3 * p.K * p.Z) + Arena::bytes<T>(p.extra * p.H) +
-           Arena::bytes<T>(moment_count(p));
-  }
-  static int64_t moment_count(const MdnRnnImagine& p) { return kAllComponents<O> ? 0 : 2 * p.Z * p.K * padded(p.H); }
-  int64_t count() const { return 4 * (ih[0].K + hh[0].K) * hh[0].N + out.blocks * out.K * out.N; }
-
-  void pack(const MdnRnnImagine& p, Arena& arena, int threads) {
-    Packing<O> items[9];
-    gate_bias = arena.take<T>(4 * p.H);
     for (int i = 0; i < 4; ++i) {
-      const int at = p.ijfo && (i == 1 || i == 2) ? 3 - i : i;  // where the weights hold this gate
-      const auto gate = [&](const Weight& w) {
-        return Weight{ptr<T>(w.data) + at * p.H * w.sn, 0, w.sk, w.sn};
-      };
-      ih[i].data = arena.take<O>(ih[i].size());
-      hh[i].data = arena.take<O>(hh[i].size());
-      items[2 * i] = {&ih[i], gate(p.ih)};
-      items[2 * i + 1] = {&hh[i], gate(p.hh)};
-      const T constant = i == 1 ? static_cast<T>(p.forget_bias) : 0;
-      for (int64_t j = 0; j < p.H; ++j) gate_bias[i * p.H + j] = ptr<T>(p.bias)[at * p.H + j] + constant;
+      const auto gate = [&](const Weight& w) { return Weight{ptr<T>(w.data) + place_of(p, i) * p.H * w.sn, 0, w.sk, w.sn}; };
+      ih[i] = {1, p.I, p.H}, hh[i] = {1, p.H, p.H};
+      packings.add(ih[i], gate(p.ih));
+      packings.add(hh[i], gate(p.hh));
     }
-    out.data = arena.take<O>(out.size());
-    const T* mixtures = ptr<T>(p.out.data) + p.extra * p.out.sn;
-    items[8] = {&out, {mixtures, p.out.sn, p.out.sk, 3 * p.K * p.out.sn}};
-    pack_all(items, 9, threads);
+    packings.add(out, {mixtures(p), p.out.sn, p.out.sk, 3 * p.K * p.out.sn});
+  }
+  Weights(const Weights&) = delete;
+
+  void place(Arena& arena, const MdnRnnImagine& p) {
+    packings.place(arena);
+    gate_bias = arena.take<T>(4 * p.H);
     out_bias = arena.take<T>(3 * p.K * p.Z);
+    moments = arena.take_zeros<T>(moment_count(p));
+    extra = arena.take<T>(p.extra * p.H);
+  }
+
+  void pack(const MdnRnnImagine& p, int threads) const {
+    packings.pack(threads);
+    for (int i = 0; i < 4; ++i) {
+      const T constant = i == 1 ? static_cast<T>(p.forget_bias) : 0;
+      for (int64_t j = 0; j < p.H; ++j) gate_bias[i * p.H + j] = ptr<T>(p.bias)[place_of(p, i) * p.H + j] + constant;
+    }
     for (int64_t g = 0; g < 3 * p.K; ++g)
       for (int64_t z = 0; z < p.Z; ++z) out_bias[g * p.Z + z] = ptr<T>(p.out_bias)[p.extra + z * 3 * p.K + g];
-    moments = arena.take<T>(moment_count(p));
-    std::memset(moments, 0, moment_count(p) * sizeof(T));
     for (int64_t i = 0; i < moment_count(p) / padded(p.H); ++i) {
       const int64_t z = i / (2 * p.K), k = i / 2 % p.K, part = 1 + i % 2;
-      const Weight column{mixtures + (z * 3 * p.K + part * p.K + k) * p.out.sn, 0, 0, p.out.sk};
+      const Weight column{mixtures(p) + (z * 3 * p.K + part * p.K + k) * p.out.sn, 0, 0, p.out.sk};
       pack_rows(column, 0, 1, p.H, moments + i * padded(p.H));
     }
-    extra = arena.take<T>(p.extra * p.H);
     pack_rows({p.out.data, 0, p.out.sn, p.out.sk}, 0, p.extra, p.H, extra);
   }
+
+ private:
+  static int64_t moment_count(const MdnRnnImagine& p) { return kAllComponents<O> ? 0 : 2 * p.Z * p.K * padded(p.H); }
+  static const T* mixtures(const MdnRnnImagine& p) { return ptr<T>(p.out.data) + p.extra * p.out.sn; }
+  // Where the weights have gate i.
+  static int place_of(const MdnRnnImagine& p, int i) { return p.ijfo && (i == 1 || i == 2) ? 3 - i : i; }
 };
 
-// The rows a thread has in hand, one behind the other.
+// The rows that a thread has in hand, one after the other.
 template <typename T, typename O>
 struct Scratch {
   static constexpr int64_t kGateWidth = 4 * kPanelOf<O>;
-  Arena arena;
   O *x, *h, *next_h;         // operands [R, I] [R, padded H] [R, padded H]
   T *gates, *out, *mixture;  // [R, 4, panel] [R, 3K, Z] [3, Z]
   T *mean, *log_std;         // [R, Z], of the components drawn
@@ -139,23 +136,21 @@ struct Scratch {
   T* action;                 // [A]
   float *uniform, *normal;
   int64_t rows[kDreams];
+  Arena arena;
 
-  explicit Scratch(const MdnRnnImagine& p)
-      : arena(8 * (kDreams * (p.I + 2 * padded(p.H) + kGateWidth + 3 * p.K * p.Z + 4 * p.Z) + 5 * p.Z + p.A) + 8192) {
+  explicit Scratch(const MdnRnnImagine& p) : arena([&](Arena& a) { place(a, p); }) {}
+
+ private:
+  void place(Arena& arena, const MdnRnnImagine& p) {
     x = arena.take<O>(kDreams * p.I);
-    h = arena.take<O>(2 * kDreams * padded(p.H));
-    next_h = h + kDreams * padded(p.H);
-    std::memset(h, 0, 2 * kDreams * padded(p.H) * sizeof(O));
+    for (O** hidden : {&h, &next_h}) *hidden = arena.take_zeros<O>(kDreams * padded(p.H));
     gates = arena.take<T>(kDreams * kGateWidth);
     out = arena.take<T>(kDreams * 3 * p.K * p.Z);
     mixture = arena.take<T>(3 * p.Z);
-    mean = arena.take<T>(kDreams * p.Z);
-    log_std = arena.take<T>(kDreams * p.Z);
-    nothing = arena.take<T>(kDreams * p.Z);
+    for (T** part : {&mean, &log_std, &nothing}) *part = arena.take<T>(kDreams * p.Z);
     index = arena.take<int32_t>(kDreams * p.Z);
     action = arena.take<T>(p.A);
-    uniform = arena.take<float>(p.Z + 3);
-    normal = arena.take<float>(p.Z + 3);
+    for (float** draws : {&uniform, &normal}) *draws = arena.take<float>(p.Z + 3);
   }
 };
 
@@ -181,7 +176,7 @@ class Dreamer {
   T* state(int64_t r) const { return states_ + n(r) * (p_.Z + 2 * p_.H); }
   T* cell(int64_t r) const { return state(r) + p_.Z; }
   T* hidden(int64_t r) const { return cell(r) + p_.H; }
-  // AMX takes whole tiles; what is computed of the rows behind the last is not used.
+  // AMX takes whole tiles; results for the rows beyond the last are not used.
   int64_t product_rows() const { return sizeof(O) == 2 ? (rows_ + 15) / 16 * 16 : rows_; }
 
   // Not inlined: among so much else the inner loop runs out of registers, a fifth of its speed.
@@ -337,21 +332,25 @@ class Dreamer {
 };
 
 template <typename T, typename O>
-void rollout(const MdnRnnImagine& p) {
+void imagine(const MdnRnnImagine& p) {
   if (p.N == 0) return;
   const int64_t width = p.Z + 2 * p.H;
   const bool amx = use_amx<O>();
   Weights<T, O> weights(p);
-  const double work = static_cast<double>(p.N) * p.steps * weights.count() / kColumnWork;
+  const double work = static_cast<double>(p.N) * p.steps * weights.packings.weights() / kColumnWork;
   const int most = max_threads(), threads = static_cast<int>(p.N < most ? p.N : work < 2 ? 1 : most);
-  Arena arena(weights.bytes(p) + Arena::bytes<T>(p.N * width) + Arena::bytes<int64_t>(p.N));
-  weights.pack(p, arena, threads);
-  T* states = arena.take<T>(p.N * width);
-  std::memset(states, 0, p.N * width * sizeof(T));
+  T* states;
+  int64_t* ring;
+  const Arena arena([&](Arena& a) {
+    weights.place(a, p);
+    states = a.take_zeros<T>(p.N * width);
+    ring = a.take<int64_t>(p.N);
+  });
+  weights.pack(p, threads);
   std::memset(p.lengths, 0, p.N * sizeof(int64_t));
   std::memset(p.returns, 0, p.N * sizeof(T));
   copy_rows(p.N, p.Z, ptr<T>(p.z0), p.Z, states, width);
-  Waiting waiting(arena.take<int64_t>(p.N), p.N, threads);
+  Waiting waiting(ring, p.N, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     Scratch<T, O> scratch(p);
@@ -363,10 +362,7 @@ void rollout(const MdnRnnImagine& p) {
 }  // namespace
 
 void mdn_rnn_imagine_kernel(const MdnRnnImagine& p) {
-#if FASTWM_BF16
-  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return rollout<float, bf16>(p);
-#endif
-  p.dtype == Dtype::f64 ? rollout<double, double>(p) : rollout<float, float>(p);
+  with_types(p, [&](auto t, auto o) { imagine<decltype(t), decltype(o)>(p); });
 }
 
 }  // namespace fastwm::FASTWM_ISA

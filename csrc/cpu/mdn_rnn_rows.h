@@ -1,22 +1,23 @@
-// What a dream does to one row between its products: controller, LSTM gates, noise and mixture sample. A row is always
+// The work on one row of a dream between its products: controller, LSTM gates, noise and mixture sample. A row is always
 // computed by itself, so that it does not depend on which others are beside it.
 #pragma once
 
-#include "rssm_rows.h"
-#include "fastwm/cells.h"
+#include "primitives/rows.h"
 #include "fastwm/mdn.h"
 #include "fastwm/philox.h"
+#include "math/lstm.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
 
-// c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c')
+// The new c and h from the gates' sums.
 template <typename T, typename O>
 void lstm_row(int64_t width, const T* i, const T* f, const T* g, const T* o, T* c, T* h, O* operand) {
 #pragma omp simd
   for (int64_t j = 0; j < width; ++j) {
-    c[j] = gate_sigmoid(f[j]) * c[j] + gate_sigmoid(i[j]) * gate_tanh(g[j]);
-    h[j] = gate_sigmoid(o[j]) * gate_tanh(c[j]);
+    const auto gates = lstm_gates(LstmGates<T>{i[j], f[j], g[j], o[j]});
+    c[j] = lstm_cell(gates.in, gates.forget, gates.cand, c[j]);
+    h[j] = gates.out * gate_tanh(c[j]);
     narrow(h[j], operand[j]);
   }
 }

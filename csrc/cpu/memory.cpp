@@ -1,5 +1,6 @@
 #include "fastwm/memory.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <mutex>
 
@@ -54,6 +55,11 @@ void give_back_memory(Memory piece) {
     }
   }
   std::free(piece.data);
+}
+
+void scratch_overflow() {
+  std::fputs("fastwm: a kernel takes more scratch memory than it has measured\n", stderr);
+  std::abort();
 }
 
 }  // namespace fastwm

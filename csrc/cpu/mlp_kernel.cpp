@@ -1,7 +1,7 @@
-#include <initializer_list>
-
-#include "dense_rows.h"
-#include "weight_grads.h"
+#include "primitives/linear.h"
+#include "primitives/norms.h"
+#include "primitives/pack.h"
+#include "primitives/weight_grads.h"
 #include "fastwm/mlp.h"
 #include "fastwm/parallel.h"
 
@@ -63,12 +63,12 @@ class Forward {
         first_{1, n_.D + dense_, n_.U()},
         rest_{n_.rest.count, n_.U(), n_.U()},
         out_{1, n_.U(), n_.O},
-        arena_(Arena::bytes<O>(first_.size()) + Arena::bytes<O>(rest_.size()) + Arena::bytes<O>(out_.size()) +
-               Arena::bytes<T>((n_.Z - dense_) * n_.U())) {
-    for (Packed<O>* w : {&first_, &rest_, &out_}) w->data = arena_.template take<O>(w->size());
-    const Packing<O> items[] = {{&first_, n_.first.w}, {&rest_, n_.rest.w}, {&out_, n_.out}};
-    pack_all(items, 3, max_threads());
-    sparse_ = arena_.template take<T>((n_.Z - dense_) * n_.U());
+        packings_{{{&first_, n_.first.w}, {&rest_, n_.rest.w}, {&out_, n_.out}}, 3},
+        arena_([this](Arena& a) {
+          packings_.place(a);
+          sparse_ = a.take<T>((n_.Z - dense_) * n_.U());
+        }) {
+    packings_.pack(max_threads());
     pack_rows(n_.first.w, n_.D + dense_, n_.Z - dense_, n_.U(), sparse_);
   }
 
@@ -85,12 +85,15 @@ class Forward {
   void run(int64_t row, int64_t rows) const {
     const int64_t U = n_.U(), D = n_.D, Z = n_.Z;
     const AmxTiles tiles(use_amx<O>(), rows);
-    Arena arena(factors_bytes<T, O>(rows * (D + dense_)) + Arena::bytes<O>(rows * U) + Arena::bytes<T>(rows * U) +
-                Arena::bytes<int32_t>(Z + kVectorBytes));
-    O* x = arena.take<O>(kSame<T, O> ? 0 : rows * (D + dense_));
-    O* act = arena.take<O>(rows * U);
-    T* scratch = arena.take<T>(rows * U);
-    int32_t* at = arena.take<int32_t>(Z + kVectorBytes);
+    O *x, *act;
+    T* scratch;
+    int32_t* at;
+    const Arena arena([&](Arena& a) {
+      x = a.take<O>(operand_size<T, O>(rows * (D + dense_)));
+      act = a.take<O>(rows * U);
+      scratch = a.take<T>(rows * U);
+      at = a.take<int32_t>(Z + kVectorBytes);
+    });
     for (int64_t i = 0; i < n_.count(); ++i) {
       T* pre = p_.pre ? ptr<T>(p_.pre) + (i * p_.rows + row) * U : scratch;
       if (i == 0) {
@@ -110,7 +113,7 @@ class Forward {
   // The rows that the first layer multiplies, [rows, D + dense].
   const O* inputs(int64_t row, int64_t rows, O* scratch) const {
     const int64_t D = n_.D, Z = n_.Z;
-    if (dense_ == 0) return factors(rows * D, ptr<T>(p_.x) + row * D, scratch);
+    if (dense_ == 0) return as_operand(rows * D, ptr<T>(p_.x) + row * D, scratch);
     for (int64_t r = 0; r < rows; ++r) {
       convert(D, ptr<T>(p_.x) + (row + r) * D, scratch + r * (D + Z));
       convert(Z, ptr<T>(p_.z) + (row + r) * Z, scratch + r * (D + Z) + D);
@@ -122,8 +125,9 @@ class Forward {
   const MlpLayers& n_;
   const int64_t dense_;  // the latent's columns, where they are part of the product
   Packed<O> first_, rest_, out_;
-  Arena arena_;
+  const Packings<O> packings_;
   T* sparse_;  // [Z, U], rows to be gathered, where it is not
+  Arena arena_;
 };
 
 template <typename T>
@@ -156,13 +160,13 @@ class Backward {
         rest_{n_.rest.count, U_, U_},
         x_{1, U_, p.d_x ? n_.D : 0},
         z_{1, U_, p.d_x ? n_.Z : 0},
-        arena_(bytes()) {
-    Packed<O>* all[] = {&out_, &rest_, &x_, &z_};
-    for (Packed<O>* w : all) w->data = arena_.template take<O>(w->size());
-    const Weight first = n_.first.w.transposed();
-    const Weight part{ptr<T>(first.data) + n_.D * first.sn, 0, first.sk, first.sn};
-    const Packing<O> items[] = {{&out_, n_.out.transposed()}, {&rest_, n_.rest.w.transposed()}, {&x_, first}, {&z_, part}};
-    pack_all(items, 4, max_threads());
+        packings_{{{&out_, n_.out.transposed()},
+                   {&rest_, n_.rest.w.transposed()},
+                   {&x_, n_.first.w.transposed()},
+                   {&z_, {ptr<T>(n_.first.w.data) + n_.D * n_.first.w.sk, 0, n_.first.w.sn, n_.first.w.sk}}},
+                  4},
+        arena_([this](Arena& a) { packings_.place(a); }) {
+    packings_.pack(max_threads());
   }
 
   void run() {
@@ -170,17 +174,11 @@ class Backward {
       Sums sums(*this, ptr<T>(p_.d_weights));
       Barrier barrier;
 #pragma omp parallel if (p_.rows * n_.weights() > kColumnWork)
-      {
-#ifdef _OPENMP
-        run(Team{thread_number(), omp_get_num_threads(), &barrier}, sums, 0, p_.rows);
-#else
-        run(Team{0, 1, &barrier}, sums, 0, p_.rows);
-#endif
-      }
+      run(team_of_all(&barrier), sums, 0, p_.rows);
       return;
     }
-    Arena arena(Arena::bytes<T>((parts_ - 1) * sums_));
-    T *all = ptr<T>(p_.d_weights), *more = arena.take<T>((parts_ - 1) * sums_);
+    T *all = ptr<T>(p_.d_weights), *more;
+    const Arena arena([&](Arena& a) { more = a.take<T>((parts_ - 1) * sums_); });
 #pragma omp parallel for schedule(static) if (p_.rows * n_.weights() > kColumnWork)
     for (int64_t part = 0; part < parts_; ++part) {
       Sums sums(*this, !all ? nullptr : part == 0 ? all : more + (part - 1) * sums_);
@@ -203,41 +201,34 @@ class Backward {
   // Where some rows' gradients are summed, and a chunk of them at work.
   struct Sums {
     const Backward& of;
-    Arena arena;
     Grads<T> grads;
     T *d_pre, *act;  // [count, kRows, U]
     T* norms;        // [kTiles, count, norms, U]: each tile's share of the norms' gradients
     T* sparse;       // [Z, U], the gradient of the first layer's rows for z
+    Arena arena;
 
     Sums(const Backward& b, T* all)
-        : of(b),
-          arena(2 * Arena::bytes<T>(b.n_.count() * kRows * b.U_) + Arena::bytes<T>(kTiles * b.n_.count() * b.norm_) +
-                Arena::bytes<T>(b.n_.Z * b.U_)),
-          grads(b.n_, all) {
-      for (T** chunk : {&d_pre, &act}) *chunk = arena.template take<T>(b.n_.count() * kRows * b.U_);
-      norms = arena.template take<T>(kTiles * b.n_.count() * b.norm_);
-      sparse = arena.template take<T>(b.n_.Z * b.U_);
-      std::memset(sparse, 0, b.n_.Z * b.U_ * sizeof(T));
+        : of(b), grads(b.n_, all), arena([&](Arena& a) {
+            for (T** chunk : {&d_pre, &act}) *chunk = a.take<T>(b.n_.count() * kRows * b.U_);
+            norms = a.take<T>(kTiles * b.n_.count() * b.norm_);
+            sparse = a.take_zeros<T>(b.n_.Z * b.U_);
+          }) {
       if (all) std::memset(all, 0, b.sums_ * sizeof(T));
     }
     T* of_layer(T* chunk, int64_t layer) const { return chunk + layer * kRows * of.U_; }
   };
 
-  int64_t bytes() const {
-    int64_t sum = 0;
-    for (const Packed<O>* w : {&out_, &rest_, &x_, &z_}) sum += Arena::bytes<O>(w->size());
-    return sum;
-  }
-
   void run(Team team, const Sums& sums, int64_t begin, int64_t end) const {
-    const int64_t needed = scratch(kRows);
-    Arena arena(Arena::bytes<O>(kTile * n_.O) + Arena::bytes<O>(kTile * U_) + Arena::bytes<T>(kTile * U_) +
-                Arena::bytes<int32_t>(n_.Z + kVectorBytes) + Arena::bytes<O>(needed));
-    O* o_grad = arena.take<O>(kTile * n_.O);
-    O* o_pre = arena.take<O>(kTile * U_);
-    T* d_act = arena.take<T>(kTile * U_);
-    int32_t* at = arena.take<int32_t>(n_.Z + kVectorBytes);
-    O* panel = arena.take<O>(needed);
+    O *o_grad, *o_pre, *panel;
+    T* d_act;
+    int32_t* at;
+    const Arena arena([&](Arena& a) {
+      o_grad = a.take<O>(kTile * n_.O);
+      o_pre = a.take<O>(kTile * U_);
+      d_act = a.take<T>(kTile * U_);
+      at = a.take<int32_t>(n_.Z + kVectorBytes);
+      panel = a.take<O>(GradGemm<T, O>::scratch(n_.O > U_ ? n_.O : U_, kRows));
+    });
     for (int64_t row = begin; row < end; row += kRows) {
       const int64_t rows = end - row < kRows ? end - row : kRows;
       const Range tiles = team.range((rows + kTile - 1) / kTile);
@@ -262,12 +253,12 @@ class Backward {
     const T* no_bias = nullptr;
     T* norms = s.norms + slot / kTile * n_.count() * norm_;
     std::memset(norms, 0, n_.count() * norm_ * sizeof(T));
-    linear(rows, factors(rows * n_.O, ptr<T>(p_.grad) + row * n_.O, o_grad), n_.O, out_, 0, no_bias, d_act, U_);
+    linear(rows, as_operand(rows * n_.O, ptr<T>(p_.grad) + row * n_.O, o_grad), n_.O, out_, 0, no_bias, d_act, U_);
     for (int64_t i = n_.count() - 1; i >= 0; --i) {
       T* d_pre = s.of_layer(s.d_pre, i) + slot * U_;
       activate_backward(n_, i, rows, ptr<T>(p_.pre) + (i * p_.rows + row) * U_, d_act, d_pre,
                         s.of_layer(s.act, i) + slot * U_, norms + i * norm_);
-      const O* d = factors(rows * U_, static_cast<const T*>(d_pre), o_pre);
+      const O* d = as_operand(rows * U_, static_cast<const T*>(d_pre), o_pre);
       if (i > 0) {
         linear(rows, d, U_, rest_, i - 1, no_bias, d_act, U_);
       } else if (p_.d_x) {
@@ -283,11 +274,6 @@ class Backward {
     const T* act = s.of_layer(s.act, i - 1);
     if (i == last) return {1, n_.O, U_, ptr<T>(p_.grad) + row * n_.O, n_.O, 0, act, U_, s.grads.w_out};
     return {1, U_, U_, s.of_layer(s.d_pre, i), U_, 0, act, U_, s.grads.ws + (i - 1) * U_ * U_};
-  }
-
-  int64_t scratch(int64_t rows) const {
-    const int64_t widest = n_.O > U_ ? n_.O : U_;
-    return GradFactors<T, O>::scratch(widest, rows);
   }
 
   void weights(Team team, const Sums& s, int64_t row, int64_t rows, int32_t* at, O* panel) const {
@@ -316,23 +302,18 @@ class Backward {
   const int64_t U_, norm_;  // units; numbers of a layer's norm
   const int64_t sums_, parts_;  // numbers in all gradients; parts of the rows that sum for themselves
   Packed<O> out_, rest_, x_, z_;
+  const Packings<O> packings_;
   Arena arena_;
 };
 
 }  // namespace
 
 void mlp_kernel(const Mlp& p) {
-#if FASTWM_BF16
-  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return Forward<float, bf16>(p).run();
-#endif
-  p.dtype == Dtype::f64 ? Forward<double, double>(p).run() : Forward<float, float>(p).run();
+  with_types(p, [&](auto t, auto o) { Forward<decltype(t), decltype(o)>(p).run(); });
 }
 
 void mlp_backward_kernel(const MlpBackward& p) {
-#if FASTWM_BF16
-  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return Backward<float, bf16>(p).run();
-#endif
-  p.dtype == Dtype::f64 ? Backward<double, double>(p).run() : Backward<float, float>(p).run();
+  with_types(p, [&](auto t, auto o) { Backward<decltype(t), decltype(o)>(p).run(); });
 }
 
 }  // namespace fastwm::FASTWM_ISA

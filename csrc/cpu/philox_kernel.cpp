@@ -40,7 +40,7 @@ void draw(const PhiloxDraw& p) {
     }
     draw_tile<kind>(seed, offset, block, numbers);
     uint32_t* all = static_cast<uint32_t*>(p.out);
-    if (p.count % 4 == 0) {  // no block is cut, so the streams' numbers lie end to end
+    if (p.count % 4 == 0) {  // no block is cut, so the streams' numbers are end to end
       for (int64_t i = 0; i < 4 * width; ++i) all[4 * begin + i] = numbers[i];
       continue;
     }

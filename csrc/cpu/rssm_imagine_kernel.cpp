@@ -1,10 +1,17 @@
-#include <initializer_list>
-
-#include "dense_rows.h"
+#include "block_gru_forward.h"
+#include "latent_rows.h"
+#include "primitives/linear.h"
 #include "fastwm/rssm_imagine.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
+
+constexpr int64_t kEmbeddings = 3;  // of the deter, the stoch and the action
+
+inline BlockGruSizes core_sizes(const RssmSizes& n) { return {n.T, n.B, n.D, n.U, kEmbeddings, n.G}; }
+inline BlockGruWeights core_weights(const RssmImagine& p) {
+  return {p.deter.w, p.own, p.embeds, p.gates, p.deter.bias, p.b_gates, p.deter.norm, p.n_hidden};
+}
 
 // T is what sums, norms and the state are in, O what products multiply.
 template <typename T, typename O>
@@ -15,40 +22,32 @@ struct MlpWeights {
 
 template <typename T, typename O>
 struct Weights {
-  Packed<O> deter, action, own, embeds, gates[3];
+  Packings<O> packings;
+  GruWeights<T, O> gru;
+  Packed<O> action;
   T* stoch;  // [Z, U]
   MlpWeights<T, O> prior, readouts[kMaxReadouts];
-  Packings<O> packings;
   static_assert(7 + 3 * (1 + kMaxReadouts) <= Packings<O>::kMost);
 
-  explicit Weights(const RssmImagine& p) : p_(p) {
-    const RssmSizes& n = p.n;
-    const int64_t J = n.J();
-    add(deter, p.deter.w, 1, n.D, n.U);
-    add(action, p.action.w, 1, p.A(), n.U);
-    add(own, p.own, n.G, J, J);
-    add(embeds, p.embeds, n.G, 3 * n.U, J);
-    for (int i = 0; i < 3; ++i)
-      add(gates[i], {ptr<T>(p.gates.data) + i * J * p.gates.sn, p.gates.sg, p.gates.sk, p.gates.sn}, n.G, J, J);
+  explicit Weights(const RssmImagine& p) : gru(core_sizes(p.n), core_weights(p), packings), p_(p) {
+    add(action, p.action.w, 1, p.A(), p.n.U);
     add(prior, p.prior);
     for (int64_t i = 0; i < p.n_readouts; ++i) add(readouts[i], p.readouts[i].n);
   }
   Weights(const Weights&) = delete;
 
-  int64_t bytes() const {
-    int64_t sum = packings.bytes() + Arena::bytes<T>(p_.n.Z() * p_.n.U);
-    for (int64_t i = 0; i < p_.n_readouts; ++i) sum += Arena::bytes<T>(p_.n.Z() * p_.readouts[i].n.U());
-    return sum;
-  }
-  void pack(Arena& arena, int threads) {
-    const int64_t Z = p_.n.Z();
-    packings.pack(arena, threads);
-    stoch = arena.take<T>(Z * p_.n.U);
-    pack_rows(p_.stoch.w, 0, Z, p_.n.U, stoch);
+  void place(Arena& arena) {
+    packings.place(arena);
+    stoch = arena.take<T>(p_.n.Z() * p_.n.U);
     prior.stoch = nullptr;
+    for (int64_t i = 0; i < p_.n_readouts; ++i) readouts[i].stoch = arena.take<T>(p_.n.Z() * p_.readouts[i].n.U());
+  }
+  void pack(int threads) const {
+    const int64_t Z = p_.n.Z();
+    packings.pack(threads);
+    pack_rows(p_.stoch.w, 0, Z, p_.n.U, stoch);
     for (int64_t i = 0; i < p_.n_readouts; ++i) {  // which read [deter, stoch]
       const MlpLayers& n = p_.readouts[i].n;
-      readouts[i].stoch = arena.take<T>(Z * n.U());
       pack_rows(n.first.w, n.D, Z, n.U(), readouts[i].stoch);
     }
   }
@@ -69,23 +68,24 @@ struct Weights {
 
 template <typename T, typename O>
 struct Scratch {
-  Arena arena;
-  O *h, *x, *act;   // operands [R, D] [R, 3U] [R, W], W the widest layer
+  GruScratch<T, O> gru;
+  O* act;           // operand [R, W], W the widest layer
   O* scaled;        // [R, A]: the action as the model sees it
-  T *pre, *gates;   // [R, W] [R, 3D]
+  T* pre;           // [R, W]
   int64_t* index;   // [S], of one row
   int64_t* counts;  // [R] how much of a row's latent is not zero,
   int32_t* places;  // [R, places] and where
+  Arena arena;
 
   static int64_t places_of(const RssmSizes& n) { return n.Z() + kVectorBytes; }
 
-  Scratch(const RssmImagine& p, int64_t rows, int64_t widest)
-      : arena((4 * p.n.D + 3 * p.n.U + 2 * widest + p.A() + 1) * rows * 8 + p.n.S * 8 + rows * places_of(p.n) * 4 + 4096) {
-    h = arena.take<O>(rows * p.n.D);
-    x = arena.take<O>(rows * 3 * p.n.U);
+  Scratch(const RssmImagine& p, int64_t rows, int64_t widest) : arena([&](Arena& a) { place(a, p, rows, widest); }) {}
+
+ private:
+  void place(Arena& arena, const RssmImagine& p, int64_t rows, int64_t widest) {
+    gru.place(arena, core_sizes(p.n), rows, 1);
     act = arena.take<O>(rows * widest);
     pre = arena.take<T>(rows * widest);
-    gates = arena.take<T>(rows * 3 * p.n.D);
     scaled = arena.take<O>(rows * p.A());
     index = arena.take<int64_t>(p.n.S);
     counts = arena.take<int64_t>(rows);
@@ -99,10 +99,11 @@ class Imagine {
  public:
   Imagine(const RssmImagine& p, const Weights<T, O>& w, int64_t first_row, int64_t rows, const Scratch<T, O>& s,
           Stop& stop)
-      : p_(p), n_(p.n), w_(w), row0_(first_row), rows_(rows), s_(s), stop_(stop), eps_(p.eps) {}
+      : p_(p), n_(p.n), w_(w), row0_(first_row), rows_(rows), s_(s), stop_(stop), eps_(p.eps),
+        gru_(core_sizes(p.n), core_weights(p), w.gru, rows, kAlone, s.gru, p.update_bias, p.eps) {}
 
   void run() {
-    convert(rows_ * n_.D, at(p_.deter0, 0, n_.D), s_.h);
+    convert(rows_ * n_.D, at(p_.deter0, 0, n_.D), s_.gru.h);
     copy_rows(1, rows_ * n_.D, at(p_.deter0, 0, n_.D), 0, at(p_.deters, 0, n_.D), 0);
     copy_rows(1, rows_ * n_.Z(), at(p_.stoch0, 0, n_.Z()), 0, at(p_.stochs, 0, n_.Z()), 0);
     for (int64_t t = 0; t <= n_.T && !stop_.before(t, false); ++t) {
@@ -121,14 +122,16 @@ class Imagine {
   }
 
  private:
+  static constexpr Team kAlone{0, 1, nullptr};
+
   // Row row0_ of step t of an array [., N, width].
   T* at(void* array, int64_t t, int64_t width) const { return ptr<T>(array) + (t * n_.B + row0_) * width; }
   const T* at(const void* array, int64_t t, int64_t width) const {
     return ptr<T>(array) + (t * n_.B + row0_) * width;
   }
 
-  void norm(int64_t width, const T* pre, const T* scale, O* act, int64_t lda) const {
-    rms_silu(rows_, width, pre, width, scale, eps_, act, lda);
+  void norm(int64_t width, const T* pre, const T* scale, O* act) const {
+    rms_silu(rows_, width, pre, width, scale, eps_, act, width);
   }
 
   // The state's latents, [rows, Z]: one-hot, but for what the start state holds.
@@ -139,9 +142,9 @@ class Imagine {
   int32_t* places(int64_t r) const { return s_.places + r * s_.places_of(n_); }
 
   // sum += z W
-  void add_latents(const T* table, int64_t width, T* sum) const {
+  void add_latents(const T* table, int64_t width, T* sum, int64_t stride) const {
     for (int64_t r = 0; r < rows_; ++r)
-      add_gathered(s_.counts[r], places(r), z_ + r * n_.Z(), table, width, sum + r * width);
+      add_gathered(s_.counts[r], places(r), z_ + r * n_.Z(), table, width, sum + r * stride);
   }
 
   // All layers and the output of an MLP that reads the state; `saved` [count, H + 1, N, U] or null.
@@ -150,12 +153,12 @@ class Imagine {
     for (int64_t i = 0; i < n.count(); ++i) {
       T* pre = saved ? at(saved, i * (n_.T + 1) + t, U) : s_.pre;
       if (i == 0) {
-        linear(rows_, s_.h, n_.D, w.first, 0, ptr<T>(n.first.bias), pre, U);
-        if (w.stoch) add_latents(w.stoch, U, pre);
-        norm(U, pre, ptr<T>(n.first.norm), s_.act, U);
+        linear(rows_, s_.gru.h, n_.D, w.first, 0, ptr<T>(n.first.bias), pre, U);
+        if (w.stoch) add_latents(w.stoch, U, pre, U);
+        norm(U, pre, ptr<T>(n.first.norm), s_.act);
       } else {
         linear(rows_, s_.act, U, w.rest, i - 1, ptr<T>(n.rest.bias) + (i - 1) * U, pre, U);
-        norm(U, pre, ptr<T>(n.rest.norm) + (i - 1) * U, s_.act, U);
+        norm(U, pre, ptr<T>(n.rest.norm) + (i - 1) * U, s_.act);
       }
     }
     linear(rows_, s_.act, U, w.out, 0, ptr<T>(n.b_out), y, n.O);
@@ -197,40 +200,22 @@ class Imagine {
   }
 
   void embed() const {
-    const int64_t U = n_.U;
-    linear(rows_, s_.h, n_.D, w_.deter, 0, ptr<T>(p_.deter.bias), s_.pre, U);
-    norm(U, s_.pre, ptr<T>(p_.deter.norm), s_.x, 3 * U);
-    copy_rows(rows_, U, ptr<T>(p_.stoch.bias), 0, s_.pre, U);
-    add_latents(w_.stoch, U, s_.pre);
-    norm(U, s_.pre, ptr<T>(p_.stoch.norm), s_.x + U, 3 * U);
-    linear(rows_, s_.scaled, p_.A(), w_.action, 0, ptr<T>(p_.action.bias), s_.pre, U);
-    norm(U, s_.pre, ptr<T>(p_.action.norm), s_.x + 2 * U, 3 * U);
+    const int64_t U = n_.U, X = kEmbeddings * U;
+    T *stoch = s_.gru.embeds + U, *action = stoch + U;
+    gru_.embed_carry({0, w_.gru.carry.tasks()});
+    rms_silu(rows_, U, s_.gru.carry, U, ptr<T>(p_.deter.norm), eps_, s_.gru.x, X);
+    copy_rows(rows_, U, ptr<T>(p_.stoch.bias), 0, stoch, X);
+    add_latents(w_.stoch, U, stoch, X);
+    rms_silu(rows_, U, stoch, X, ptr<T>(p_.stoch.norm), eps_, s_.gru.x + U, X);
+    linear(rows_, s_.scaled, p_.A(), w_.action, 0, ptr<T>(p_.action.bias), action, X);
+    rms_silu(rows_, U, action, X, ptr<T>(p_.action.norm), eps_, s_.gru.x + 2 * U, X);
   }
 
   void core(int64_t t) const {
-    const int64_t D = n_.D, J = n_.J();
-    for (int64_t task = 0; task < w_.own.tasks(); ++task) {
-      const int64_t g = task / w_.own.panels(), panel = task % w_.own.panels(), d = g * J + panel * kPanelOf<O>;
-      multiply(rows_, s_.x, 3 * n_.U, w_.embeds, task, Start<T>{ptr<T>(p_.b_hidden) + d, 0}, s_.pre + d, D);
-      multiply(rows_, s_.h + g * J, D, w_.own, task, s_.pre + d, D);
-    }
-    norm(D, s_.pre, ptr<T>(p_.n_hidden), s_.act, D);
-    const Packed<O>& shape = w_.gates[0];
-    const T* prev = at(p_.deters, t, D);
-    T* deter = at(p_.deters, t + 1, D);
-    for (int64_t task = 0; task < shape.tasks(); ++task) {
-      const int64_t g = task / shape.panels(), panel = task % shape.panels(), j = panel * kPanelOf<O>, d = g * J + j;
-      for (int i = 0; i < 3; ++i) {
-        const int64_t gate = (3 * g + i) * J + j;
-        const Start<T> bias{ptr<T>(p_.b_gates) + gate, 0};
-        multiply(rows_, s_.act + g * J, D, w_.gates[i], task, bias, s_.gates + gate, 3 * D);
-      }
-      for (int64_t r = 0; r < rows_; ++r) {
-        T* gate = s_.gates + r * 3 * D + 3 * g * J + j;
-        gates_row(shape.width(panel), gate, gate + J, gate + 2 * J, T(-1), prev + r * D + d, deter + r * D + d,
-                  s_.h + r * D + d);
-      }
-    }
+    gru_.hidden({ptr<T>(p_.b_hidden), 0}, s_.gru.hidden);
+    gru_.norm_hidden(s_.gru.hidden);
+    const T* before = at(p_.deters, t, n_.D);
+    gru_.gates([&](int64_t r) { return before + r * n_.D; }, at(p_.deters, t + 1, n_.D), nullptr);
   }
 
   void prior(int64_t t) const {
@@ -248,6 +233,7 @@ class Imagine {
   const Scratch<T, O>& s_;
   Stop& stop_;
   const T eps_;
+  const GruStep<T, O> gru_;
   const T* z_ = nullptr;
 };
 
@@ -255,8 +241,8 @@ template <typename T, typename O>
 void imagine(const RssmImagine& p) {
   const int threads = max_threads();
   Weights<T, O> weights(p);
-  Arena arena(weights.bytes());
-  weights.pack(arena, threads);
+  const Arena arena([&](Arena& a) { weights.place(a); });
+  weights.pack(threads);
   int64_t widest = p.n.D;
   for (int64_t width : {p.n.U, p.prior.U()}) widest = width > widest ? width : widest;
   for (int64_t i = 0; i < p.n_readouts; ++i) widest = p.readouts[i].n.U() > widest ? p.readouts[i].n.U() : widest;
@@ -271,10 +257,7 @@ void imagine(const RssmImagine& p) {
 }  // namespace
 
 void rssm_imagine_kernel(const RssmImagine& p) {
-#if FASTWM_BF16
-  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return imagine<float, bf16>(p);
-#endif
-  p.dtype == Dtype::f64 ? imagine<double, double>(p) : imagine<float, float>(p);
+  with_types(p, [&](auto t, auto o) { imagine<decltype(t), decltype(o)>(p); });
 }
 
 }  // namespace fastwm::FASTWM_ISA

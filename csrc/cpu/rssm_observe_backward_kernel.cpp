@@ -1,4 +1,5 @@
 #include "block_gru_backward.h"
+#include "latent_rows.h"
 #include "fastwm/rssm_observe.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -45,18 +46,19 @@ struct Grads {
 
 template <typename T, typename O>
 struct Scratch {
-  Arena arena;
   GruBackScratch<T, O> gru;
   T *d_z, *probs, *d_act;           // [R, Z] [R, Z] [R, U]
-  O *o_logits, *o_post, *o_stoch;   // the step's factors of products [R, Z] [R, U] [R, U]
+  O *o_logits, *o_post, *o_stoch;   // the step's operands [R, Z] [R, U] [R, U]
   // Some steps' inputs of the layers, and the gradients before their norms: [steps, R, width].
   T *past_stoch, *deter, *act, *d_post, *d_logits;
+  Arena arena;
 
-  Scratch(const RssmSizes& n, int64_t rows)
-      : arena(GruBackScratch<T, O>::bytes(n.gru(), rows) +
-              ((3 * n.Z() + 3 * n.U) + chunk_steps(n.T, rows, n.D) * (2 * n.Z() + 2 * n.U + n.D)) * rows * sizeof(T) + 1024),
-        gru(n.gru(), rows, arena) {
+  Scratch(const RssmSizes& n, int64_t rows) : arena([&](Arena& a) { place(a, n, rows); }) {}
+
+ private:
+  void place(Arena& arena, const RssmSizes& n, int64_t rows) {
     const int64_t chunk = chunk_steps(n.T, rows, n.D) * rows;
+    gru.place(arena, n.gru(), rows);
     for (T** part : {&d_z, &probs}) *part = arena.take<T>(rows * n.Z());
     d_act = arena.take<T>(rows * n.U);
     for (O** part : {&o_post, &o_stoch}) *part = arena.take<O>(rows * n.U);
@@ -123,7 +125,7 @@ class ObserveBackward {
       for (int64_t z = 0; z < Z; ++z) d_z[z] += g[z];
       sample_row_backward(n_.S, n_.C, gru_.at(p_.logits, t, Z) + r * Z, static_cast<T>(p_.w.unimix), d_z,
                           gru_.at(p_.g_logits, t, Z) + r * Z, s_.probs + r * Z, d_logits);
-      keep_factor(Z, d_logits, s_.o_logits + r * Z);
+      keep_operand(Z, d_logits, s_.o_logits + r * Z);
       if (!gru_.has_all_rows())
         copy_rows(1, D, gru_.at(p_.gru.h, t, D) + r * D, D, gru_.now(s_.deter, t, D) + r * D, D);
       gru_.past(t, r);
@@ -133,7 +135,7 @@ class ObserveBackward {
   }
 
   void logits(int64_t t) {
-    const O* d_logits = factor_of<T, O>(gru_.now(s_.d_logits, t, n_.Z()), s_.o_logits);
+    const O* d_logits = operand_of<T, O>(gru_.now(s_.d_logits, t, n_.Z()), s_.o_logits);
     const Range tasks = team_.range(w_.logits.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
       multiply(rows_, d_logits, n_.Z(), w_.logits, task, kZeros<T>, s_.d_act + task * kPanelOf<O>, n_.U);
@@ -159,7 +161,7 @@ class ObserveBackward {
     }
   }
 
-  // The way back through the one-hot sample of the step before.
+  // Backward through the one-hot sample of the step before.
   void stoch(int64_t t) {
     const Range tasks = team_.range(w_.stoch.tasks());
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
@@ -171,8 +173,8 @@ class ObserveBackward {
     }
   }
 
-  // The weights' gradients of the chunk from step t on: products over its `count` rows of what went into a layer and
-  // came back.
+  // The weights' gradients of the chunk from step t on: products over its `count` rows of each layer's input and its
+  // gradient.
   void weights(int64_t t, int64_t count) {
     const int64_t D = n_.D, U = n_.U, Z = n_.Z();
     gru_.weights(t, count);
@@ -203,9 +205,8 @@ template <typename T, typename O>
 void observe_backward(const RssmObserveBackward& p) {
   const int threads = max_threads();
   Weights<T, O> weights(p);
-  const int64_t bytes = weights.packings.bytes();
-  Arena arena(bytes);
-  weights.packings.pack(arena, threads);
+  const Arena arena([&](Arena& a) { weights.packings.place(a); });
+  weights.packings.pack(threads);
   const Grads<T> grads(p.n, ptr<T>(p.d_weights));
   const GruGrads<T>& gru = grads.gru;
   const BlockGruSizes& n = p.gru.n;
@@ -214,7 +215,7 @@ void observe_backward(const RssmObserveBackward& p) {
   const Range products[] = {gru.carry(n), gru.range(grads.w_stoch, n.U * p.n.Z()), gru.own_and_embeds(n), gru.gates(n),
                             gru.range(grads.w_post, n.U * n.D), gru.range(grads.w_logits, p.n.Z() * n.U)};
   for_each_team_summing<Scratch<T, O>>(
-      p.n.B, weights.packings.weights(), bytes, threads, p.n.weights(), ptr<T>(p.d_weights), norms, products,
+      p.n.B, weights.packings.weights(), arena.bytes(), threads, p.n.weights(), ptr<T>(p.d_weights), norms, products,
       [&](int64_t rows, int64_t) { return Scratch<T, O>(p.n, rows); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch, T* sums, T* own_norms) {
         const Grads<T> shared(p.n, sums);
@@ -227,10 +228,7 @@ void observe_backward(const RssmObserveBackward& p) {
 }  // namespace
 
 void rssm_observe_backward_kernel(const RssmObserveBackward& p) {
-#if FASTWM_BF16
-  if (p.gru.bf16 && p.gru.dtype == Dtype::f32 && has_bf16()) return observe_backward<float, bf16>(p);
-#endif
-  p.gru.dtype == Dtype::f64 ? observe_backward<double, double>(p) : observe_backward<float, float>(p);
+  with_types(p.gru, [&](auto t, auto o) { observe_backward<decltype(t), decltype(o)>(p); });
 }
 
 }  // namespace fastwm::FASTWM_ISA

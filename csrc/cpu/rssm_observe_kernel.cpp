@@ -1,4 +1,5 @@
 #include "block_gru_forward.h"
+#include "latent_rows.h"
 #include "fastwm/rssm_observe.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -12,16 +13,18 @@ struct Weights {
   Packed<O> post, logits;
   T* stoch;  // [Z, U], rows to be gathered
 
-  explicit Weights(const RssmObserve& p) : gru(p.gru, packings), post{1, p.n.D, p.n.U}, logits{1, p.n.U, p.n.Z()} {
+  explicit Weights(const RssmObserve& p) : gru(p.gru.n, p.gru.w, packings), post{1, p.n.D, p.n.U}, logits{1, p.n.U, p.n.Z()} {
     packings.add(post, p.w.post);
     packings.add(logits, p.w.logits);
   }
   Weights(const Weights&) = delete;
 
-  int64_t bytes(const RssmSizes& n) const { return Arena::bytes<T>(n.Z() * n.U) + packings.bytes(); }
-  void pack(const RssmObserve& p, Arena& arena, int threads) {
-    packings.pack(arena, threads);
-    stoch = arena.take<T>(p.n.Z() * p.n.U);
+  void place(Arena& arena, const RssmSizes& n) {
+    packings.place(arena);
+    stoch = arena.take<T>(n.Z() * n.U);
+  }
+  void pack(const RssmObserve& p, int threads) const {
+    packings.pack(threads);
     pack_rows(p.w.stoch, 0, p.n.Z(), p.n.U, stoch);
   }
 };
@@ -29,17 +32,17 @@ struct Weights {
 // A team's scratch.
 template <typename T, typename O>
 struct Scratch {
-  Arena arena;
   GruScratch<T, O> gru;
   O* act;   // [R, U]: the posterior's layer, an operand
   T* post;  // [R, U]: the same before its norm, where it is not saved
+  Arena arena;
 
   Scratch(const RssmSizes& n, int64_t rows, int64_t members)
-      : arena(GruScratch<T, O>::bytes(n.gru(), rows, members) + 2 * n.U * rows * sizeof(T) + 256),
-        gru(n.gru(), rows, members, arena) {
-    act = arena.take<O>(rows * n.U);
-    post = arena.take<T>(rows * n.U);
-  }
+      : arena([&](Arena& a) {
+          gru.place(a, n.gru(), rows, members);
+          act = a.take<O>(rows * n.U);
+          post = a.take<T>(rows * n.U);
+        }) {}
 };
 
 // The sequence of some rows, as one member of a team sees it.
@@ -159,11 +162,10 @@ template <typename T, typename O>
 void observe(const RssmObserve& p) {
   const int threads = max_threads();
   Weights<T, O> weights(p);
-  const int64_t bytes = weights.bytes(p.n);
-  Arena arena(bytes);
-  weights.pack(p, arena, threads);
+  const Arena arena([&](Arena& a) { weights.place(a, p.n); });
+  weights.pack(p, threads);
   for_each_team<Scratch<T, O>>(
-      p.n.B, weights.packings.weights(), bytes, threads,
+      p.n.B, weights.packings.weights(), arena.bytes(), threads,
       [&](int64_t rows, int64_t members) { return Scratch<T, O>(p.n, rows, members); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
         Observe<T, O>(p, weights, first, rows, team, scratch).run();
@@ -173,10 +175,7 @@ void observe(const RssmObserve& p) {
 }  // namespace
 
 void rssm_observe_kernel(const RssmObserve& p) {
-#if FASTWM_BF16
-  if (p.gru.bf16 && p.gru.dtype == Dtype::f32 && has_bf16()) return observe<float, bf16>(p);
-#endif
-  p.gru.dtype == Dtype::f64 ? observe<double, double>(p) : observe<float, float>(p);
+  with_types(p.gru, [&](auto t, auto o) { observe<decltype(t), decltype(o)>(p); });
 }
 
 }  // namespace fastwm::FASTWM_ISA

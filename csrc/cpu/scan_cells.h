@@ -1,16 +1,19 @@
-// The recurrent cells as a scan runs them: what follows a step's products with the carry, and the way back.
+// The recurrent cells as a scan runs them: what follows a step's products with the carry, and its derivative.
 //
 // A gate's sum starts from the input's part and takes in the product with h, or is kept apart from the input (a GRU's
 // candidate).
 #pragma once
 
-#include "layer_rows.h"
+#include "primitives/norms.h"
 #include "fastwm/scans.h"
+#include "math/gru.h"
+#include "math/lstm.h"
+#include "math/planet_gru.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
 
-// One row of a step, `width` numbers from some column on; the parts of an array lie D apart.
+// One row of a step, `width` numbers from some column on; the parts of an array are D apart.
 template <typename T, typename O>
 struct ForwardRow {
   int64_t width, D;
@@ -20,7 +23,7 @@ struct ForwardRow {
   T* saved;           // [saved]; of a cell that works by rows, the sums themselves
   const T *h, *c;     // the carries that the step starts from
   T *new_h, *new_c;
-  O* late;            // factor of a product that waits for other gates
+  O* late;            // operand of a product that waits for other gates
 };
 
 template <typename T, typename O>
@@ -29,7 +32,7 @@ struct BackwardRow {
   const T *saved, *h, *c, *new_c;
   T *d_h, *d_c;         // of the new carries; then of the old ones, as far as it goes past the products
   T* d_input;           // [gates]
-  O* d_sums;            // [gates], factors of products where these are not d_input itself
+  O* d_sums;            // [gates], operands, where d_input itself is none
   const T* d_late;      // of `late`
   T *d_scale, *d_bias;  // of the norm, summed over rows
 };
@@ -50,12 +53,12 @@ struct GruScan {
     const T *sum_r = x.sums, *sum_z = sum_r + x.part, *sum_n = sum_z + x.part, *input = x.input + 2 * x.D;
 #pragma omp simd
     for (int64_t i = 0; i < x.width; ++i) {
-      const T r = gate_sigmoid(sum_r[i]), z = gate_sigmoid(sum_z[i]), n = gate_tanh(input[i] + r * sum_n[i]);
-      saved_r[i] = r;
-      saved_z[i] = z;
-      saved_n[i] = n;
+      const auto gates = gru_gates(sum_r[i], sum_z[i], input[i], sum_n[i]);
+      saved_r[i] = gates.reset;
+      saved_z[i] = gates.update;
+      saved_n[i] = gates.cand;
       saved_h_n[i] = sum_n[i];
-      x.new_h[i] = n + z * (x.h[i] - n);
+      x.new_h[i] = gru_carry(gates.update, gates.cand, x.h[i]);
     }
   }
 
@@ -65,14 +68,14 @@ struct GruScan {
     T *d_r = x.d_input, *d_z = d_r + x.D, *d_n = d_z + x.D;
 #pragma omp simd
     for (int64_t i = 0; i < x.width; ++i) {
-      const T grad = x.d_h[i];
-      d_n[i] = grad * (1 - z[i]) * (1 - n[i] * n[i]);
-      d_r[i] = d_n[i] * h_n[i] * r[i] * (1 - r[i]);
-      d_z[i] = grad * (x.h[i] - n[i]) * z[i] * (1 - z[i]);
-      narrow(d_r[i], x.d_sums[i]);
-      narrow(d_z[i], x.d_sums[x.D + i]);
-      narrow(d_n[i] * r[i], x.d_sums[2 * x.D + i]);
-      x.d_h[i] = grad * z[i];
+      const auto d = gru_backward({r[i], z[i], n[i]}, h_n[i], x.h[i], x.d_h[i]);
+      d_n[i] = d.x_n;
+      d_r[i] = d.reset;
+      d_z[i] = d.update;
+      narrow(d.reset, x.d_sums[i]);
+      narrow(d.update, x.d_sums[x.D + i]);
+      narrow(d.h_n, x.d_sums[2 * x.D + i]);
+      x.d_h[i] = d.h;
     }
   }
 };
@@ -92,14 +95,14 @@ struct LstmScan {
     const T bias = static_cast<T>(w.gate_bias);
 #pragma omp simd
     for (int64_t i = 0; i < x.width; ++i) {
-      const T in = gate_sigmoid(sum_i[i]), forget = gate_sigmoid(sum_f[i] + bias), cand = gate_tanh(sum_g[i]);
-      const T out = gate_sigmoid(sum_o[i]), c = forget * x.c[i] + in * cand;
-      saved_i[i] = in;
-      saved_f[i] = forget;
-      saved_g[i] = cand;
-      saved_o[i] = out;
+      const auto gates = lstm_gates(LstmGates<T>{sum_i[i], sum_f[i] + bias, sum_g[i], sum_o[i]});
+      const T c = lstm_cell(gates.in, gates.forget, gates.cand, x.c[i]);
+      saved_i[i] = gates.in;
+      saved_f[i] = gates.forget;
+      saved_g[i] = gates.cand;
+      saved_o[i] = gates.out;
       x.new_c[i] = c;
-      x.new_h[i] = out * gate_tanh(c);
+      x.new_h[i] = gates.out * gate_tanh(c);
     }
   }
 
@@ -110,16 +113,15 @@ struct LstmScan {
     T *d_in = x.d_input, *d_forget = d_in + f, *d_cand = d_in + g, *d_out = d_in + o;
 #pragma omp simd
     for (int64_t i = 0; i < x.width; ++i) {
-      const T t = gate_tanh(x.new_c[i]);
-      const T d_c = x.d_c[i] + x.d_h[i] * out[i] * (1 - t * t);
-      d_in[i] = d_c * cand[i] * in[i] * (1 - in[i]);
-      d_forget[i] = d_c * x.c[i] * forget[i] * (1 - forget[i]);
-      d_cand[i] = d_c * in[i] * (1 - cand[i] * cand[i]);
-      d_out[i] = x.d_h[i] * t * out[i] * (1 - out[i]);
-      x.d_c[i] = d_c * forget[i];
+      const auto d = lstm_backward({in[i], forget[i], cand[i], out[i]}, x.c[i], gate_tanh(x.new_c[i]), x.d_h[i], x.d_c[i]);
+      d_in[i] = d.sums.in;
+      d_forget[i] = d.sums.forget;
+      d_cand[i] = d.sums.cand;
+      d_out[i] = d.sums.out;
+      x.d_c[i] = d.c;
       x.d_h[i] = 0;
     }
-    for (int k = 0; k < 4; ++k) keep_factor(x.width, d_in + k * x.D, x.d_sums + k * x.D);
+    for (int k = 0; k < 4; ++k) keep_operand(x.width, d_in + k * x.D, x.d_sums + k * x.D);
   }
 };
 
@@ -134,16 +136,14 @@ struct LayerNormGruScan {
   static void forward(const ForwardRow<T, O> x, const ScanWeights& w) {
     const int64_t D = x.D;
     const Moments<T> s = moments(3 * D, x.sums, static_cast<T>(w.eps));
-    const T *scale = ptr<T>(w.scale), *shift = ptr<T>(w.bias);
-    Cells cell{};
-    cell.bias = w.gate_bias;
+    const T *scale = ptr<T>(w.scale), *shift = ptr<T>(w.bias), bias = static_cast<T>(w.gate_bias);
 #pragma omp simd
     for (int64_t i = 0; i < D; ++i) {
-      T in[4], out[1];
-      for (int k = 0; k < 3; ++k) in[k] = (x.sums[k * D + i] - s.mean) * s.inverse * scale[k * D + i] + shift[k * D + i];
-      in[3] = x.h[i];
-      BlockGru::run(cell, in, out);
-      x.new_h[i] = out[0];
+      T sums[3];
+      for (int k = 0; k < 3; ++k)
+        sums[k] = norm_gate(x.sums[k * D + i], s.mean, s.inverse, scale[k * D + i], shift[k * D + i]).value;
+      const auto gates = block_gru_gates(sums[0], sums[1], sums[2] + bias);
+      x.new_h[i] = mix(gates.update, gates.cand, x.h[i]);
     }
   }
 
@@ -151,28 +151,26 @@ struct LayerNormGruScan {
   static void backward(const BackwardRow<T, O> x, const ScanWeights& w) {
     const int64_t D = x.D;
     const Moments<T> s = moments(3 * D, x.saved, static_cast<T>(w.eps));
-    const T *scale = ptr<T>(w.scale), *shift = ptr<T>(w.bias);
-    Cells cell{};
-    cell.bias = w.gate_bias;
+    const T *scale = ptr<T>(w.scale), *shift = ptr<T>(w.bias), bias = static_cast<T>(w.gate_bias);
 #pragma omp simd
     for (int64_t i = 0; i < D; ++i) {
-      T in[5], out[4], normal[3];
-      in[0] = x.d_h[i];
+      T normal[3], sums[3];
       for (int k = 0; k < 3; ++k) {
-        normal[k] = (x.saved[k * D + i] - s.mean) * s.inverse;
-        in[1 + k] = normal[k] * scale[k * D + i] + shift[k * D + i];
+        const auto gate = norm_gate(x.saved[k * D + i], s.mean, s.inverse, scale[k * D + i], shift[k * D + i]);
+        normal[k] = gate.normal, sums[k] = gate.value;
       }
-      in[4] = x.h[i];
-      BlockGruBackward::run(cell, in, out);
-      x.d_h[i] = out[3];
+      const auto y = block_gru_gates(sums[0], sums[1], sums[2] + bias);
+      const auto d = block_gru_backward({y.reset, y.cand, y.update}, sums[1], x.h[i], x.d_h[i]);
+      const T d_sums[3] = {d.reset, d.cand, d.update};
+      x.d_h[i] = d.h;
       for (int k = 0; k < 3; ++k) {
-        x.d_bias[k * D + i] += out[k];
-        x.d_scale[k * D + i] += out[k] * normal[k];
-        x.d_input[k * D + i] = out[k] * scale[k * D + i];
+        x.d_bias[k * D + i] += d_sums[k];
+        x.d_scale[k * D + i] += d_sums[k] * normal[k];
+        x.d_input[k * D + i] = d_sums[k] * scale[k * D + i];
       }
     }
     normal_backward(3 * D, x.saved, s, x.d_input, x.d_input);
-    keep_factor(3 * D, x.d_input, x.d_sums);
+    keep_operand(3 * D, x.d_input, x.d_sums);
   }
 };
 
@@ -196,7 +194,7 @@ struct PlanetGruScan {
       } else {
         const T c = gate_tanh(x.sums[i]);
         saved_c[i] = c;
-        x.new_h[i] = c + saved_u[i] * (x.h[i] - c);
+        x.new_h[i] = planet_carry(saved_u[i], c, x.h[i]);
       }
     }
   }
@@ -208,16 +206,17 @@ struct PlanetGruScan {
 #pragma omp simd
     for (int64_t i = 0; i < x.width; ++i) {
       if constexpr (stage == 0) {
-        const T grad = x.d_h[i];
-        d_u[i] = grad * (x.h[i] - c[i]) * u[i] * (1 - u[i]);
-        d_c[i] = grad * (1 - u[i]) * (1 - c[i] * c[i]);
+        const auto d = planet_update_backward(u[i], c[i], x.h[i], x.d_h[i]);
+        d_u[i] = sigmoid_backward(d.update, u[i]);
+        d_c[i] = d.cand;
         narrow(d_u[i], x.d_sums[x.D + i]);
         narrow(d_c[i], x.d_sums[2 * x.D + i]);
-        x.d_h[i] = grad * u[i];
+        x.d_h[i] = d.h;
       } else {
-        d_r[i] = x.d_late[i] * x.h[i] * r[i] * (1 - r[i]);
+        const auto d = planet_reset_backward(r[i], x.h[i], x.d_late[i]);
+        x.d_h[i] += d.h;
+        d_r[i] = d.reset;
         narrow(d_r[i], x.d_sums[i]);
-        x.d_h[i] += x.d_late[i] * r[i];
       }
     }
   }
@@ -226,12 +225,7 @@ struct PlanetGruScan {
 // Calls f(T{}, O{}, Cell{}): what sums and the carry are in, what products multiply, and the cell.
 template <typename Params, typename F>
 void dispatch_scan(const Params& p, F f) {
-  const auto typed = [&](auto cell) {
-#if FASTWM_BF16
-    if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return f(float{}, bf16{}, cell);
-#endif
-    p.dtype == Dtype::f64 ? f(double{}, double{}, cell) : f(float{}, float{}, cell);
-  };
+  const auto typed = [&](auto cell) { with_types(p, [&](auto t, auto o) { f(t, o, cell); }); };
   switch (p.cell) {
     case ScanCell::gru: return typed(GruScan{});
     case ScanCell::lstm: return typed(LstmScan{});

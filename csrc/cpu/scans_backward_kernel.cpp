@@ -1,4 +1,5 @@
-#include "rssm_plan.h"
+#include "primitives/pack.h"
+#include "primitives/parts.h"
 #include "scan_cells.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -7,37 +8,28 @@ namespace {
 // The weight, transposed and packed once a call: of the gates whose sums took h, and of one that took what they made.
 template <typename O>
 struct Weights {
+  Packings<O> packings;
   Packed<O> early, late;
 
-  Weights(int64_t D, int gates, bool has_late)
-      : early{1, (gates - has_late) * D, D}, late{1, has_late ? D : 0, D} {}
-
-  int64_t bytes() const { return Arena::bytes<O>(early.size()) + Arena::bytes<O>(late.size()); }
-  void pack(const Weight& w, Arena& arena, int threads) {
-    for (Packed<O>* packed : {&early, &late}) packed->data = arena.take<O>(packed->size());
-    const Weight back{w.data, 0, w.sn, w.sk};  // the gates' outputs are one behind the other
-    const auto* late_data = static_cast<const std::conditional_t<sizeof(O) == 8, double, float>*>(w.data);
-    const Packing<O> items[] = {{&early, back}, {&late, {late_data + early.K * w.sn, 0, w.sn, w.sk}}};
-    pack_all(items, late.K > 0 ? 2 : 1, threads);
+  Weights(const Weight& w, int64_t D, int gates, bool has_late) : early{1, (gates - has_late) * D, D}, late{1, D, D} {
+    packings.add(early, {w.data, 0, w.sn, w.sk});  // each gate's outputs follow those of the gate before
+    const auto* data = static_cast<const std::conditional_t<sizeof(O) == 8, double, float>*>(w.data);
+    if (has_late) packings.add(late, {data + early.K * w.sn, 0, w.sn, w.sk});
   }
+  Weights(const Weights&) = delete;
 };
 
 template <typename T, typename O>
 struct Scratch {
-  Arena arena;
   T *d_h, *d_c, *d_late, *zeros;  // [R, D] each, [D]
   O* d_sums[2];                   // [R, gates * D], of even and odd steps
+  Arena arena;
 
-  Scratch(const ScanBackward& p, int64_t rows) : arena(size(p, rows)) {
-    for (T** part : {&d_h, &d_c, &d_late}) *part = arena.take<T>(rows * p.n.D);
-    for (O** part : {&d_sums[0], &d_sums[1]}) *part = arena.take<O>(rows * scan_gates(p.cell) * p.n.D);
-    zeros = arena.take<T>(p.n.D);
-    zero_rows(1, p.n.D, zeros, p.n.D);
-  }
-  static int64_t size(const ScanBackward& p, int64_t rows) {
-    return 3 * Arena::bytes<T>(rows * p.n.D) + 2 * Arena::bytes<O>(rows * scan_gates(p.cell) * p.n.D) +
-           Arena::bytes<T>(p.n.D);
-  }
+  Scratch(const ScanBackward& p, int64_t rows) : arena([&](Arena& a) {
+      for (T** part : {&d_h, &d_c, &d_late}) *part = a.take<T>(rows * p.n.D);
+      for (O** part : {&d_sums[0], &d_sums[1]}) *part = a.take<O>(rows * scan_gates(p.cell) * p.n.D);
+      zeros = a.take_zeros<T>(p.n.D);
+    }) {}
 };
 
 template <typename T, typename O, typename Cell>
@@ -113,10 +105,10 @@ class ScanBack {
     }
   }
 
-  // Step t's factors: where all gates' sums have the gradient of the input's part, that is there already.
+  // Step t's operands: where every gate's sum has the gradient of the input's part, that one.
   const O* d_sums(int64_t t) const {
     if constexpr (Cell::last_gate == LastGate::alike)
-      return factor_of<T, O>(ptr<T>(p_.d_input) + (t * B_ + row0_) * kGates * D_, s_.d_sums[t % 2]);
+      return operand_of<T, O>(ptr<T>(p_.d_input) + (t * B_ + row0_) * kGates * D_, s_.d_sums[t % 2]);
     else
       return s_.d_sums[t % 2];
   }
@@ -157,29 +149,22 @@ class ScanBack {
   int64_t base_ = 0;
 };
 
-constexpr int64_t kGradRows = 256;  // rows of factors that stay in cache while a weight's gradient takes them in
+constexpr int64_t kGradRows = 256;  // rows of operands that stay in cache while a weight's gradient takes them in
 
-// The weight's gradient: one product over all rows, of what came back to a sum and what had gone into it.
+// The weight's gradient: one product over all rows, of each sum's gradient and what the sum had read.
 template <typename T, typename O, typename Cell>
 class WeightGrad {
  public:
   WeightGrad(const ScanBackward& p, int threads)
       : p_(p), D_(p.n.D), rows_(p.n.T * p.n.B), most_(rows_ < kGradRows ? rows_ : kGradRows),
-        work_(GradFactors<T, O>::scratch(kGates * D_, most_)),
-        arena_(2 * Arena::bytes<T>(most_ * D_) + threads * Arena::bytes<O>(work_)) {
-    h_ = arena_.template take<T>(most_ * D_);
-    own_ = arena_.template take<T>(most_ * D_);
-    for (int i = 0; i < threads; ++i) scratch_[i] = arena_.template take<O>(work_);
+        arena_([&](Arena& a) {
+          for (T** part : {&h_, &own_}) *part = a.take<T>(most_ * D_);
+          for (int i = 0; i < threads; ++i) scratch_[i] = a.take<O>(GradGemm<T, O>::scratch(kGates * D_, most_));
+        }) {
     if (rows_ == 0) std::memset(p.d_weight, 0, kGates * D_ * D_ * sizeof(T));
     if (rows_ * kGates * D_ * D_ < kColumnWork) threads = 1;
 #pragma omp parallel num_threads(threads)
-    {
-#ifdef _OPENMP
-      run({thread_number(), omp_get_num_threads(), nullptr});
-#else
-      run({0, 1, nullptr});
-#endif
-    }
+    run(team_of_all());
   }
 
  private:
@@ -195,7 +180,7 @@ class WeightGrad {
     for (int64_t first = 0; first < rows_; first += most_) {
       const int64_t count = rows_ - first < most_ ? rows_ - first : most_;
       const Range mine = team.range(count);
-      for (int64_t r = mine.first; r < mine.last; ++r) factors(first + r, h_ + r * D_, own_ + r * D_);
+      for (int64_t r = mine.first; r < mine.last; ++r) operands(first + r, h_ + r * D_, own_ + r * D_);
 #pragma omp barrier
       const T *d_input = ptr<T>(p_.d_input) + first * kGates * D_, *last = d_input + (kGates - 1) * D_;
       const int64_t alike = kOwn ? kGates - 1 : kGates, wide = kGates * D_;
@@ -209,10 +194,11 @@ class WeightGrad {
     }
   }
 
-  // The carry before row `row` of [T, B]; and the last gate's own factor.
-  void factors(int64_t row, T* h, T* own) const {
+  // The carry before row `row` of [T, B]; and the last gate's own operand.
+  void operands(int64_t row, T* h, T* own) const {
     const T* before = row < p_.n.B ? ptr<T>(p_.h0) + row * D_ : ptr<T>(p_.output) + (row - p_.n.B) * D_;
-    p_.is_first && p_.is_first[row] ? zero_rows(1, D_, h, D_) : copy_rows(1, D_, before, D_, h, D_);
+    const bool reset = p_.is_first && p_.is_first[row];
+    reset ? zero_rows(1, D_, h, D_) : copy_rows(1, D_, before, D_, h, D_);
     if constexpr (kOwn) {
       const bool carry = Cell::last_gate == LastGate::reset_carry;
       const T* r = ptr<T>(p_.saved) + row * kSaved * D_;
@@ -227,10 +213,10 @@ class WeightGrad {
   }
 
   const ScanBackward& p_;
-  const int64_t D_, rows_, most_, work_;
-  Arena arena_;
+  const int64_t D_, rows_, most_;
   T *h_, *own_;  // [most, D]
   O* scratch_[kMaxThreads];
+  Arena arena_;
 };
 
 template <typename T, typename O, typename Cell>
@@ -238,18 +224,16 @@ void scan_backward(const ScanBackward& p) {
   constexpr int gates = scan_gates(Cell::cell);
   const int threads = max_threads();
   const int64_t wide = gates * p.n.D;
-  Weights<O> weights(p.n.D, gates, Cell::late);
-  const int64_t bytes = weights.bytes();
-  Arena arena(bytes);
-  weights.pack(p.w.gates, arena, threads);
+  Weights<O> weights(p.w.gates, p.n.D, gates, Cell::late);
+  const Arena arena([&](Arena& a) { weights.packings.place(a); });
+  weights.packings.pack(threads);
 
   // Each thread sums the norm's gradients of its rows; they are added up in order at the end.
   const int64_t norm = Cell::by_rows ? 2 * wide : 0;
-  Arena sums(Arena::bytes<T>(threads * norm));
-  T* norm_sums = sums.take<T>(threads * norm);
-  std::memset(norm_sums, 0, threads * norm * sizeof(T));
+  T* norm_sums;
+  const Arena sums([&](Arena& a) { norm_sums = a.take_zeros<T>(threads * norm); });
   for_each_team<Scratch<T, O>>(
-      p.n.B, wide * p.n.D, bytes, threads, [&](int64_t rows, int64_t) { return Scratch<T, O>(p, rows); },
+      p.n.B, weights.packings.weights(), arena.bytes(), threads, [&](int64_t rows, int64_t) { return Scratch<T, O>(p, rows); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
         T* mine = norm_sums + thread_number() * norm;
         ScanBack<T, O, Cell>(p, weights, first, rows, team, scratch, mine).run();

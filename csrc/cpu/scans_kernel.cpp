@@ -1,4 +1,5 @@
-#include "rssm_plan.h"
+#include "primitives/pack.h"
+#include "primitives/parts.h"
 #include "scan_cells.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -7,20 +8,15 @@ namespace {
 // A team's scratch.
 template <typename T, typename O>
 struct Scratch {
-  Arena arena;
-  O *h[2], *late;   // factors of products [R, D]: the carry before even and odd steps
+  O *h[2], *late;      // operands [R, D]: the carry before even and odd steps
   T *unsaved, *zeros;  // [R, saved * D] in place of what is saved, where nothing is; [D]
+  Arena arena;
 
-  Scratch(const Scan& p, int64_t rows) : arena(size(p, rows)) {
-    for (O** factor : {&h[0], &h[1], &late}) *factor = arena.take<O>(rows * p.n.D);
-    unsaved = arena.take<T>(p.saved ? 0 : rows * scan_saved(p.cell) * p.n.D);
-    zeros = arena.take<T>(p.n.D);
-    zero_rows(1, p.n.D, zeros, p.n.D);
-  }
-  static int64_t size(const Scan& p, int64_t rows) {
-    return 3 * Arena::bytes<O>(rows * p.n.D) + Arena::bytes<T>(rows * scan_saved(p.cell) * p.n.D) +
-           Arena::bytes<T>(p.n.D);
-  }
+  Scratch(const Scan& p, int64_t rows) : arena([&](Arena& a) {
+      for (O** operand : {&h[0], &h[1], &late}) *operand = a.take<O>(rows * p.n.D);
+      unsaved = a.take<T>(p.saved ? 0 : rows * scan_saved(p.cell) * p.n.D);
+      zeros = a.take_zeros<T>(p.n.D);
+    }) {}
 };
 
 // The sequence of some rows, as one member of a team sees it.
@@ -64,11 +60,11 @@ class ScanForward {
   void start() {
     const Range rows = team_.range(rows_);
     for (int64_t r = rows.first; r < rows.last; ++r)
-      factor(0, r, 0, D_, ptr<T>(p_.h0) + (row0_ + r) * D_);
+      keep_carry(0, r, 0, D_, ptr<T>(p_.h0) + (row0_ + r) * D_);
   }
 
-  // What step t multiplies of h.
-  void factor(int64_t t, int64_t r, int64_t j, int64_t width, const T* h) const {
+  // h as the operand of step t, which may reset it.
+  void keep_carry(int64_t t, int64_t r, int64_t j, int64_t width, const T* h) const {
     O* to = s_.h[t % 2] + r * D_ + j;
     first(t, r) ? zero_rows(1, width, to, width) : convert(width, h, to);
   }
@@ -124,7 +120,7 @@ class ScanForward {
                              old_h, old_c, ptr<T>(p_.output) + at, c, s_.late + r * D_ + j};
     Cell::template forward<stage>(x, p_.w);
     if constexpr (Cell::late && stage == 0) return;
-    if (t + 1 < T_) return factor(t + 1, r, j, width, x.new_h);
+    if (t + 1 < T_) return keep_carry(t + 1, r, j, width, x.new_h);
     copy_rows(1, width, x.new_h, 0, ptr<T>(p_.h_T) + row, 0);
     if (kLstm && p_.cells) copy_rows(1, width, x.new_c, 0, ptr<T>(p_.c_T) + row, 0);
   }
@@ -143,13 +139,12 @@ void scan(const Scan& p) {
   const int threads = max_threads();
   const int64_t D = p.n.D;
   Packed<O> weight{scan_gates(Cell::cell), D, D};
-  const int64_t bytes = Arena::bytes<O>(weight.size());
-  Arena arena(bytes);
-  weight.data = arena.take<O>(weight.size());
-  const Packing<O> item{&weight, p.w.gates};
-  pack_all(&item, 1, threads);
+  Packings<O> packings;
+  packings.add(weight, p.w.gates);
+  const Arena arena([&](Arena& a) { packings.place(a); });
+  packings.pack(threads);
   for_each_team<Scratch<T, O>>(
-      p.n.B, scan_gates(Cell::cell) * D * D, bytes, threads,
+      p.n.B, packings.weights(), arena.bytes(), threads,
       [&](int64_t rows, int64_t) { return Scratch<T, O>(p, rows); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
         ScanForward<T, O, Cell>(p, weight, first, rows, team, scratch).run();

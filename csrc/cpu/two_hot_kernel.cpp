@@ -1,7 +1,7 @@
 #include "fastwm/two_hot.h"
 
-#include "arena.h"
-#include "vector.h"
+#include "primitives/arena.h"
+#include "primitives/vector.h"
 #include "fastwm/parallel.h"
 
 namespace fastwm::FASTWM_ISA {
@@ -12,10 +12,9 @@ template <typename A>
 class Row {
  public:
   explicit Row(int64_t bins)
-      : bins_(bins), whole_((bins + kWhole - 1) / kWhole * kWhole), arena_(3 * Arena::bytes<A>(whole_)) {
-    x = arena_.template take<A>(whole_);
-    y = arena_.template take<A>(whole_);
-    term = arena_.template take<A>(whole_);
+      : bins_(bins), whole_((bins + kWhole - 1) / kWhole * kWhole), arena_([this](Arena& a) {
+          for (A** row : {&x, &y, &term}) *row = a.take<A>(whole_);
+        }) {
     for (int64_t k = bins; k < whole_; ++k) x[k] = -__builtin_inff();
   }
 

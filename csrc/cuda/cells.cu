@@ -76,16 +76,15 @@ __global__ void __launch_bounds__(kThreads) layernorm_forward(LayerNormGru p) {
     static_cast<A*>(p.stats)[2 * row] = mean;
     static_cast<A*>(p.stats)[2 * row + 1] = rstd;
   }
-  Cells cell{};
-  cell.bias = p.update_bias;
+  const A update_bias = static_cast<A>(p.update_bias);
   for (int64_t j = threadIdx.x; j < D; j += kThreads) {
-    A x[4], y[1];
+    A sums[3];
 #pragma unroll
     for (int k = 0; k < 3; ++k)
-      x[k] = (widen(gates[k * D + j]) - mean) * rstd * widen(weight[k * D + j]) + widen(bias[k * D + j]);
-    x[3] = widen(static_cast<const C*>(p.h)[row * D + j]);
-    BlockGru::run(cell, x, y);
-    narrow(y[0], static_cast<C*>(p.out)[row * D + j]);
+      sums[k] = norm_gate(widen(gates[k * D + j]), mean, rstd, widen(weight[k * D + j]), widen(bias[k * D + j])).value;
+    const auto y = block_gru_gates(sums[0], sums[1], sums[2] + update_bias);
+    const A h = widen(static_cast<const C*>(p.h)[row * D + j]);
+    narrow(mix(y.update, y.cand, h), static_cast<C*>(p.out)[row * D + j]);
   }
 }
 
@@ -98,8 +97,7 @@ __global__ void __launch_bounds__(kThreads) layernorm_backward(LayerNormGruBackw
   const C *weight = static_cast<const C*>(p.weight), *bias = static_cast<const C*>(p.bias);
   A* d_weight = static_cast<A*>(p.scratch) + 3 * blockIdx.x * wide;
   A *d_bias = d_weight + wide, *d_norm = d_bias + wide;
-  Cells cell{};
-  cell.bias = p.update_bias;
+  const A update_bias = static_cast<A>(p.update_bias);
   for (int64_t j = threadIdx.x; j < D; j += kThreads)
     for (int k = 0; k < 3; ++k) d_weight[k * D + j] = d_bias[k * D + j] = 0;
   for (int64_t row = first; row < end; ++row) {
@@ -109,24 +107,24 @@ __global__ void __launch_bounds__(kThreads) layernorm_backward(LayerNormGruBackw
     A sum = 0, dot = 0;
 #pragma unroll 1
     for (int64_t j = threadIdx.x; j < D; j += kThreads) {
-      A x[5], y[4], norm[3];
-      x[0] = widen(static_cast<const C*>(p.grad)[row * D + j]);
+      const A grad = widen(static_cast<const C*>(p.grad)[row * D + j]);
+      NormedGate<A> sums[3];
+#pragma unroll
+      for (int k = 0; k < 3; ++k)
+        sums[k] = norm_gate(widen(gates[k * D + j]), mean, rstd, widen(weight[k * D + j]), widen(bias[k * D + j]));
+      const A h = widen(static_cast<const C*>(p.h)[row * D + j]);
+      const auto y = block_gru_gates(sums[0].value, sums[1].value, sums[2].value + update_bias);
+      const auto d_y = block_gru_backward(y, sums[1].value, h, grad);
+      narrow(d_y.h, static_cast<C*>(p.d_h)[row * D + j]);
+      const A d_sums[3] = {d_y.reset, d_y.cand, d_y.update};
 #pragma unroll
       for (int k = 0; k < 3; ++k) {
-        norm[k] = (widen(gates[k * D + j]) - mean) * rstd;
-        x[1 + k] = norm[k] * widen(weight[k * D + j]) + widen(bias[k * D + j]);
-      }
-      x[4] = widen(static_cast<const C*>(p.h)[row * D + j]);
-      BlockGruBackward::run(cell, x, y);
-      narrow(y[3], static_cast<C*>(p.d_h)[row * D + j]);
-#pragma unroll
-      for (int k = 0; k < 3; ++k) {
-        const A d = y[k] * widen(weight[k * D + j]);
-        d_weight[k * D + j] += y[k] * norm[k];
-        d_bias[k * D + j] += y[k];
+        const A d = d_sums[k] * widen(weight[k * D + j]);
+        d_weight[k * D + j] += d_sums[k] * sums[k].normal;
+        d_bias[k * D + j] += d_sums[k];
         d_norm[k * D + j] = d;
         sum += d;
-        dot += d * norm[k];
+        dot += d * sums[k].normal;
       }
     }
     block_sums(sum, dot);

@@ -10,7 +10,7 @@ namespace fastwm::cuda {
 constexpr int kClusterBlocks = 8;  // as many as every device with clusters runs
 
 // Between arrive() and wait() a block may do what waits for nobody; what it wrote before arrive() the others can read
-// behind wait().
+// after wait().
 class Cluster {
  public:
   __device__ static void arrive() {

@@ -1,4 +1,4 @@
-// What every launcher needs. Launchers are torch-free: parameters and a stream in, an error message or nullptr
+// Shared by all launchers. Launchers are torch-free: parameters and a stream in, an error message or nullptr
 // out.
 #pragma once
 

@@ -1,4 +1,4 @@
-// What a weight's gradient is made of: a^T b over all rows of a sequence, and sums over columns, in a fixed order.
+// The sums in a weight's gradient: a^T b over all rows of a sequence, and sums over columns, in a fixed order.
 #pragma once
 
 #include "common.cuh"
@@ -17,7 +17,7 @@ __host__ __device__ constexpr int64_t squares(int64_t M, int64_t N, int64_t grou
   return squares_along(M) * squares_along(N) * groups;
 }
 
-// Which 64 x 64 square of which gradient a block makes: gradients that share a launch lie one behind the other.
+// Which 64 x 64 square of which gradient a block makes: gradients that share a launch are stored one after the other.
 struct Square {
   int64_t left, g, m0, n0;
 
@@ -40,7 +40,7 @@ template <typename T, typename O>
 class GradProduct {
   static constexpr bool kMma = sizeof(O) == 2;
   static constexpr int kDepth = kMma ? 32 : 16;
-  // Columns of rows where the tensor cores want pairs: 8 columns of 4 pairs that a warp reads lie in different banks.
+  // Columns of rows where the tensor cores want pairs: 8 columns of 4 pairs that a warp reads are in different banks.
   static constexpr int kWidth = kMma ? kDepth + 8 : kSquare + 1;
   static constexpr int kLoads = kDepth * kSquare / kThreads;
 
@@ -81,7 +81,7 @@ class GradProduct {
   }
 
  private:
-  // Of pairs of rows where the tensor cores want pairs.
+  // For pairs of rows where the tensor cores want pairs.
   __device__ static int row_of(int load) {
     const int first = threadIdx.x / kSquare, rows = kThreads / kSquare;
     return kMma ? 2 * (first + rows * (load / 2)) + load % 2 : first + rows * load;

@@ -3,10 +3,10 @@
 #include "common.cuh"
 #include "reduce.cuh"
 
-#include "fastwm/cells.h"
 #include "fastwm/mdn.h"
 #include "fastwm/mdn_rnn_imagine.h"
 #include "fastwm/philox.h"
+#include "math/lstm.h"
 
 namespace fastwm::cuda {
 namespace {
@@ -92,10 +92,11 @@ struct Block {
       Rows<T> cell = c[j], hidden;
 #pragma unroll
       for (int r = 0; r < Rows<T>::count; ++r) {
-        const T second = gates[1].of[r], third = gates[2].of[r];
-        const T f = (p.ijfo ? third : second) + static_cast<T>(p.forget_bias), g = p.ijfo ? second : third;
-        cell.of[r] = gate_sigmoid(f) * cell.of[r] + gate_sigmoid(gates[0].of[r]) * gate_tanh(g);
-        hidden.of[r] = gate_sigmoid(gates[3].of[r]) * gate_tanh(cell.of[r]);
+        LstmGates<T> sums = lstm_order(gates[0].of[r], gates[1].of[r], gates[2].of[r], gates[3].of[r], p.ijfo);
+        sums.forget += static_cast<T>(p.forget_bias);
+        const LstmGates<T> y = lstm_gates(sums);
+        cell.of[r] = lstm_cell(y.in, y.forget, y.cand, cell.of[r]);
+        hidden.of[r] = y.out * gate_tanh(cell.of[r]);
       }
       c[j] = cell;
       next_h[j] = hidden;

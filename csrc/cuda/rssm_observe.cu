@@ -110,7 +110,7 @@ class Steps {
       auto weights = Gates::template fetch<kUnits>(w, J_);
       const int element = at_.row * D_ + g * J_ + inside;
       const T* bias = a_.read(a_.p.gru.w.b_gates) + (3 * g * J_ + inside);
-      const T biases[3] = {bias[0], bias[J_], bias[2 * J_] - 1};
+      const T biases[3] = {bias[0], bias[J_], bias[2 * J_] + static_cast<T>(a_.p.gru.update_bias)};
       const T before = a_.first(t, at_.row) ? T{0} : h[element];
       if (first) barrier_.wait();
       product.add(w, J_, weights,
@@ -127,14 +127,14 @@ class Steps {
       T out[3];
       product.finish(out);
       if (j >= J_ || !at_.writes) return;
-      const T reset = Act::sigmoid(out[0] + biases[0]), cand = out[1] + biases[1];
-      const T update = Act::sigmoid(out[2] + biases[2]);
-      const T after = update * Act::tanh(reset * cand) + (1 - update) * before;
+      const T cand = out[1] + biases[1];
+      const BlockGruGates<T> y = block_gru_gates<Act>(out[0] + biases[0], cand, out[2] + biases[2]);
+      const T after = block_gru_carry(y.update, y.cand, before);
       deter[element] = after;
       narrow(after, a_.multiplied[element]);
       if (!a_.kept) return;
       const int64_t gate = 3 * ((t * a_.p.n.B + at_.row) * D_ + g * J_) + j;
-      a_.keep_gate(gate, reset), a_.keep_gate(gate + J_, cand), a_.keep_gate(gate + 2 * J_, update);
+      a_.keep_gate(gate, y.reset), a_.keep_gate(gate + J_, cand), a_.keep_gate(gate + 2 * J_, y.update);
     });
   }
 

@@ -1,4 +1,4 @@
-// What the kernels of rssm_observe read and leave.
+// The arrays that the kernels of rssm_observe read and write.
 #pragma once
 
 #include "rssm_rows.cuh"

@@ -6,7 +6,7 @@
 namespace fastwm::cuda {
 namespace {
 
-// What the forward's layers were behind norm and SiLU. One warp a row and norm.
+// The forward's layers after norm and SiLU, computed again. One warp a row and norm.
 template <typename T, typename O>
 __global__ void __launch_bounds__(kThreads) normed_layers(Backward<T, O> a) {
   const int64_t task = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32, rows = a.p.n.T * a.p.n.B;
@@ -86,7 +86,7 @@ class StepsBack {
     });
   }
 
-  // All that reaches deter of step t, and the gates' way back.
+  // The whole gradient of deter at step t, and backward through the gates.
   __device__ void deter(int64_t t) {
     const bool last = t + 1 == a_.p.n.T;
     const T* later = a_.d_embeds + of(t + 1) * 2 * U_;
@@ -99,11 +99,11 @@ class StepsBack {
       const int column = tile * kTileColumns + at_.column, d = column < D_ ? column : D_ - 1;
       const int64_t row = of(t) + at_.row, gate = 3 * row * D_ + d / J_ * 3 * J_ + d % J_;
       const T reset = a_.kept_gate(gate), inner = a_.kept_gate(gate + J_), update = a_.kept_gate(gate + 2 * J_);
-      const T cand = vtanh(reset * inner);
+      const BlockGruGates<T> y{reset, vtanh(reset * inner), update};
       const T past = a_.past_deter(row, d), given = a_.read(a_.p.gru.g_h)[row * D_ + d];
       const bool cut[2] = {last || a_.first(t + 1, at_.read[0]), last || a_.first(t + 1, at_.read[1])};
       const bool alone = last || a_.first(t + 1, at_.row);
-      // What step t + 1 left has been there since the stage before last.
+      // Step t + 1 left this in the stage before last, so no barrier is needed.
       const T carried = a_.d_deter[at_.row * D_ + d];
       if (!last)
         product.add(to_embed, U_, embed_weights,
@@ -121,11 +121,11 @@ class StepsBack {
         if (at_.writes) d_post[at_.row * U_ + u] = gradient(kPost, U_, u);
       if (column >= D_ || !at_.writes) return;
       const T total = out[0] + given + (alone ? T{0} : carried);
-      const T d_inner = total * update * (1 - cand * cand);
-      narrow(d_inner * inner * reset * (1 - reset), a_.d_gates[gate]);
-      narrow(d_inner * reset, a_.d_gates[gate + J_]);
-      narrow(total * (cand - past) * update * (1 - update), a_.d_gates[gate + 2 * J_]);
-      a_.d_deter[at_.row * D_ + d] = total * (1 - update);
+      const BlockGruGrads<T> grads = block_gru_backward(y, inner, past, total);
+      narrow(grads.reset, a_.d_gates[gate]);
+      narrow(grads.cand, a_.d_gates[gate + J_]);
+      narrow(grads.update, a_.d_gates[gate + 2 * J_]);
+      a_.d_deter[at_.row * D_ + d] = grads.h;
     });
   }
 
@@ -177,7 +177,7 @@ class StepsBack {
     });
   }
 
-  // The way back through the one-hot sample of the step before, and then tiles of both embeddings before their norms.
+  // Backward through the one-hot sample of the step before, and then tiles of both embeddings before their norms.
   __device__ void embeds(int64_t t) {
     const int products = tiles_of(Z_), tiles = tiles_of(U_);
     T* d_embeds = a_.d_embeds + of(t) * 2 * U_;
@@ -238,7 +238,7 @@ class StepsBack {
     return each<Row>([&](int i) { return x.grad.x[i] - x.normal.x[i] * mean_dot; });
   }
 
-  // Of a layer before its norm, at the element whose sums this thread gets.
+  // The gradient of a layer before its norm, at the element whose sums this thread gets.
   __device__ T gradient(int norm, int width, int i) const {
     const int at = at_.row * width + i, plane = static_cast<int>(a_.p.n.B) * width;
     T grad = a_.parts[norm].grad[at];
@@ -270,7 +270,7 @@ class StepsBack {
     __syncthreads();
   }
 
-  // From an element's gradient behind norm and SiLU, d: what the norm's scale gets, the parts of the gradient before
+  // From an element's gradient after norm and SiLU, d: what the norm's scale gets, the parts of the gradient before
   // both, and the tile's share of the norm's dot product.
   __device__ void write_layer(const Element& e, int tile, int tiles, T d, const Layer<T>& layer, int plane = 0,
                               int planes = 1) const {

@@ -1,4 +1,4 @@
-// What the way back of rssm_observe reads and leaves, for its steps and for the weights' gradients.
+// The arrays that rssm_observe's backward pass reads and writes, for its steps and for the weights' gradients.
 #pragma once
 
 #include "rssm_rows.cuh"
@@ -27,7 +27,7 @@ struct Backward {
   T *d_embeds, *d_logits;            // [T * B, 2U] [T * B, Z]: before the norms
   O* d_gates;                        // [T * B, 3D]
   T *d_deter, *d_z;                  // [B, D] [B, Z]: what the step after asks for
-  // Of each layer with a norm:
+  // For each layer with a norm:
   O* act[kNorms];         // [T * B, width]: silu(norm)
   T* inverse[kNorms];     // [T * B]: 1 / rms
   T* d_scale[kNorms];     // [planes, B, width]: what the norm's scale gets from a row of all steps
@@ -53,7 +53,7 @@ struct Backward {
   }
 };
 
-// A layer with a norm, as it was and on the way back.
+// A layer with a norm, as the forward left it and in the backward pass.
 template <typename T>
 struct Layer {
   const T *pre, *inverse, *scale;  // [T * B, stride] [T * B] [width]

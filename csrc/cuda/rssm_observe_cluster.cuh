@@ -1,5 +1,5 @@
 // rssm_observe of DreamerV3's size1m by one cluster for 16 rows, whose registers hold all the weights. Block g has block g
-// of the recurrent core, and with it a share of deter; behind deter it has two of the rows. A step, with what the blocks
+// of the recurrent core, and with it a share of deter; after deter it has two of the rows. A step, with what the blocks
 // then send each other:
 //   hidden <- own deter, silu(norm(embeds)):  the sums of its squares, to all;
 //   gates <- silu(norm(hidden)), new deter, what that adds to the posterior layer and the next embedding:  partial sums, to
@@ -16,7 +16,7 @@ namespace {
 
 class ClusterSteps {
   static constexpr int J = 64, U = 64, S = 32, C = 4, Z = S * C, D = kClusterBlocks * J;
-  static constexpr int kOwnRows = kTileRows / kClusterBlocks;  // that a block has behind deter
+  static constexpr int kOwnRows = kTileRows / kClusterBlocks;  // that a block has after deter
   static_assert(kOwnRows == 2 && kOwnRows * Z == kThreads);
   static constexpr int kPad = 16;                              // bfloat16s that keep rows on different banks
   static constexpr int kShares = kClusterBlocks * kWarps, kSharesStride = kShares + 16;
@@ -43,7 +43,7 @@ class ClusterSteps {
   __device__ ClusterSteps(const Observe<float, bf16>& a, Shared& shared)
       : a_(a), s_(shared), g_(static_cast<int>(blockIdx.x)), warp_(threadIdx.x / 32), lane_(threadIdx.x % 32),
         row_(lane_ / 4), column_(8 * warp_ + lane_ % 4 * 2), T_(a.p.n.T), B_(a.p.n.B),
-        eps_(static_cast<float>(a.p.gru.eps)) {
+        eps_(static_cast<float>(a.p.gru.eps)), update_bias_(static_cast<float>(a.p.gru.update_bias)) {
     read(own_, a.own, g_, warp_, 0);
     read(embed_deter_, a.embeds, g_, warp_, 0);
     read(embed_stoch_, a.embeds, g_, warp_, U);
@@ -73,7 +73,7 @@ class ClusterSteps {
   }
 
  private:
-  // ---- deter and what it is made of: this thread's elements lie in rows row_ and row_ + 8, columns column_ and + 1 ----
+  // ---- deter and what it is made of: this thread's elements are in rows row_ and row_ + 8, columns column_ and + 1 ----
 
   // Step -1: the embeddings that step 0 reads.
   __device__ void start(const Rows& rows) {
@@ -89,7 +89,7 @@ class ClusterSteps {
     own_rows(rows, -1);
   }
 
-  // What step t reads that waits for nobody.
+  // Reads the inputs of step t that wait for nobody.
   __device__ void fetch(const Rows& rows, int64_t t) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -147,9 +147,9 @@ class ClusterSteps {
     float reset[4], update[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      reset[i] = Act::sigmoid(sums[0][i]), update[i] = Act::sigmoid(sums[2][i] - 1);
-      const float before = first_[i / 2] ? 0 : before_[i];
-      before_[i] = update[i] * Act::tanh(reset[i] * sums[1][i]) + (1 - update[i]) * before;
+      const BlockGruGates<float> y = block_gru_gates<Act>(sums[0][i], sums[1][i], sums[2][i] + update_bias_);
+      reset[i] = y.reset, update[i] = y.update;
+      before_[i] = block_gru_carry(y.update, y.cand, first_[i / 2] ? 0.0f : before_[i]);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half)
@@ -184,7 +184,7 @@ class ClusterSteps {
     Cluster::arrive();
   }
 
-  // ---- behind deter: of this block's own rows, of which products have the others' places ----
+  // ---- after deter: this block's own rows; in products, copies of them take the other rows' places ----
 
   // The posterior of step t (of -1 there is none), and the embeddings that step t + 1 reads.
   __device__ void own_rows(const Rows& rows, int64_t t) {
@@ -309,7 +309,7 @@ class ClusterSteps {
 
   __device__ int row(const Rows& rows, int half) const { return rows.at(row_ + 8 * half); }
   __device__ int row_at(const Rows& rows, int mine) const { return rows.at(g_ * kOwnRows + mine); }
-  // Where this thread's elements lie in a step's [B, D].
+  // The place of this thread's elements in a step's [B, D].
   __device__ int place(const Rows& rows, int half) const { return row(rows, half) * D + g_ * J + column_; }
   __device__ static float2 pair(const void* from, int at) {
     return *reinterpret_cast<const float2*>(static_cast<const float*>(from) + at);
@@ -321,7 +321,7 @@ class ClusterSteps {
   Shared& s_;
   const int g_, warp_, lane_, row_, column_;
   const int64_t T_, B_;
-  const float eps_;
+  const float eps_, update_bias_;
   uint2 own_[J / 16], embed_deter_[U / 16], embed_stoch_[U / 16], gates_[3][J / 16], post_[J / 16], deter_[J / 16];
   uint2 logits_[2][U / 16], stoch_[2][Z / 32];
   float2 gate_bias_[3], hidden_scale_;

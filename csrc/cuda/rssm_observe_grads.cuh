@@ -1,4 +1,4 @@
-// The weights' gradients of rssm_observe: products and sums over all steps, when the way back has left every layer's.
+// The weights' gradients of rssm_observe: products and sums over all steps, once the backward pass has left every layer's gradient.
 #pragma once
 
 #include "grad_product.cuh"
@@ -7,7 +7,7 @@
 namespace fastwm::cuda {
 namespace {
 
-// Where each weight's gradient lies: the order of RssmObserveBackward.
+// The place of each weight's gradient, in the order of RssmObserveBackward.
 template <typename T>
 struct Grads {
   T *w_deter, *b_deter, *n_deter, *w_stoch, *b_stoch, *n_stoch, *w_own, *w_embeds, *n_hidden, *w_gates, *b_gates;

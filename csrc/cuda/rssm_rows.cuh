@@ -1,4 +1,4 @@
-// What an RSSM's stages share: RMS norms across the tiles of a row, and one categorical after another.
+// Shared by an RSSM's stages: RMS norms across the tiles of a row, and one categorical after another.
 #pragma once
 
 #include "reduce.cuh"
@@ -21,7 +21,7 @@ struct Rows {
   __device__ int at(int r) const { return first + (has(r) ? r : count - 1); }
 };
 
-// What a thread has to do with its 16 rows: the two that it reads for a product, and the one whose sums it gets.
+// A thread's places in its 16 rows: the two that it reads for a product, and the one whose sums it gets.
 template <typename Product>
 struct Places {
   Rows rows;
@@ -37,7 +37,7 @@ __host__ __device__ constexpr int64_t row_tiles(int64_t B) { return (B + kTileRo
 
 // Each tile of a layer leaves its share of a sum over each row, sums [B, tiles]; a reader of whole rows adds the
 // shares up in order, a warp two rows, and divides by the row's width. means[r], r = 0..15, is what f makes of it, for
-// the whole block behind the next __syncthreads.
+// the whole block after the next __syncthreads.
 template <typename A, typename F>
 __device__ void row_means(const Rows& rows, const A* sums, int tiles, int width, A* means, F f) {
   constexpr int kBatch = 4;  // loads of a row in flight
@@ -106,7 +106,7 @@ template <typename A, int kLanes = kClassLanes>
 struct Softmax {
   A top, scale;
 
-  // Of C logits, by the lanes of a group.
+  // The softmax of C logits, by the lanes of a group.
   __device__ Softmax(const A* logits, int C) {
     const int lane = threadIdx.x % kLanes;
     top = -INFINITY;

@@ -1,10 +1,13 @@
-// What the scans and their way back share: the choice of types and cells, and the norm of a row.
+// Shared by the scans, forward and backward: the choice of types and cells, and the norm of a row.
 #pragma once
 
 #include "rssm_rows.cuh"
 
-#include "fastwm/cells.h"
 #include "fastwm/scans.h"
+#include "math/block_gru.h"
+#include "math/gru.h"
+#include "math/lstm.h"
+#include "math/planet_gru.h"
 
 #include <type_traits>
 

@@ -1,5 +1,5 @@
 // One launch for the whole sequence, between whose steps its blocks wait for each other: a product over 16 rows by 16
-// columns of every gate with the gates behind it; a second stage where a LayerNorm needs the whole row, or where
+// columns of every gate, followed by the gates; a second stage where a LayerNorm needs the whole row, or where
 // PlaNet's candidate waits for the reset gate. The input's product was made before.
 #include "fast_math.cuh"
 #include "scan_rows.cuh"
@@ -43,7 +43,7 @@ struct Forward {
   }
 };
 
-// What the gates read at one element beside the sums with the carry.
+// The inputs of the gates at one element, beside the sums with the carry.
 template <typename T>
 struct Inputs {
   T x[kMaxGates], h, c, bias;
@@ -61,34 +61,33 @@ __device__ Inputs<T> inputs(const Forward<T, O>& a, int64_t t, int64_t row, int6
   return in;
 }
 
-// What follows a step's sums, at one element.
+// The gates and the new carry from a step's sums, at one element.
 template <ScanCell cell, typename T, typename O>
 __device__ void gates(const Forward<T, O>& a, int64_t t, int64_t row, int64_t i, const Inputs<T>& in, const T* sums) {
-  using Act = Activation<sizeof(O) == 2>;
+  using Math = Activation<sizeof(O) == 2>;
   const int64_t D = a.D();
   const T* x = in.x;
   T* saved = a.saved(t, row) + i;
   if constexpr (cell == ScanCell::gru) {
-    const T apart = sums[2] + in.bias;
-    const T r = Act::sigmoid(x[0] + sums[0]), z = Act::sigmoid(x[1] + sums[1]), n = Act::tanh(x[2] + r * apart);
-    saved[0] = r, saved[D] = z, saved[2 * D] = n, saved[3 * D] = apart;
-    a.write(t, row, i, n + z * (in.h - n));
+    const T h_n = sums[2] + in.bias;
+    const GruGates<T> y = gru_gates<Math>(x[0] + sums[0], x[1] + sums[1], x[2], h_n);
+    saved[0] = y.reset, saved[D] = y.update, saved[2 * D] = y.cand, saved[3 * D] = h_n;
+    a.write(t, row, i, gru_carry(y.update, y.cand, in.h));
   } else if constexpr (cell == ScanCell::lstm) {
     const bool ijfo = a.p.w.ijfo;
     const int64_t f = ijfo ? 2 : 1, g = 3 - f;
-    const T one = x[1] + sums[1], two = x[2] + sums[2];
-    const T entry = Act::sigmoid(x[0] + sums[0]), out = Act::sigmoid(x[3] + sums[3]);
-    const T cand = Act::tanh(ijfo ? one : two);
-    const T forget = Act::sigmoid((ijfo ? two : one) + static_cast<T>(a.p.w.gate_bias));
-    const T c = forget * in.c + entry * cand;
-    saved[0] = entry, saved[f * D] = forget, saved[g * D] = cand, saved[3 * D] = out;
+    LstmGates<T> all = lstm_order(x[0] + sums[0], x[1] + sums[1], x[2] + sums[2], x[3] + sums[3], ijfo);
+    all.forget += static_cast<T>(a.p.w.gate_bias);
+    const LstmGates<T> y = lstm_gates<Math>(all);
+    const T c = lstm_cell(y.in, y.forget, y.cand, in.c);
+    saved[0] = y.in, saved[f * D] = y.forget, saved[g * D] = y.cand, saved[3 * D] = y.out;
     if (a.p.cells) static_cast<T*>(a.p.cells)[a.at(t, row) * D + i] = c;
     if (!a.p.cells || t + 1 == a.p.n.T) static_cast<T*>(a.p.c_T)[row * D + i] = c;
-    a.write(t, row, i, out * Act::tanh(c));
+    a.write(t, row, i, y.out * Math::tanh(c));
   } else if constexpr (cell == ScanCell::layernorm_gru) {
     for (int k = 0; k < 3; ++k) saved[k * D] = x[k] + sums[k];
   } else {
-    saved[0] = Act::sigmoid(x[0] + sums[0]), saved[D] = Act::sigmoid(x[1] + sums[1]);
+    saved[0] = Math::sigmoid(x[0] + sums[0]), saved[D] = Math::sigmoid(x[1] + sums[1]);
   }
 }
 
@@ -161,7 +160,7 @@ class ScanSteps {
       T* saved = a_.saved(t, at_.row) + i;
       const T c = Activation<Product::kMma>::tanh(x + out[0]);
       saved[2 * D] = c;
-      a_.write(t, at_.row, i, c + saved[D] * (before - c));
+      a_.write(t, at_.row, i, planet_carry(saved[D], c, before));
     });
   }
 
@@ -169,21 +168,19 @@ class ScanSteps {
   __device__ void layernorm_gates(int64_t t) {
     const int64_t D = a_.D();
     const T *scale = static_cast<const T*>(a_.p.w.scale), *shift = static_cast<const T*>(a_.p.w.bias);
-    Cells gates{};
-    gates.bias = a_.p.w.gate_bias;
+    const T bias = static_cast<T>(a_.p.w.gate_bias);
     share_out(barrier_, at_.rows.count, [&](int r, bool first) {
       const int64_t row = at_.rows.first + r;
       const T* x = a_.saved(t, row);
       if (first) barrier_.wait();
       const Norm<T> norm(x, 3 * D, static_cast<T>(a_.p.w.eps));
       for (int64_t i = threadIdx.x; i < D; i += kThreads) {
-        T in[4], out[1];
+        T sums[3];
 #pragma unroll
         for (int k = 0; k < 3; ++k)
-          in[k] = (x[k * D + i] - norm.mean) * norm.rstd * scale[k * D + i] + shift[k * D + i];
-        in[3] = a_.h(t, row, i);
-        BlockGru::run(gates, in, out);
-        a_.write(t, row, i, out[0]);
+          sums[k] = norm_gate(x[k * D + i], norm.mean, norm.rstd, scale[k * D + i], shift[k * D + i]).value;
+        const BlockGruGates<T> y = block_gru_gates(sums[0], sums[1], sums[2] + bias);
+        a_.write(t, row, i, mix(y.update, y.cand, a_.h(t, row, i)));
       }
     });
   }

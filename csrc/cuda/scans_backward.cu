@@ -40,7 +40,7 @@ struct Backward {
   }
 };
 
-// What the gates' way back reads at one element: what the forward left, and the carries before the step.
+// The inputs of the gates' derivative at one element: what the forward saved, and the carries before the step.
 template <typename T>
 struct Left {
   T saved[4], h, c, cell;
@@ -65,27 +65,24 @@ __device__ T gates_backward(const Backward<T, O>& a, int64_t t, int64_t b, int64
   const T* saved = x.saved;
   T* d = a.d_input(a.at(t, b)) + i;
   if constexpr (cell == ScanCell::gru) {
-    const T r = saved[0], z = saved[1], n = saved[2], d_n = grad * (1 - z) * (1 - n * n);
-    d[2 * D] = d_n;
-    d[0] = d_n * saved[3] * r * (1 - r);
-    d[D] = grad * (x.h - n) * z * (1 - z);
-    return grad * z;
+    const GruGrads<T> y = gru_backward(GruGates<T>{saved[0], saved[1], saved[2]}, saved[3], x.h, grad);
+    d[2 * D] = y.x_n;
+    d[0] = y.reset;
+    d[D] = y.update;
+    return y.h;
   } else if constexpr (cell == ScanCell::lstm) {
     const bool ijfo = a.p.w.ijfo;
     const int64_t f = ijfo ? 2 : 1, g = 3 - f;
-    const T in = saved[0], out = saved[3], forget = ijfo ? saved[2] : saved[1], cand = ijfo ? saved[1] : saved[2];
-    const T squashed = vtanh(x.cell), through = d_c + grad * out * (1 - squashed * squashed);
-    d[0] = through * cand * in * (1 - in);
-    d[f * D] = through * x.c * forget * (1 - forget);
-    d[g * D] = through * in * (1 - cand * cand);
-    d[3 * D] = grad * squashed * out * (1 - out);
-    a.d_c[b * D + i] = through * forget;
+    const LstmGates<T> gates = lstm_order(saved[0], saved[1], saved[2], saved[3], ijfo);
+    const LstmGrads<T> y = lstm_backward(gates, x.c, vtanh(x.cell), grad, d_c);
+    d[0] = y.sums.in, d[f * D] = y.sums.forget, d[g * D] = y.sums.cand, d[3 * D] = y.sums.out;
+    a.d_c[b * D + i] = y.c;
     return 0;
   } else if constexpr (cell == ScanCell::planet_gru) {
-    const T u = saved[1], c = saved[2];
-    d[D] = grad * (x.h - c) * u * (1 - u);
-    d[2 * D] = grad * (1 - u) * (1 - c * c);
-    return grad * u;
+    const PlanetUpdateGrads<T> y = planet_update_backward(saved[1], saved[2], x.h, grad);
+    d[D] = sigmoid_backward(y.update, saved[1]);
+    d[2 * D] = y.cand;
+    return y.h;
   } else {
     return grad;
   }
@@ -103,7 +100,7 @@ class ScanStepsBack {
   __device__ ScanStepsBack(const Backward<T, O>& a, Barrier& barrier, Shared& shared, int64_t row_tile)
       : a_(a), barrier_(barrier), shared_(shared), at_(row_tile, a.p.n.B) {}
 
-  // The whole gradient of the carry after step t, and the gates' way back; of the start's carry where t < 0.
+  // The whole gradient of the carry after step t, and backward through the gates; where t < 0, that of the start.
   __device__ void step(int64_t t) {
     struct Loaded {
       Row d, r;
@@ -171,8 +168,9 @@ class ScanStepsBack {
       T out[1];
       product.finish(out);
       if (column >= D || !at_.writes) return;
-      a_.d_input(row_at)[i] = out[0] * before * reset * (1 - reset);
-      a_.d_h[at_.row * D + i] += out[0] * reset;
+      const PlanetResetGrads<T> y = planet_reset_backward(reset, before, out[0]);
+      a_.d_input(row_at)[i] = y.reset;
+      a_.d_h[at_.row * D + i] += y.h;
     });
   }
 
@@ -192,27 +190,25 @@ class ScanStepsBack {
     const Norm<T> norm(x, 3 * D, static_cast<T>(a.p.w.eps));
     const T *scale = static_cast<const T*>(a.p.w.scale), *shift = static_cast<const T*>(a.p.w.bias);
     T *d_input = a.d_input(row), *d_normal = a.d_normal + row * 3 * D;
-    Cells gates{};
-    gates.bias = a.p.w.gate_bias;
+    const T bias = static_cast<T>(a.p.w.gate_bias);
     if (threadIdx.x == 0) a.stats[2 * row] = norm.mean, a.stats[2 * row + 1] = norm.rstd;
     T sum = 0, dot = 0;
     for (int64_t i = threadIdx.x; i < D; i += kThreads) {
-      T in[5], out[4], normal[3];
-      in[0] = a.d_h[b * D + i];
+      NormedGate<T> sums[3];
+#pragma unroll
+      for (int k = 0; k < 3; ++k)
+        sums[k] = norm_gate(x[k * D + i], norm.mean, norm.rstd, scale[k * D + i], shift[k * D + i]);
+      const BlockGruGates<T> gates = block_gru_gates(sums[0].value, sums[1].value, sums[2].value + bias);
+      const BlockGruGrads<T> y = block_gru_backward(gates, sums[1].value, a.h(row, i), a.d_h[b * D + i]);
+      a.d_h[b * D + i] = y.h;
+      const T d_sums[3] = {y.reset, y.cand, y.update};
 #pragma unroll
       for (int k = 0; k < 3; ++k) {
-        normal[k] = (x[k * D + i] - norm.mean) * norm.rstd;
-        in[1 + k] = normal[k] * scale[k * D + i] + shift[k * D + i];
-      }
-      in[4] = a.h(row, i);
-      BlockGruBackward::run(gates, in, out);
-      a.d_h[b * D + i] = out[3];
-#pragma unroll
-      for (int k = 0; k < 3; ++k) {
-        d_normal[k * D + i] = out[k];
-        d_input[k * D + i] = out[k] * scale[k * D + i];
-        sum += out[k] * scale[k * D + i];
-        dot += out[k] * scale[k * D + i] * normal[k];
+        const T d = d_sums[k] * scale[k * D + i];
+        d_normal[k * D + i] = d_sums[k];
+        d_input[k * D + i] = d;
+        sum += d;
+        dot += d * sums[k].normal;
       }
     }
     sum = group_sum<kThreads>(sum) / static_cast<T>(3 * D);

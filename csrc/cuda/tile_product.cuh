@@ -31,7 +31,7 @@ struct PackedWeight {
   __device__ const O* tile(int64_t g, int64_t at) const { return data + (g * tiles() + at) * depth() * kTileColumns; }
 };
 
-// Where element (k, c) of a tile lies: by rows, or as a lane of mma.m16n8k16 reads its second factor, 4 columns of a
+// The place of element (k, c) of a tile: by rows, or as a lane of mma.m16n8k16 reads its second factor, 4 columns of a
 // thread's k in one piece for each half of the tile. A product may take its k in any order, and takes 4 at a time.
 template <typename O>
 __device__ int64_t tile_offset(int64_t k, int c) { return k * kTileColumns + c; }
@@ -41,7 +41,7 @@ __device__ inline int64_t tile_offset<bf16>(int64_t k, int c) {
   return k / 16 * (16 * kTileColumns) + lane * 8 + c / 8 * 4 + k % 4;
 }
 
-// A weight and where to put it. Where `inner` is not 0, k counts through blocks of `inner` rows that lie w.sg apart.
+// A weight and where to put it. Where `inner` is not 0, k counts through blocks of `inner` rows that are w.sg apart.
 template <typename O>
 struct Packing {
   Weight from;
@@ -89,7 +89,7 @@ void pack(const Packings<O>& packings, cudaStream_t on) {
   pack_weights<T, O><<<dim3(blocks < most ? blocks : most, packings.count), kThreads, 0, on>>>(packings);
 }
 
-// What a thread reads of a row at once: a number, or the 4 in a row that the tensor cores take from a thread.
+// A thread's read of a row at once: a number, or the 4 in a row that the tensor cores take from a thread.
 template <typename A, int kCount>
 struct Piece {
   A x[kCount];

@@ -14,7 +14,7 @@ struct Formation {
 constexpr unsigned kLargestCluster = 16;
 
 // Between arrive() and wait() a block may do what waits for nobody. What it wrote before arrive() the others can read
-// behind wait(), but in shared memory nothing is promised to outlive a barrier.
+// after wait(), but in shared memory nothing is promised to outlive a barrier.
 class Barrier {
  public:
   __device__ explicit Barrier(const Formation& f) : formation_(f) {}

@@ -4,6 +4,7 @@
 
 #include "fastwm/dtype.h"
 #include "fastwm/weight.h"
+#include "math/block_gru.h"
 
 namespace fastwm {
 

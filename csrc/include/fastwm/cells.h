@@ -1,14 +1,17 @@
-// The recurrent cells' parameters and their maths, shared by C++ and CUDA.
+// The operators of single cells, shared by C++ and CUDA: parameters, and how an element of a cell is stored.
 //
-// A cell is written once, for one element: what it reads, what it writes, and the arithmetic between. Every
-// array is [rows, parts * width]: `parts` numbers of each of the `width` elements of a row's carry, one part
+// A cell is written once, for one element: what it reads, what it writes, and by csrc/math/ the arithmetic between.
+// Every array is [rows, parts * width]: `parts` numbers of each of the `width` elements of a row's carry, one part
 // after the other. A block layout is the same thing with blocks for rows.
 #pragma once
 
 #include <utility>
 
 #include "fastwm/params/cells.h"
-#include "fastwm/vecmath.h"
+#include "math/block_gru.h"
+#include "math/gru.h"
+#include "math/lstm.h"
+#include "math/planet_gru.h"
 
 namespace fastwm {
 
@@ -35,35 +38,29 @@ struct Slot {
   int parts;
 };
 
-// A gate needs absolute accuracy, not vtanh's last bits: on the CPU, where these functions are most of a cell's time,
-// a rational minimax fit within 4e-7, never outside [-1, 1], at a third of the price.
-#ifdef __CUDA_ARCH__
-FASTWM_FN float gate_tanh(float x) { return vtanh(x); }
-#else
-FASTWM_FN float gate_tanh(float x) {
-  const float c = bound(x, -8.4f, 8.4f), t = c * c;
-  const float p = (((1.445773127e-8f * t + 2.137969094e-5f) * t + 3.541612555e-3f) * t + 1.341957570e-1f) * t + 1.0f;
-  const float q = (((8.219912854e-7f * t + 3.361419168e-4f) * t + 2.605142128e-2f) * t + 4.675289953e-1f) * t + 1.0f;
-  return x != x ? x : bound(c * p / q, -1.0f, 1.0f);
-}
-#endif
+namespace {
 
-FASTWM_FN double gate_tanh(double x) { return vtanh(x); }
+// What an element's outputs are, in the order of `out`.
+template <typename A, size_t count>
+struct Outputs {
+  A at[count];
+};
 
-FASTWM_FN float gate_sigmoid(float x) { return 0.5f + 0.5f * gate_tanh(0.5f * x); }
-FASTWM_FN double gate_sigmoid(double x) { return vsigmoid(x); }
+// The cells. An `In` has the numbers of `in`, in their order; csrc/math/ has the equations.
 
-namespace {  // the cells; in each, x holds the parts of `in` and y those of `out`, in order
-
-// r, z = sigmoid(i + h), n = tanh(i_n + r h_n), h' = (1 - z) n + z h
 struct Gru {
   static constexpr Slot in[] = {{Stored::gate, 3}, {Stored::gate, 3}, {Stored::carry, 1}};
   static constexpr Slot out[] = {{Stored::carry, 1}};
 
   template <typename A>
-  FASTWM_FN void run(const Cells&, const A (&x)[7], A (&y)[1]) {
-    const A r = gate_sigmoid(x[0] + x[3]), z = gate_sigmoid(x[1] + x[4]), n = gate_tanh(x[2] + r * x[5]);
-    y[0] = n + z * (x[6] - n);
+  struct In {
+    A x_r, x_z, x_n, h_r, h_z, h_n, h;
+  };
+
+  template <typename A>
+  FASTWM_FN Outputs<A, 1> run(const Cells&, const In<A>& x) {
+    const auto y = gru_gates(x.x_r + x.h_r, x.x_z + x.h_z, x.x_n, x.h_n);
+    return {{gru_carry(y.update, y.cand, x.h)}};
   }
 };
 
@@ -72,27 +69,30 @@ struct GruBackward {
   static constexpr Slot out[] = {{Stored::gate, 3}, {Stored::gate, 3}, {Stored::carry, 1}};
 
   template <typename A>
-  FASTWM_FN void run(const Cells&, const A (&x)[8], A (&y)[7]) {
-    const A grad = x[0], h_n = x[6], h = x[7];
-    const A r = gate_sigmoid(x[1] + x[4]), z = gate_sigmoid(x[2] + x[5]), n = gate_tanh(x[3] + r * h_n);
-    const A d_n = grad * (1 - z) * (1 - n * n);
-    y[0] = y[3] = d_n * h_n * r * (1 - r);
-    y[1] = y[4] = grad * (h - n) * z * (1 - z);
-    y[2] = d_n;
-    y[5] = d_n * r;
-    y[6] = grad * z;
+  struct In {
+    A d_h, x_r, x_z, x_n, h_r, h_z, h_n, h;
+  };
+
+  template <typename A>
+  FASTWM_FN Outputs<A, 7> run(const Cells&, const In<A>& x) {
+    const auto d = gru_backward(gru_gates(x.x_r + x.h_r, x.x_z + x.h_z, x.x_n, x.h_n), x.h_n, x.h, x.d_h);
+    return {{d.reset, d.update, d.x_n, d.reset, d.update, d.h_n, d.h}};
   }
 };
 
-// r = sigmoid(reset), c = tanh(r cand), u = sigmoid(update + bias), h' = u c + (1 - u) h
 struct BlockGru {
   static constexpr Slot in[] = {{Stored::gate, 3}, {Stored::carry, 1}};
   static constexpr Slot out[] = {{Stored::carry, 1}};
 
   template <typename A>
-  FASTWM_FN void run(const Cells& p, const A (&x)[4], A (&y)[1]) {
-    const A c = gate_tanh(gate_sigmoid(x[0]) * x[1]), u = gate_sigmoid(x[2] + static_cast<A>(p.bias));
-    y[0] = x[3] + u * (c - x[3]);
+  struct In {
+    A reset, cand, update, h;
+  };
+
+  template <typename A>
+  FASTWM_FN Outputs<A, 1> run(const Cells& p, const In<A>& x) {
+    const auto gates = block_gru_gates(x.reset, x.cand, x.update + static_cast<A>(p.bias));
+    return {{mix(gates.update, gates.cand, x.h)}};
   }
 };
 
@@ -101,26 +101,31 @@ struct BlockGruBackward {
   static constexpr Slot out[] = {{Stored::gate, 3}, {Stored::carry, 1}};
 
   template <typename A>
-  FASTWM_FN void run(const Cells& p, const A (&x)[5], A (&y)[4]) {
-    const A grad = x[0], cand = x[2], h = x[4];
-    const A r = gate_sigmoid(x[1]), c = gate_tanh(r * cand), u = gate_sigmoid(x[3] + static_cast<A>(p.bias));
-    const A d_c = grad * u * (1 - c * c);
-    y[0] = d_c * cand * r * (1 - r);
-    y[1] = d_c * r;
-    y[2] = grad * (c - h) * u * (1 - u);
-    y[3] = grad * (1 - u);
+  struct In {
+    A d_h, reset, cand, update, h;
+  };
+
+  template <typename A>
+  FASTWM_FN Outputs<A, 4> run(const Cells& p, const In<A>& x) {
+    const auto gates = block_gru_gates(x.reset, x.cand, x.update + static_cast<A>(p.bias));
+    const auto d = block_gru_backward(gates, x.cand, x.h, x.d_h);
+    return {{d.reset, d.cand, d.update, d.h}};
   }
 };
 
-// Before the candidate's product: sigmoid(reset) h, and u = sigmoid(update).
+// Before the candidate's product: r h and u.
 struct PlanetReset {
   static constexpr Slot in[] = {{Stored::gate, 2}, {Stored::carry, 1}};
   static constexpr Slot out[] = {{Stored::carry, 1}, {Stored::carry, 1}};
 
   template <typename A>
-  FASTWM_FN void run(const Cells&, const A (&x)[3], A (&y)[2]) {
-    y[0] = gate_sigmoid(x[0]) * x[2];
-    y[1] = gate_sigmoid(x[1]);
+  struct In {
+    A reset, update, h;
+  };
+
+  template <typename A>
+  FASTWM_FN Outputs<A, 2> run(const Cells&, const In<A>& x) {
+    return {{gate_sigmoid(x.reset) * x.h, gate_sigmoid(x.update)}};
   }
 };
 
@@ -129,23 +134,30 @@ struct PlanetResetBackward {
   static constexpr Slot out[] = {{Stored::gate, 2}, {Stored::carry, 1}};
 
   template <typename A>
-  FASTWM_FN void run(const Cells&, const A (&x)[5], A (&y)[3]) {
-    const A r = gate_sigmoid(x[2]), u = gate_sigmoid(x[3]);
-    y[0] = x[0] * x[4] * r * (1 - r);
-    y[1] = x[1] * u * (1 - u);
-    y[2] = x[0] * r;
+  struct In {
+    A d_reset_h, d_u, reset, update, h;
+  };
+
+  template <typename A>
+  FASTWM_FN Outputs<A, 3> run(const Cells&, const In<A>& x) {
+    const auto d = planet_reset_backward(gate_sigmoid(x.reset), x.h, x.d_reset_h);
+    return {{d.reset, sigmoid_backward(x.d_u, gate_sigmoid(x.update)), d.h}};
   }
 };
 
-// After it: h' = u h + (1 - u) tanh(cand)
+// After it: h', from u and the candidate's sum.
 struct PlanetUpdate {
   static constexpr Slot in[] = {{Stored::carry, 1}, {Stored::gate, 1}, {Stored::carry, 1}};
   static constexpr Slot out[] = {{Stored::carry, 1}};
 
   template <typename A>
-  FASTWM_FN void run(const Cells&, const A (&x)[3], A (&y)[1]) {
-    const A c = gate_tanh(x[1]);
-    y[0] = c + x[0] * (x[2] - c);
+  struct In {
+    A u, cand, h;
+  };
+
+  template <typename A>
+  FASTWM_FN Outputs<A, 1> run(const Cells&, const In<A>& x) {
+    return {{planet_carry(x.u, gate_tanh(x.cand), x.h)}};
   }
 };
 
@@ -154,28 +166,38 @@ struct PlanetUpdateBackward {
   static constexpr Slot out[] = {{Stored::carry, 1}, {Stored::gate, 1}, {Stored::carry, 1}};
 
   template <typename A>
-  FASTWM_FN void run(const Cells&, const A (&x)[4], A (&y)[3]) {
-    const A grad = x[0], u = x[1], c = gate_tanh(x[2]);
-    y[0] = grad * (x[3] - c);
-    y[1] = grad * (1 - u) * (1 - c * c);
-    y[2] = grad * u;
+  struct In {
+    A d_h, u, cand, h;
+  };
+
+  template <typename A>
+  FASTWM_FN Outputs<A, 3> run(const Cells&, const In<A>& x) {
+    const auto d = planet_update_backward(x.u, gate_tanh(x.cand), x.h, x.d_h);
+    return {{d.update, d.cand, d.h}};
   }
 };
 
-// c' = sigmoid(f + bias) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c')
 template <bool ijfo>
 struct Lstm {
   static constexpr Slot in[] = {{Stored::gate, 4}, {Stored::gate, 4}, {Stored::carry, 1}};
   static constexpr Slot out[] = {{Stored::carry, 1}, {Stored::carry, 1}};
 
   template <typename A>
-  FASTWM_FN void run(const Cells& p, const A (&x)[9], A (&y)[2]) {
-    const A second = x[1] + x[5], third = x[2] + x[6];
-    const A i = gate_sigmoid(x[0] + x[4]), o = gate_sigmoid(x[3] + x[7]);
-    const A f = gate_sigmoid((ijfo ? third : second) + static_cast<A>(p.bias));
-    const A g = gate_tanh(ijfo ? second : third);
-    y[1] = f * x[8] + i * g;
-    y[0] = o * gate_tanh(y[1]);
+  struct In {
+    A x0, x1, x2, x3, h0, h1, h2, h3, c;  // the gates' sums in the order of the weights
+
+    FASTWM_FN LstmGates<A> gates(const In& x, const Cells& p) {
+      auto sums = lstm_order(x.x0 + x.h0, x.x1 + x.h1, x.x2 + x.h2, x.x3 + x.h3, ijfo);
+      sums.forget += static_cast<A>(p.bias);
+      return lstm_gates(sums);
+    }
+  };
+
+  template <typename A>
+  FASTWM_FN Outputs<A, 2> run(const Cells& p, const In<A>& x) {
+    const auto gates = In<A>::gates(x, p);
+    const A c = lstm_cell(gates.in, gates.forget, gates.cand, x.c);
+    return {{gates.out * gate_tanh(c), c}};
   }
 };
 
@@ -186,19 +208,18 @@ struct LstmBackward {
   static constexpr Slot out[] = {{Stored::gate, 4}, {Stored::carry, 1}};
 
   template <typename A>
-  FASTWM_FN void run(const Cells& p, const A (&x)[11], A (&y)[5]) {
-    const A second = x[3] + x[7], third = x[4] + x[8], c = x[10];
-    const A i = gate_sigmoid(x[2] + x[6]), o = gate_sigmoid(x[5] + x[9]);
-    const A f = gate_sigmoid((ijfo ? third : second) + static_cast<A>(p.bias));
-    const A g = gate_tanh(ijfo ? second : third);
-    const A t = gate_tanh(f * c + i * g);
-    const A d_c = x[1] + x[0] * o * (1 - t * t);  // of the new c
-    const A d_f = d_c * c * f * (1 - f), d_g = d_c * i * (1 - g * g);
-    y[0] = d_c * g * i * (1 - i);
-    y[1] = ijfo ? d_g : d_f;
-    y[2] = ijfo ? d_f : d_g;
-    y[3] = x[0] * t * o * (1 - o);
-    y[4] = d_c * f;
+  struct In {
+    A d_h, d_c;
+    typename Lstm<ijfo>::template In<A> forward;
+  };
+
+  template <typename A>
+  FASTWM_FN Outputs<A, 5> run(const Cells& p, const In<A>& x) {
+    const auto gates = Lstm<ijfo>::template In<A>::gates(x.forward, p);
+    const A tanh_c = gate_tanh(lstm_cell(gates.in, gates.forget, gates.cand, x.forward.c));
+    const auto d = lstm_backward(gates, x.forward.c, tanh_c, x.d_h, x.d_c);
+    const auto sums = lstm_order(d.sums.in, d.sums.forget, d.sums.cand, d.sums.out, ijfo);
+    return {{sums.in, sums.forget, sums.cand, sums.out, d.c}};
   }
 };
 
@@ -209,7 +230,7 @@ struct Place {
   Stored stored;
 };
 
-// Where the i-th number of an element lies.
+// Where the i-th number of an element is stored.
 constexpr Place place(const Slot* slots, int i) {
   int tensor = 0;
   while (i >= slots[tensor].parts) i -= slots[tensor++].parts;
@@ -250,11 +271,9 @@ FASTWM_FN void store(accumulate_t<C> y, const Cells& p, int64_t row, int64_t j) 
 template <typename Cell, typename G, typename C, size_t... in, size_t... out>
 FASTWM_FN void element(const Cells& p, int64_t row, int64_t j, std::index_sequence<in...>,
                        std::index_sequence<out...>) {
-  using A = accumulate_t<C>;
-  const A x[] = {load<Cell, G, C, in>(p, row, j)...};
-  A y[sizeof...(out)];
-  Cell::run(p, x, y);
-  (store<Cell, G, C, out>(y[out], p, row, j), ...);
+  const typename Cell::template In<accumulate_t<C>> x{load<Cell, G, C, in>(p, row, j)...};
+  const auto y = Cell::run(p, x);
+  (store<Cell, G, C, out>(y.at[out], p, row, j), ...);
 }
 
 template <typename Cell, typename G, typename C>

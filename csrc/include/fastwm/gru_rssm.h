@@ -35,6 +35,7 @@ struct GruRssmWeights {
   LayerNorm n_layer;   // [U]
   Weight stats;        // [U, O]
   const void* b_stats; // [O] or null
+  double update_bias = kUpdateBias;  // of layernorm_gru
 
   // Numbers of every element's gates that are kept for the way back: what enters them; gru's h part of `new` apart.
   int64_t gates() const { return cell == GruCell::gru ? 4 : 3; }

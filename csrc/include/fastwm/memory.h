@@ -31,6 +31,8 @@ struct Memory {
 Memory borrow_memory(int64_t bytes);
 void give_back_memory(Memory);
 
+[[noreturn]] void scratch_overflow();  // a kernel takes more scratch memory than it has measured
+
 constexpr int64_t kKeptBytes = 128 << 20;
 
 }  // namespace fastwm

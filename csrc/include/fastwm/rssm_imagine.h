@@ -46,6 +46,7 @@ struct RssmImagine {
   void* all_logits;                  // [H, N, Z]
   void* actions;                     // [H + 1, N, A], encoded
   const void* given;                 // [H, N, A], or null where the actor chooses
+  double update_bias = kUpdateBias;
 
   int64_t A() const { return action.K; }
   ActionHead head(int64_t i) const { return {heads[2 * i], heads[2 * i + 1]}; }

@@ -72,7 +72,7 @@ struct Packed {
   }
 };
 
-// What a product's sums start from: rows by their stride (0: one that all share), or zeros where there is no data.
+// The start of a product's sums: rows by their stride (0: one that all share), or zeros where there is no data.
 template <typename T>
 struct Start {
   const T* data;
@@ -193,18 +193,17 @@ struct GradProduct {
   bool first = false;
 };
 
-// Of the K rows of the next panel, which begins at `ahead`, those that fall to rows m .. m + rows of c.
+// Fetches the next panel, K rows from `ahead` on, while c is computed: with rows m .. m + rows of c, their share of it.
 template <typename T>
 void fetch_part(const GradProduct<T>& p, int64_t m, int64_t rows, int64_t K, int64_t width, const T* ahead) {
   const int64_t first = m * K / p.M, last = (m + rows) * K / p.M;
   fetch_rows(last - first, width, ahead + first * p.ldb, p.ldb);
 }
 
-// How a weight's gradient is computed from factors O: a range of its panels, over K rows. Where it serves many panels, a
-// is first cut into slices of two tiles' columns, [slices, K, kSlice], whole lines: by its own stride it would miss the
-// cache.
+// A weight's gradient by operands O: a range of its panels, over K rows. Where many panels read a, it is first cut into
+// slices of two tiles' columns, [slices, K, kSlice], in whole cache lines: by its own stride it would miss the cache.
 template <typename T, typename O>
-struct GradFactors {
+struct GradGemm {
   static constexpr int64_t kManyPanels = 6, kSlice = 2 * kTileRows;
 
   static int64_t scratch(int64_t M, int64_t K) { return K * (kPanel<T> + (M + kSlice - 1) / kSlice * kSlice); }

@@ -1,8 +1,8 @@
-// The gradients of a sequence's weights: products over the last rows that came back, while they are in cache.
+// Gradients of a sequence's weights: products over the last rows of the backward pass, while they are in cache.
 #pragma once
 
-#include "layer_rows.h"
-#include "rssm_plan.h"
+#include "linear.h"
+#include "parts.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -19,11 +19,11 @@ template <typename T, typename O, int products_>
 void add_products(const GradProduct<T> (&products)[products_], int64_t count, Team team, bool first) {
   int64_t size = 0;
   for (const GradProduct<T>& product : products) {
-    const int64_t needed = GradFactors<T, O>::scratch(product.M, count);
+    const int64_t needed = GradGemm<T, O>::scratch(product.M, count);
     size = needed > size ? needed : size;
   }
-  Arena arena(Arena::bytes<O>(size));
-  O* scratch = arena.take<O>(size);
+  O* scratch;
+  const Arena arena([&](Arena& a) { scratch = a.take<O>(size); });
   for (GradProduct<T> product : products) {
     product.first = first;
     add_product(product, count, team, scratch);
@@ -67,8 +67,8 @@ template <typename T>
 class ThreadSums {
  public:
   ThreadSums(T* all, int64_t size, int threads)
-      : all_(all), size_(size), threads_(threads), arena_(Arena::bytes<T>((threads - 1) * size)),
-        extra_(arena_.template take<T>((threads - 1) * size)) {}
+      : all_(all), size_(size), threads_(threads),
+        arena_([this](Arena& a) { extra_ = a.take<T>((threads_ - 1) * size_); }) {}
 
   T* mine() {
     const int thread = thread_number();
@@ -88,18 +88,17 @@ class ThreadSums {
   }
 
  private:
-  T* all_;
+  T *all_, *extra_;
   int64_t size_;
   int threads_;
   Arena arena_;
-  T* extra_;
   bool used_[kMaxThreads] = {};
 };
 
 // for_each_team where sums over rows are wanted, all[size]: body(first row, number of rows, team, shared, sums, norms).
-// A team shares the sums that it splits by columns, which start from zeros but in the parts `products` of all, in their
-// order: these start with the first product. What a member adds row by row, the parts `by_row`, it sums in `norms`, where
-// they lie one behind the other; a team of one has them in `sums`, all zeros, and null here.
+// A team shares the sums that it splits by columns. They start from zeros, except the ranges `products` of all, in their
+// order, which start with the first product. Each member sums the ranges `by_row`, which it adds to row by row, in its own
+// `norms`, one range after the other; a team of one has them in `sums`, all zeros, and null for norms.
 template <typename Shared, typename T, int parts, int products_, typename Make, typename Body>
 void for_each_team_summing(int64_t B, int64_t weights, int64_t bytes, int threads, int64_t size, T* all,
                            const Range (&by_row)[parts], const Range (&products)[products_], Make make, Body body) {
@@ -113,8 +112,8 @@ void for_each_team_summing(int64_t B, int64_t weights, int64_t bytes, int thread
   }
   std::memset(all + done, 0, (size - done) * sizeof(T));
   ThreadSums<T> sums(all, size, threads);
-  Arena arena(Arena::bytes<T>(threads * width));
-  T* norms = arena.take<T>(threads * width);
+  T* norms;
+  const Arena arena([&](Arena& a) { norms = a.take<T>(threads * width); });
   for_each_team<Shared>(B, weights, bytes, threads, make,
                         [&](int64_t first, int64_t rows, Team team, const Shared& shared) {
     if (team.size == 1) return body(first, rows, team, shared, sums.mine(), static_cast<T*>(nullptr));

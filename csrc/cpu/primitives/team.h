@@ -1,7 +1,11 @@
-// Threads that walk through a sequence together: each takes its range of a stage's work, and a barrier follows.
+// A team of threads goes through a sequence together: each takes its range of a stage's work, and a barrier follows.
 #pragma once
 
 #include <cstdint>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #if defined(__linux__)
 #include <linux/futex.h>
@@ -15,6 +19,25 @@
 
 namespace fastwm::FASTWM_ISA {
 namespace {
+
+constexpr int kMaxThreads = 256;
+
+inline int max_threads() {
+#ifdef _OPENMP
+  const int threads = omp_get_max_threads();
+  return threads < kMaxThreads ? threads : kMaxThreads;
+#else
+  return 1;
+#endif
+}
+
+inline int thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
 
 // A barrier takes microseconds where every thread has a core. Where another process has taken one, the thread that is
 // late needs the core of those that wait: after kSpins pauses (0.3 to 1 ms) they sleep. Sooner, a quiet machine pays for
@@ -77,6 +100,15 @@ struct Team {
     }
   }
 };
+
+// Inside a parallel region: the calling thread's place in the team of all its threads.
+inline Team team_of_all(Barrier* barrier = nullptr, Stop* stop = nullptr) {
+#ifdef _OPENMP
+  return {thread_number(), omp_get_num_threads(), barrier, stop};
+#else
+  return {0, 1, barrier, stop};
+#endif
+}
 
 }  // namespace
 }  // namespace fastwm::FASTWM_ISA

@@ -1,7 +1,7 @@
 // Linear layers over some rows, for kernels that take a tile of rows through several of them.
 #pragma once
 
-#include "rssm_plan.h"
+#include "rows.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -10,15 +10,15 @@
 namespace fastwm::FASTWM_ISA {
 namespace {
 
-// Rows as factors of a product: themselves, or converted into scratch.
+// Numbers as a product's operand: themselves, or converted into scratch, which takes operand_size() numbers.
 template <typename T, typename O>
-const O* factors(int64_t count, const T* x, O* scratch) {
+const O* as_operand(int64_t count, const T* x, O* scratch) {
   if constexpr (kSame<T, O>) return x;
   else return convert(count, x, scratch), scratch;
 }
 
 template <typename T, typename O>
-int64_t factors_bytes(int64_t count) { return Arena::bytes<O>(kSame<T, O> ? 0 : count); }
+int64_t operand_size(int64_t count) { return kSame<T, O> ? 0 : count; }
 
 // Rows over which a weight's gradient is one product. AMX reads and writes the sums through the cache at each.
 template <typename O>
@@ -31,6 +31,23 @@ void linear(int64_t rows, const O* x, int64_t ldx, const Packed<O>& w, int64_t b
   for (int64_t panel = 0; panel < w.panels(); ++panel) {
     const int64_t n = panel * kPanelOf<O>;
     multiply(rows, x, ldx, w, block * w.panels() + panel, Start<T>{bias ? bias + n : nullptr, 0}, out + n, ldo);
+  }
+}
+
+// Calls body(z, x[z]) for what is not zero: a one-hot latent's cost is then its ones'.
+template <typename T, typename Body>
+void for_each_nonzero(int64_t count, const T* x, Body body) {
+  constexpr int64_t kBlock = 64 / sizeof(T);
+  for (int64_t z0 = 0; z0 < count; z0 += kBlock) {
+    const int64_t end = z0 + kBlock < count ? z0 + kBlock : count;
+    if (z0 + kBlock <= count) {
+      uint64_t words[8], any = 0;
+      std::memcpy(words, x + z0, sizeof words);
+      for (uint64_t word : words) any |= word;
+      if (!any) continue;
+    }
+    for (int64_t z = z0; z < end; ++z)
+      if (x[z] != 0) body(z, x[z]);
   }
 }
 
@@ -63,7 +80,7 @@ int64_t nonzeros(int64_t width, const T* x, int32_t* at) {
   return count;
 }
 
-// sum += x W for a row x that is zero but at `count` places; W [., width] lies in rows.
+// sum += x W for a row x that is zero but at `count` places; W [., width] is stored by rows.
 template <typename T>
 void add_gathered(int64_t count, const int32_t* at, const T* x, const T* w, int64_t width, T* sum) {
   using V = typename Vector<T>::type;
@@ -80,7 +97,7 @@ void add_gathered(int64_t count, const int32_t* at, const T* x, const T* w, int6
   for (int64_t i = 0; n < width && i < count; ++i) add_scaled(width - n, x[at[i]], w + at[i] * width + n, sum + n);
 }
 
-// The way back: rows of w at those places += x times the sum's gradient, of which `width` columns of `stride`.
+// Backward: rows of w at those places += x times the sum's gradient, for `width` columns of `stride`.
 template <typename T>
 void scatter_rows(int64_t count, const int32_t* at, const T* x, const T* d_sum, int64_t width, int64_t stride, T* w) {
   using V = typename Vector<T>::type;

@@ -1,4 +1,4 @@
-// Tiles of rows, for kernels over many short rows: W rows of C classes lie transposed as [C][W] in L1, so that one
+// Tiles of rows, for kernels over many short rows: W rows of C classes are transposed to [C][W] in L1, so that one
 // vector instruction serves one class of W rows. No horizontal sums, any C, and sums in class order for free.
 // For *_kernel.cpp files alone: all of it has internal linkage.
 #pragma once

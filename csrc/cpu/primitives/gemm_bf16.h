@@ -1,8 +1,8 @@
-// skinny_gemm.h with bfloat16 factors and float32 sums, by AMX or AVX512-BF16. The weights lie in pairs of k,
-// [K / 2, kPanel, 2], which both read.
+// gemm.h with bfloat16 operands and float32 sums, by AMX or AVX512-BF16. Both read weights in pairs of k,
+// [K / 2, panel, 2].
 #pragma once
 
-#include "skinny_gemm.h"
+#include "gemm.h"
 #include "fastwm/dtype.h"
 
 #if defined(__AVX512F__) && defined(__linux__)
@@ -247,7 +247,7 @@ __attribute__((target("avx512bf16"))) void multiply_pairs(const bf16* a, int64_t
   };
   const int64_t whole = K / 2 * 2;
   for (int64_t k = 0; k < whole; k += 2) add(k, ~0u);
-  if (whole < K) add(whole, 0xffffu);  // behind an odd K stands something else
+  if (whole < K) add(whole, 0xffffu);  // an odd K is followed by something else
 #pragma GCC unroll 8
   for (int m = 0; m < rows; ++m) {
     float* to = c + m * ldc;
@@ -326,7 +326,7 @@ inline void multiply(int64_t M, const bf16* a, int64_t lda, const Packed<bf16>& 
 
 // A weight's gradient in bfloat16: a is turned round to [M, K], so that it serves as rows.
 template <>
-struct GradFactors<float, bf16> {
+struct GradGemm<float, bf16> {
   static int64_t scratch(int64_t M, int64_t K) { return M * even(K) + even(K) * kBf16Panel; }
 
   // [K, M] floats to [M, K]: 16 columns and 16 pairs of rows at a time, turned in registers.
@@ -377,27 +377,36 @@ struct AmxTiles {
 template <typename O>
 bool use_amx() { return sizeof(O) == 2 && has_amx(); }
 
+// Calls f(T{}, O{}) with what a kernel's sums and state are in, and what its products multiply.
+template <typename Params, typename F>
+void with_types(const Params& p, F f) {
+#if FASTWM_BF16
+  if (p.bf16 && p.dtype == Dtype::f32 && has_bf16()) return f(float{}, bf16{});
+#endif
+  p.dtype == Dtype::f64 ? f(double{}, double{}) : f(float{}, float{});
+}
+
 // c += a W
 template <typename T, typename O>
 void multiply(int64_t M, const O* a, int64_t lda, const Packed<O>& w, int64_t task, T* c, int64_t ldc) {
   multiply(M, a, lda, w, task, Start<T>{c, ldc}, c, ldc);
 }
 
-// A member's share of a weight's gradient over K rows, by way of GradFactors<T, O>::scratch(M, K) numbers: of its panels,
-// or where there are more columns of a, which are to be cut or turned, of those.
+// A member's share of a weight's gradient over K rows, by way of GradGemm<T, O>::scratch(M, K) numbers. Members split its panels,
+// or the columns of a, which are to be cut or turned, where there are more of those.
 template <typename T, typename O>
 void add_product(const GradProduct<T>& p, int64_t K, const Team& team, O* scratch) {
-  using Factors = GradFactors<T, O>;
+  using Gemm = GradGemm<T, O>;
   constexpr int64_t kColumns = 16;
-  if (p.blocks > 1 || p.M <= p.N) return Factors::add(p, team.range(Factors::tasks(p)), K, scratch);
+  if (p.blocks > 1 || p.M <= p.N) return Gemm::add(p, team.range(Gemm::tasks(p)), K, scratch);
   const Range parts = team.range((p.M + kColumns - 1) / kColumns);
   const int64_t first = parts.first * kColumns, last = parts.last * kColumns;
   const GradProduct<T> share{1,   (last < p.M ? last : p.M) - first, p.N, p.a + first, p.lda, 0, p.b, p.ldb,
                              p.c + first * p.N, p.first};
-  Factors::add(share, {0, Factors::tasks(share)}, K, scratch);
+  Gemm::add(share, {0, Gemm::tasks(share)}, K, scratch);
 }
 
-// Columns of a panel whose factors are O.
+// Columns of a panel of operands O.
 template <typename O>
 constexpr int64_t kPanelOf = kPanel<O>;
 template <>

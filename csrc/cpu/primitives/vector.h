@@ -1,5 +1,5 @@
-// Vectors of the widest kind, and sums over an array. A sum that the compiler vectorises by itself ends in as many additions
-// behind each other as a vector has lanes.
+// Vectors of the widest kind, and sums over an array. A sum that the compiler vectorises by itself ends in a chain of as
+// many additions as a vector has lanes.
 #pragma once
 
 #include <cstdint>

@@ -1,11 +1,65 @@
-// One row of a dense layer between its products: LayerNorm where there is one, and the activation; and its derivative.
+// Norms and activations of rows, forward and backward: RMSNorm with SiLU, LayerNorm with any activation or none.
 #pragma once
 
-#include "rssm_rows.h"
+#include "rows.h"
 #include "fastwm/gru_rssm.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
+
+// Rows of a norm that are at work together: no row waits for another's sum.
+constexpr int64_t kNormRows = 16;
+
+// 1 / rms of up to kNormRows rows.
+template <typename T>
+void inverse_rms(int64_t rows, int64_t width, const T* x, int64_t stride, T eps, T* inverse) {
+  for (int64_t r = 0; r < rows; ++r) inverse[r] = dot(width, x + r * stride, x + r * stride);
+  for (int64_t r = 0; r < rows; ++r) inverse[r] = 1 / static_cast<T>(__builtin_sqrt(inverse[r] / width + eps));
+}
+
+// act = silu(y), y = pre / rms(pre) * scale
+template <typename T, typename O>
+void rms_silu(int64_t rows, int64_t width, const T* pre, int64_t ldp, const T* scale, T eps, O* act, int64_t lda) {
+  T inverse[kNormRows];
+  for (; rows > 0; rows -= kNormRows, pre += kNormRows * ldp, act += kNormRows * lda) {
+    const int64_t group = rows < kNormRows ? rows : kNormRows;
+    inverse_rms(group, width, pre, ldp, eps, inverse);
+    for (int64_t r = 0; r < group; ++r) {
+      const T *x = pre + r * ldp, by = inverse[r];
+      fill<T>(width, act + r * lda, [=](int64_t i) __attribute__((always_inline)) { return vsilu(x[i] * by * scale[i]); });
+    }
+  }
+}
+
+// From d_act, which is overwritten, to d_pre; adds to the scale's gradient, and computes act again. All rows are dense.
+template <typename T, typename O>
+void rms_silu_backward(int64_t rows, int64_t width, const T* pre, const T* scale, T eps, T* d_act, O* d_pre, O* act,
+                       T* d_scale) {
+  T inverse[kNormRows];
+  for (int64_t first = 0; first < rows; first += kNormRows) {
+    const int64_t group = rows - first < kNormRows ? rows - first : kNormRows, begin = first * width;
+    inverse_rms(group, width, pre + begin, width, eps, inverse);
+    for (int64_t r = 0; r < group; ++r) {
+      const T *x = pre + begin + r * width, by = inverse[r];
+      T* d = d_act + begin + r * width;
+      O* y = act + begin + r * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        const T normal = x[i] * by, z = normal * scale[i], s = vsigmoid(z), d_z = d[i] * s * (1 + z * (1 - s));
+        narrow(z * s, y[i]);
+        d_scale[i] += d_z * normal;
+        d[i] = d_z * scale[i];
+      }
+    }
+    for (int64_t r = 0; r < group; ++r) {
+      const T *x = pre + begin + r * width, *d = d_act + begin + r * width, by = inverse[r];
+      const T mean = dot(width, x, d) * by / width;
+      O* out = d_pre + begin + r * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) narrow(by * (d[i] - x[i] * by * mean), out[i]);
+    }
+  }
+}
 
 template <typename T>
 struct Moments {
@@ -21,7 +75,7 @@ Moments<T> moments(int64_t width, const T* x, T eps) {
   return {mean, 1 / static_cast<T>(__builtin_sqrt(squares / width + eps))};
 }
 
-// The way back from d_normal to d_pre, normal = (pre - mean) / deviation.
+// From d_normal to d_pre, normal = (pre - mean) / deviation.
 template <typename T>
 void normal_backward(int64_t width, const T* pre, const Moments<T>& m, const T* d_normal, T* d_pre) {
   const T mean = sum(width, d_normal) / width;
@@ -89,39 +143,6 @@ void with_activation(Activation f, Body body) {
     case Activation::silu: return body(ActivationTag<Activation::silu>{});
     case Activation::elu: return body(ActivationTag<Activation::elu>{});
     case Activation::relu: return body(ActivationTag<Activation::relu>{});
-  }
-}
-
-// Calls body(z, x[z]) for what is not zero: a one-hot latent's cost is then its ones'.
-template <typename T, typename Body>
-void for_each_nonzero(int64_t count, const T* x, Body body) {
-  constexpr int64_t kBlock = 64 / sizeof(T);
-  for (int64_t z0 = 0; z0 < count; z0 += kBlock) {
-    const int64_t end = z0 + kBlock < count ? z0 + kBlock : count;
-    if (z0 + kBlock <= count) {
-      uint64_t words[8], any = 0;
-      std::memcpy(words, x + z0, sizeof words);
-      for (uint64_t word : words) any |= word;
-      if (!any) continue;
-    }
-    for (int64_t z = z0; z < end; ++z)
-      if (x[z] != 0) body(z, x[z]);
-  }
-}
-
-// z = mean + (softplus(raw) + 0.1) noise
-template <typename T>
-void gaussian_row(int64_t S, const T* stats, const T* noise, T* z) {
-#pragma omp simd
-  for (int64_t s = 0; s < S; ++s) z[s] = stats[s] + (vsoftplus(stats[S + s]) + T(0.1)) * noise[s];
-}
-
-template <typename T>
-void gaussian_row_backward(int64_t S, const T* stats, const T* noise, const T* d_z, const T* g_stats, T* d_stats) {
-#pragma omp simd
-  for (int64_t s = 0; s < S; ++s) {
-    d_stats[s] = g_stats[s] + d_z[s];
-    d_stats[S + s] = g_stats[S + s] + d_z[s] * noise[s] * vsigmoid(stats[S + s]);
   }
 }
 
