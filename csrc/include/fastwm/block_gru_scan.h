@@ -27,7 +27,7 @@ struct BlockGruWeights {
   const void *n_carry, *n_hidden;     // scales of the norms [U] [D]
 };
 
-// What the forward saves: the layers before their norms, and the gates as r, cand before its tanh, u; null where no
+// The arrays that the forward saves: the layers before their norms, and the gates as r, cand before its tanh, u; null where no
 // gradient is wanted.
 struct BlockGruSaved {
   void* embeds;  // [T, B, E U]

@@ -40,7 +40,7 @@ struct Slot {
 
 namespace {
 
-// What an element's outputs are, in the order of `out`.
+// An element's outputs, in the order of `out`.
 template <typename A, size_t count>
 struct Outputs {
   A at[count];

@@ -37,11 +37,11 @@ struct GruRssmWeights {
   const void* b_stats; // [O] or null
   double update_bias = kUpdateBias;  // of layernorm_gru
 
-  // Numbers of every element's gates that are kept for the way back: what enters them; gru's h part of `new` apart.
+  // Numbers saved for every element's gates: the sums that enter them; gru's h part of `new` is one of its own.
   int64_t gates() const { return cell == GruCell::gru ? 4 : 3; }
 };
 
-// What the forward saves, all before norm and activation; null where no gradient is wanted.
+// The arrays that the forward saves, all before norm and activation; null where no gradient is wanted.
 struct GruRssmSaved {
   void* input;  // [T, B, U]
   void* gates;  // [T, B, gates() D]
@@ -65,9 +65,9 @@ struct GruRssmObserve {
   GruRssmSaved saved;
 };
 
-// Where the weights' gradients lie in one array, as offsets: w_stoch [Z, U], n_input [2, U] (scale, shift), w_x
+// Offsets of the weights' gradients in one array: w_stoch [Z, U], n_input [2, U] (scale, shift), w_x
 // [3D, U], b_x [3D], w_h [3D, D], b_h [3D], n_gates [2, 3D], w_layer [U, D], n_layer [2, U], w_stats [O, U], b_stats [O].
-// What a variant lacks has its place all the same, and stays zero.
+// Parts that a variant lacks have their place all the same, and stay zero.
 struct GruRssmGrads {
   int64_t stoch, n_input, x, b_x, h, b_h, n_gates, layer, n_layer, stats, b_stats, size;
 

@@ -37,7 +37,7 @@ static inline int64_t laprop_chunks(int64_t count) { return (count + kChunk - 1)
 
 FASTWM_FN bool laprop_applies(const LaProp& p) { return !p.apply_at || *p.apply_at; }
 
-// What depends on the step alone.
+// Factors that depend on the step alone.
 struct LaPropRates {
   double step_size;     // lr_t / (1 - beta1^t)
   double nu_unbias;     // 1 / (1 - beta2^t)
@@ -50,7 +50,7 @@ FASTWM_FN LaPropRates laprop_rates(const LaProp& p) {
   return {lr * ramp / (1 - pow(p.beta1, done + 1)), 1 / (1 - pow(p.beta2, done + 1))};
 }
 
-// What AGC multiplies a tensor's gradient by.
+// The factor by which AGC scales a tensor's gradient.
 FASTWM_FN double agc_scale(double param_squares, double grad_squares, double agc, double pmin) {
   const double limit = agc * (sqrt(param_squares) < pmin ? pmin : sqrt(param_squares));
   const double norm = sqrt(grad_squares);

@@ -26,7 +26,7 @@ struct Memory {
   int64_t bytes;
 };
 
-// At least so many bytes, at a multiple of 64; large pieces in huge pages. Large pieces that come back are kept, as fresh
+// At least so many bytes, at a multiple of 64; large pieces in huge pages. Large pieces that are given back are kept, as fresh
 // pages cost a kernel more than what it does in them; at most kKeptBytes of them.
 Memory borrow_memory(int64_t bytes);
 void give_back_memory(Memory);

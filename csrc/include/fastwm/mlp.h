@@ -6,7 +6,7 @@
 
 namespace fastwm {
 
-// Linear -> RMSNorm -> SiLU, `count` layers of equal shape behind each other in memory.
+// Linear -> RMSNorm -> SiLU, `count` layers of equal shape, one after the other in memory.
 struct DenseLayers {
   Weight w;                  // [count, K, N]
   const void *bias, *norm;   // [count, N]
@@ -20,7 +20,7 @@ struct MlpLayers {
   const void* b_out;
   int64_t D, Z, O;
   int64_t norms;  // vectors [U] of a layer's norm: none, RMSNorm's scale, or LayerNorm's scale and shift
-  Activation activation;  // SiLU behind an RMSNorm
+  Activation activation;  // SiLU after an RMSNorm
   double eps;
 
   int64_t U() const { return first.N; }
@@ -40,7 +40,7 @@ struct Mlp {
   void* pre;          // [count, rows, U]: the layers before their norms, or null where no gradient is wanted
 };
 
-// The gradients of all weights lie in one array: of the first layer's two parts [U, D] [U, Z], of the others
+// The gradients of all weights are one array: of the first layer's two parts [U, D] [U, Z], of the others
 // [count - 1, U, U], of the last [O, U], then of the biases [count, U] [O] and the norms [count, norms, U].
 struct MlpBackward {
   Dtype dtype;

@@ -1,5 +1,5 @@
 // Parameters of the whole sequence of a recurrent cell. T steps, B rows, D the carry's width. Every array is contiguous
-// but the weight, which has strides. What a gate is and what is saved of it, csrc/cpu/scan_cells.h says.
+// but the weight, which has strides. csrc/cpu/scan_cells.h says what a gate is and what is saved of it.
 #pragma once
 
 #include "fastwm/params/enums.h"

@@ -17,7 +17,7 @@ FASTWM_FN float vlog(float x) { return logf(x); }
 FASTWM_FN float vlog1p(float x) { return log1pf(x); }
 FASTWM_FN float vtanh(float x) { return tanhf(x); }
 FASTWM_FN float vsoftplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
-// Within 2 ulp, and without the branch of the exact division, behind which no load would be started early.
+// Within 2 ulp, and without the branch of the exact division, after which no load would be started early.
 FASTWM_FN float vdivide(float x, float y) { return __fdividef(x, y); }
 
 #else

@@ -5,7 +5,7 @@
 
 namespace fastwm {
 
-// A weight [G, K, N] as a product reads it, y_g = x_g W_g: element (g, k, n) lies at g*sg + k*sk + n*sn.
+// A weight [G, K, N] as a product reads it, y_g = x_g W_g: element (g, k, n) is at g*sg + k*sk + n*sn.
 struct Weight {
   const void* data;
   int64_t sg, sk, sn;
