@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 NATIVE := $(shell find csrc build_tools -type f -not -name '*.pyc')
 
-.PHONY: demo test lint docs bench cuda-check sanitize
+.PHONY: demo test test-triton test-emulated lint docs bench cuda-check sanitize
 
 demo: $(READY)  ## learn CartPole from scratch, then evaluate
 	$(BIN)/fastwm train dreamer_v3 --env cartpole --preset cartpole --logdir runs/demo
@@ -13,6 +13,12 @@ demo: $(READY)  ## learn CartPole from scratch, then evaluate
 
 test: lint  ## all tests that this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto
+
+test-triton: $(READY)  ## the Triton kernels on the CPU, under Triton's interpreter
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --backend triton
+
+test-emulated: $(READY)  ## the CUDA kernels on the CPU, one fiber per CUDA thread
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --backend cuda-emulated
 
 lint: $(READY)
 	$(BIN)/ruff check .

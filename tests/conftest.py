@@ -1,16 +1,38 @@
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-
-import fastwm
-from fastwm import _lib
-from tests import cuda_emulator
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        choices=["triton", "cuda-emulated"],
+        help="run only the tests of kernels, on the CPU: Triton's under its interpreter, or CUDA's under the emulator",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Both are chosen by the environment when fastwm is imported, which is later than this."""
+    chosen = config.getoption("--backend")
+    os.environ["FASTWM_TEST_BACKEND"] = chosen or ""
+    if chosen == "triton":
+        os.environ["TRITON_INTERPRET"] = "1"
+    elif chosen == "cuda-emulated" and not hasattr(config, "workerinput"):  # once, not in every process of xdist
+        script = Path(__file__).parent / "cuda_emulator" / "build.py"
+        built = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=True)
+        os.environ["FASTWM_CUDA_EMULATOR"] = built.stdout.strip()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    import torch
+
+    if config.getoption("--backend"):  # what takes no backend is tested without the option
+        items[:] = [item for item in items if {"on", "native"} & set(getattr(item, "fixturenames", ()))]
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:
@@ -18,48 +40,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`on`: every backend in turn; `native`: all but the reference; `cpu`: ours there; `isa`: instruction sets."""
+    from tests.backends import CPU, ISA_LEVELS, NATIVE, REF
+
+    for name, params in (("on", REF + NATIVE), ("native", NATIVE), ("cpu", [CPU]), ("isa", ISA_LEVELS)):
+        if name in metafunc.fixturenames and not hasattr(metafunc.cls, name):
+            metafunc.parametrize(name, params, indirect=True)
+
+
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Fresh memory is NaN: an element that a kernel forgets to write, or reads too early, shows."""
+    import torch
+
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+@pytest.fixture
+def on(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A backend, forced for the test's duration."""
+    import fastwm
 
-
-class Target(NamedTuple):
-    """A backend, and a device that it serves."""
-
-    backend: str
-    device: str
-
-    @property
-    def library(self) -> str:
-        emulated = "fastwm_emulated" if self == ("cuda", "cpu") else "fastwm"
-        return "fastwm_triton" if self.backend == "triton" else emulated
-
-
-REF = [pytest.param(Target("ref", "cpu"), id="ref")]
-NATIVE = [
-    pytest.param(Target("cpu", "cpu"), id="cpu", marks=pytest.mark.skipif(not _lib.has_cpu, reason="not built")),
-    pytest.param(Target("cuda", "cuda"), id="cuda", marks=pytest.mark.gpu),
-    pytest.param(Target("triton", "cuda"), id="triton-gpu", marks=pytest.mark.gpu),
-    *([pytest.param(Target("triton", "cpu"), id="triton")] if INTERPRETED else []),
-    *([pytest.param(Target("cuda", "cpu"), id="emulated")] if cuda_emulator.loaded else []),
-]
-
-
-@pytest.fixture(params=REF + NATIVE)
-def on(request: pytest.FixtureRequest) -> Iterator[Target]:
-    """Every backend in turn, forced for the test's duration."""
     with fastwm.backend(request.param.backend):
         yield request.param
 
 
-@pytest.fixture(params=NATIVE)
-def native(request: pytest.FixtureRequest) -> Iterator[Target]:
-    """Every backend but the reference in turn, forced for the test's duration."""
-    with fastwm.backend(request.param.backend):
-        yield request.param
+native = cpu = on
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An instruction set, for the test's duration."""
+    from fastwm import _lib
+
+    assert _lib.host is not None
+    before = _lib.host.isa()
+    _lib.host.set_isa(request.param)
+    yield request.param
+    _lib.host.set_isa(before)

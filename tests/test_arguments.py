@@ -1,49 +1,28 @@
 """No argument crashes the process or is misread: what cannot be served is refused, in `ops` by a clear ValueError."""
 
 import os
-import random
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.testing import assert_close
 
 import fastwm
-from fastwm import _lib, nn, ops
-from tests.fuzz.__main__ import Recorder
-from tests.fuzz.cases import Case, Draw, gru_rssm, laprop, mlp, rssm
+from fastwm import nn, ops
+from tests.backends import Target, needs_cpu
+from tests.cases import CASES, Draw
+from tests.cases.run import raw_call
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-needs_native = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
 
 
-def find(make: Callable[[Draw], Case], function: Callable[..., Any]) -> tuple[Any, ...]:
-    """The arguments of a random call of this function, with at least one row."""
-    for seed in range(1000):
-        called, args = make(Draw(random.Random(seed), torch.float64))
-        if called is function and all(x.numel() for x in args if isinstance(x, Tensor)):
-            return args
-    raise AssertionError(f"no call of {function}")
+def raw(name: str) -> tuple[Any, dict[str, Any]]:
+    return raw_call(CASES[name], CASES[name].args())
 
 
-def raw(make: Callable[[Draw], Case], function: Callable[..., Any]) -> tuple[Any, list[Any]]:
-    """The raw operator that a call of this function makes, with its arguments."""
-    with Recorder() as recorder, torch.no_grad():
-        function(*find(make, function))
-    op, args = recorder.calls[-1]
-    return op, list(args)
-
-
-def named(op: Any, args: list[Any], **changed: Any) -> list[Any]:
-    names = [argument.name for argument in op._schema.arguments]
-    return [changed.get(name, x) for name, x in zip(names, args, strict=True)]
-
-
-@needs_native
+@needs_cpu
 @pytest.mark.parametrize("kind", ["planet", "dreamer_v1", "dreamer_v2"])
 def test_actions_of_width_0(kind: str) -> None:
     torch.manual_seed(0)
@@ -56,18 +35,18 @@ def test_actions_of_width_0(kind: str) -> None:
         assert_close(got, rssm.open_loop(state, action, noise))
 
 
-@needs_native
+@needs_cpu
 def test_given_actions_and_no_step() -> None:
-    op, args = raw(rssm, ops.rssm_open_loop)
-    deter, stoch, uniform, *_ = args
-    given = args[[argument.name for argument in op._schema.arguments].index("action")]
-    deters, stochs, logits, *_ = op(*named(op, args, uniform=uniform[:0], action=given[:0]))
+    op, args = raw("rssm_open_loop")
+    deter, stoch = args["deter0"], args["stoch0"]
+    args |= {"uniform": args["uniform"][:0], "action": args["action"][:0]}
+    deters, stochs, logits, *_ = op(*args.values())
     assert_close(deters, deter[None])
     assert_close(stochs, stoch[None])
     assert logits.shape == (0, *stoch.shape)
 
 
-@needs_native
+@needs_cpu
 @pytest.mark.parametrize(
     "changed",
     [
@@ -77,20 +56,20 @@ def test_given_actions_and_no_step() -> None:
     ],
 )  # fmt: skip
 def test_sizes_that_overflow_are_refused(changed: dict[str, Any]) -> None:
-    op, args = raw(gru_rssm, ops.gru_rssm_imagine)
+    op, args = raw("gru_rssm_imagine-v2")
     with pytest.raises(RuntimeError, match="fastwm: "):
-        op(*named(op, args, **changed))
+        op(*(args | changed).values())
 
 
-@needs_native
+@needs_cpu
 @pytest.mark.parametrize("heads", [[[2**62, 0]] * 4, [[2**32, 2**32]], [[-1, 0]], [[1, -1]]])
 def test_heads_that_overflow_are_refused(heads: list[list[int]]) -> None:
-    op, args = raw(rssm, ops.rssm_imagine)
+    op, args = raw("rssm_imagine")
     with pytest.raises(RuntimeError, match="fastwm: "):
-        op(*named(op, args, heads=torch.tensor(heads)))
+        op(*(args | {"heads": torch.tensor(heads)}).values())
 
 
-@needs_native
+@needs_cpu
 @pytest.mark.parametrize("shape", [(0, 2**40, 2**20), (2**62, 0), (0, 2**60)])
 def test_empty_tensors_of_huge_sizes(shape: tuple[int, ...]) -> None:
     x = torch.empty(*shape, 3)
@@ -102,7 +81,7 @@ def test_empty_tensors_of_huge_sizes(shape: tuple[int, ...]) -> None:
         torch.ops.fastwm.mdn_nll(x, x, x, x[..., 0])
 
 
-@needs_native
+@needs_cpu
 @pytest.mark.parametrize("name", ["step_at", "lr_at", "apply_at"])
 def test_laprop_reads_one_number(name: str) -> None:
     p = torch.ones(3)
@@ -115,7 +94,7 @@ def test_laprop_reads_one_number(name: str) -> None:
         )  # fmt: skip
 
 
-@needs_native
+@needs_cpu
 @pytest.mark.parametrize("activation", [-1, 4, 2**62])
 def test_unknown_activations_of_raw_operators(activation: int) -> None:
     x = torch.ones(2, 3)
@@ -123,54 +102,35 @@ def test_unknown_activations_of_raw_operators(activation: int) -> None:
         torch.ops.fastwm.norm_act(x, torch.ones(3), None, 1e-4, activation)
 
 
-@pytest.mark.parametrize("backend", ["ref", *(["cpu"] if _lib.has_cpu else [])])
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "state"),
     [
-        ({"activation": "xh"}, "kind.activation is one of relu, elu, silu, not 'xh'"),
-        ({"order": "relu"}, "kind.order is one of xh, hx, not 'relu'"),
-        ({"cell": "lstm"}, "kind.cell is one of gru, planet_gru, layernorm_gru, not 'lstm'"),
-        ({"unimix": 1.5}, "0 <= unimix < 1"),
-    ],
-)
-def test_unknown_kinds(backend: str, change: dict[str, Any], message: str) -> None:
-    for function in (ops.gru_rssm_observe, ops.gru_rssm_open_loop, ops.gru_rssm_imagine):
-        args = [x._replace(**change) if isinstance(x, ops.GRURSSMKind) else x for x in find(gru_rssm, function)]
-        with fastwm.backend(backend), pytest.raises(ValueError, match=message):
-            function(*args)
-
-
-@pytest.mark.parametrize("backend", ["ref", *(["cpu"] if _lib.has_cpu else [])])
-@pytest.mark.parametrize(
-    ("make", "function"),
-    [
-        (rssm, ops.rssm_observe), (rssm, ops.rssm_imagine), (rssm, ops.rssm_open_loop),
-        (gru_rssm, ops.gru_rssm_observe), (gru_rssm, ops.gru_rssm_open_loop), (gru_rssm, ops.gru_rssm_imagine),
-        (mlp, ops.mlp),
+        ("rssm_observe", 3), ("rssm_imagine", 0), ("rssm_open_loop", 0), ("gru_rssm_observe-v2", 3),
+        ("gru_rssm_imagine-v2", 0), ("gru_rssm_open_loop-v2", 0), ("mlp", 0),
     ],
 )  # fmt: skip
-def test_complex_and_half_tensors(backend: str, make: Callable[[Draw], Case], function: Callable[..., Any]) -> None:
-    args = find(make, function)
-    first = next(i for i, x in enumerate(args) if isinstance(x, Tensor))
+def test_complex_and_half_tensors(on: Target, name: str, state: int) -> None:
+    """Of the first argument, and of the state."""
+    sizes = dict(lead=(3,), latents=None) if name == "mlp" else None
+    operator, args = CASES[name].operator, CASES[name].args(sizes)
     for dtype in (torch.complex64, torch.complex128):
-        with fastwm.backend(backend), pytest.raises(ValueError, match="floating-point|one dtype"):
-            function(*args[:first], args[first].to(dtype), *args[first + 1 :])
-    state = 0 if function is not ops.rssm_observe and function is not ops.gru_rssm_observe else 3
-    with fastwm.backend(backend), pytest.raises(ValueError, match="one dtype.*keep the module in float32 and use"):
-        function(*args[:state], args[state].bfloat16(), *args[state + 1 :])
+        with pytest.raises(ValueError, match="floating-point|one dtype"):
+            operator(args[0].to(dtype), *args[1:])
+    with pytest.raises(ValueError, match="one dtype.*keep the module in float32 and use"):
+        operator(*args[:state], args[state].bfloat16(), *args[state + 1 :])
 
 
 @pytest.mark.parametrize("batch", [(0,), (3,), (2, 0), ()])
 def test_mlp_of_no_inputs(batch: tuple[int, ...]) -> None:
     """Zero columns and any number of rows."""
-    w = Draw(random.Random(0), torch.float64).mlp(0, 2)
+    w = Draw().mlp(0, 2)
     x = torch.zeros(*batch, 0, dtype=torch.float64)
     got = ops.mlp(x, w)
     with fastwm.backend("ref"):
         assert_close(got, ops.mlp(x, w))
 
 
-@needs_native
+@needs_cpu
 def test_random_calls() -> None:
     """A few; `make sanitize` makes many, with a library that finds every access out of bounds."""
     command = [sys.executable, "-m", "tests.fuzz", "--calls", "300", "--seed", "5"]
@@ -179,5 +139,4 @@ def test_random_calls() -> None:
 
 
 def test_laprop_takes_empty_lists() -> None:
-    step, _ = laprop(Draw(random.Random(0), torch.float64))
-    assert step([], [], [], []) == [[], [], []]
+    assert CASES["laprop_step_"].operator([], [], [], [], 3) == ([], [], [])

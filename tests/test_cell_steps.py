@@ -13,9 +13,10 @@ import fastwm
 from fastwm import nn as fnn
 from fastwm import ops
 from fastwm.nn import cell_weights
-from tests.conftest import Target
+from tests.backends import INTERPRETED, Target
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+# Products and gates, of which the gates have tests of their own: the interpreter is too slow for both.
+pytestmark = [pytest.mark.usefixtures("poisoned_memory"), pytest.mark.skipif(INTERPRETED, reason="slow")]
 
 X, D, B = 5, 8, 6
 

@@ -1,18 +1,18 @@
 """A class of weight 0 is never drawn, in every place that samples by the inverse CDF, by any uniform number."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from fastwm import _lib, ops
+from fastwm import ops
 from fastwm.nn import DREAMER_V2, BlockRSSM, Dense
 from fastwm.nn.distributions import Categorical
 from fastwm.nn.gru_rssm import GRURSSM, VARIANTS
 from fastwm.ops import ActionHead, LinearWeights, MDNRNNWeights, MLPWeights, PolicyHead
-from tests.conftest import Target
+from tests.backends import Target, needs_kernel
 
 S, C = 60, 64
 MASKS = [-1e9, -200.0, -float("inf")]
@@ -109,8 +109,13 @@ def from_mdn_sample(logits: Tensor, uniform: Tensor) -> Tensor:
 
 
 SAMPLERS = [
-    from_categorical, from_distribution, from_rssm_observe, from_rssm_imagine, from_policy, from_gru_rssm_observe,
-    from_gru_rssm_open_loop, from_gru_rssm_imagine, from_mdn_sample,
+    pytest.param(sampler, marks=needs_kernel(kernel))
+    for sampler, kernel in {
+        from_categorical: "straight_through_categorical", from_distribution: "rssm_imagine",
+        from_rssm_observe: "rssm_observe", from_rssm_imagine: "rssm_imagine", from_policy: "rssm_imagine",
+        from_gru_rssm_observe: "gru_rssm_observe", from_gru_rssm_open_loop: "gru_rssm_imagine",
+        from_gru_rssm_imagine: "gru_rssm_imagine", from_mdn_sample: "mdn_sample",
+    }.items()
 ]  # fmt: skip
 Sampler = Callable[[Tensor, Tensor], Tensor]
 
@@ -134,21 +139,12 @@ def test_impossible_classes_are_never_drawn(on: Target, sampler: Sampler) -> Non
     check(sampler, on.device)
 
 
-@pytest.fixture(params=_lib.host.isa_levels() if _lib.host else [])
-def isa(request: pytest.FixtureRequest) -> Iterator[None]:
-    assert _lib.host is not None
-    before = _lib.host.isa()
-    _lib.host.set_isa(request.param)
-    yield
-    _lib.host.set_isa(before)
-
-
-@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_instruction_set(sampler: Sampler) -> None:
+def test_impossible_classes_at_every_instruction_set(isa: str, sampler: Sampler) -> None:
     check(sampler)
 
 
+@needs_kernel("mdn_rnn_imagine")
 def test_a_dream_draws_the_only_possible_component(on: Target) -> None:
     """Its means are far apart, its deviations nothing."""
     Z, K, H = 3, 5, 4

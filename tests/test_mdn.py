@@ -1,23 +1,17 @@
-"""Mixture densities: hand-computed and recorded values, every backend against the reference, gradients, contracts."""
+"""Mixture densities: values by hand, recorded ones, sampling. See test_contract.py for the rest."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
 import fastwm
-from fastwm import _lib
 from fastwm.ops import mdn_nll, mdn_sample
-from tests.conftest import INTERPRETED, Target
+from tests.backends import Target
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -66,7 +60,7 @@ def components(logits: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
     return mdn_sample(logits, mean, torch.full_like(mean, -math.inf), temperature, u, torch.zeros_like(u))
 
 
-# ---------------------------------------------------------------------------- values by hand (traps of the spec)
+# Values by hand (traps of the spec)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +172,7 @@ def test_exact_boundaries_belong_to_the_next_component(on: Target) -> None:
     assert components(logits, u).tolist() == [0, 1, 2, 3, 0]
 
 
-# ------------------------------------------------------------------------------------------ recorded numbers
+# Recorded numbers
 
 
 @pytest.fixture(scope="module")
@@ -237,52 +231,7 @@ def test_recorded_dream(on: Target, golden: dict[str, Tensor], run: str, tempera
         z = sample
 
 
-# ------------------------------------------------------------------------------------ against the reference
-
-SHAPES = [(1, 1), (3, 5), (1, 5, 5), (4, 1, 3, 2), (3, 33, 5), (130, 2, 5), (2, 3, 9), (0, 4, 5), (4, 0, 2, 3)]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_reference(native: Target, shape: tuple[int, ...], kind: str) -> None:
-    args = [*parameters(*shape, kind=kind, device=native.device), values(*shape[:-1], device=native.device)]
-    draws = [uniforms(*args[0].shape[:-1], device=native.device), values(*shape[:-1], seed=3, device=native.device)]
-    ours, sample = with_grads(args), mdn_sample(*args[:3], 0.8, *draws)
-    with fastwm.backend("ref"):
-        assert_close(ours, with_grads(args), atol=1e-10, rtol=1e-10)
-        assert_close(sample, mdn_sample(*args[:3], 0.8, *draws), atol=1e-10, rtol=1e-10)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_float32_error(native: Target, kind: str) -> None:
-    shape = (40, 7, 5)
-    args = [*parameters(*shape, kind=kind), values(*shape[:-1])]
-    ours = with_grads([x.to(native.device, torch.float32) for x in args])
-    with fastwm.backend("ref"):
-        exact = with_grads([x.to(native.device, torch.float32).double() for x in args])
-    for x, truth in zip(ours, exact, strict=True):
-        assert_close(x.double(), truth, atol=1e-5 * truth.abs().max().item(), rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("isa", _lib.host.isa_levels() if _lib.host else [])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_every_instruction_set(isa: str, dtype: torch.dtype, kind: str) -> None:
-    assert _lib.host is not None
-    args = [*parameters(11, 13, 5, kind=kind, dtype=dtype), values(11, 13, dtype=dtype)]
-    draws = [uniforms(*args[0].shape[:-1], dtype=dtype), values(11, 13, seed=3, dtype=dtype)]
-    before = _lib.host.isa()
-    _lib.host.set_isa(isa)
-    try:
-        ours, sample = with_grads(args), mdn_sample(*args[:3], 1.25, *draws)
-    finally:
-        _lib.host.set_isa(before)
-    with fastwm.backend("ref"):
-        exact = with_grads([x.double() for x in args])
-        exact_sample = mdn_sample(*(x.double() for x in args[:3]), 1.25, *(x.double() for x in draws))
-    tolerance = {torch.float32: 2e-5, torch.float64: 1e-12}[dtype]
-    assert_close([x.double() for x in ours], exact, atol=tolerance, rtol=tolerance)
-    assert_close(sample.double(), exact_sample, atol=tolerance, rtol=tolerance)
+# Against the reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -330,40 +279,6 @@ def test_a_row_does_not_depend_on_its_batch(on: Target) -> None:
     assert torch.equal(mdn_sample(*(x[order] for x in params), 1.15, u[order], n[order]), whole[order])
 
 
-@pytest.mark.skipif(not _lib.has_cpu, reason="not built")
-def test_threads_change_nothing() -> None:
-    args = [*parameters(300, 32, 5, dtype=torch.float32), values(300, 32, dtype=torch.float32)]
-    draws = [uniforms(300, 32, dtype=torch.float32), values(300, 32, dtype=torch.float32)]
-    threads, results = torch.get_num_threads(), []
-    for n in (1, max(threads, 2)):
-        torch.set_num_threads(n)
-        results.append([*with_grads(args), mdn_sample(*args[:3], 1.0, *draws)])
-    torch.set_num_threads(threads)
-    assert all(map(torch.equal, *results))
-
-
-@given(
-    lead=st.lists(st.integers(0, 4), max_size=2),
-    z=st.integers(1, 4),
-    k=st.integers(1, 6),
-    kind=st.sampled_from(KINDS),
-    layout=st.sampled_from(["interleaved", "offset", "class-major", "permuted", "sliced", "expanded"]),
-)
-def test_any_shape_and_strides(lead: list[int], z: int, k: int, kind: str, layout: str) -> None:
-    args = [*parameters(*lead, z, k, kind=kind), values(*lead, z)]
-    args = [lay_out(x, layout) for x in args]
-    if layout in ("interleaved", "offset") and kind == "each":  # as a network's output is split
-        offset = layout == "offset"
-        out = values(*lead, z * 3 * k + offset)[..., offset:]
-        args[:3] = out.unflatten(-1, (z, 3, k)).unbind(-2)
-    draws = [uniforms(*args[0].shape[:-1]), lay_out(values(*lead, z), layout)]
-    ours, sample = with_grads(args), mdn_sample(*args[:3], 0.9, *draws)
-    assert ours[0].is_contiguous() and sample.is_contiguous()
-    with fastwm.backend("ref"):
-        assert_close(ours, with_grads(args), atol=1e-10, rtol=1e-10)
-        assert_close(sample, mdn_sample(*args[:3], 0.9, *draws), atol=1e-10, rtol=1e-10)
-
-
 @pytest.mark.parametrize("layout", ["dense", "interleaved", "offset"])
 @pytest.mark.parametrize("k", range(1, 10))
 def test_every_number_of_components_in_full_tiles(native: Target, k: int, layout: str) -> None:
@@ -387,99 +302,14 @@ def test_every_number_of_components_in_full_tiles(native: Target, k: int, layout
     assert (drawn != expected).sum() <= 1  # a u within rounding of a boundary
 
 
-def lay_out(x: Tensor, layout: str) -> Tensor:
-    if layout == "class-major":
-        return x.mT.contiguous().mT if x.dim() > 1 else x
-    if layout == "permuted":
-        backwards = tuple(reversed(range(x.dim())))
-        return x.permute(backwards).contiguous().permute(backwards)
-    if layout == "sliced":
-        return x.repeat_interleave(2, -1)[..., ::2]
-    if layout == "expanded" and x.dim() > 1 and len(x):
-        return x[:1].expand(x.shape)
-    return x
-
-
-def test_repeats_bitwise(on: Target) -> None:
-    args = [x.float() for x in [*parameters(30, 8, 5, device=on.device), values(30, 8, device=on.device)]]
-    first = with_grads(args)
-    for _ in range(100 if on.backend != "triton" or on.device == "cuda" else 3):
-        assert all(map(torch.equal, first, with_grads(args)))
-
-
-# ----------------------------------------------------------------------------------------------- gradients
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradcheck(on: Target, kind: str) -> None:
-    rows = 2 if on.backend != "triton" else 1
-    args = [*parameters(rows, 3, 4, kind=kind, device=on.device), values(rows, 3, device=on.device)]
-    assert torch.autograd.gradcheck(mdn_nll, [x.requires_grad_() for x in args])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_reference_is_differentiable_twice(kind: str) -> None:
-    args = [*parameters(2, 2, 3, kind=kind), values(2, 2)]
-    with fastwm.backend("ref"):
-        assert torch.autograd.gradgradcheck(mdn_nll, [x.requires_grad_() for x in args])
-
-
-def test_second_derivative_is_refused(native: Target) -> None:
-    args = [*parameters(2, 2, 3, device=native.device), values(2, 2, device=native.device)]
-    leaves = [x.requires_grad_() for x in args]
-    grads = torch.autograd.grad(mdn_nll(*leaves).sum(), leaves, create_graph=True)
-    with pytest.raises(RuntimeError, match="backend\\('ref'\\)"):
-        grads[1].sum().backward()
+# Gradients
 
 
 def test_samples_have_no_gradient(on: Target) -> None:
     assert not mdn_sample(*(x.requires_grad_() for x in parameters(2, 3, 4, device=on.device))).requires_grad
 
 
-# ------------------------------------------------------------------------------------------------ contracts
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_opcheck(native: Target, dtype: torch.dtype, kind: str) -> None:
-    library = getattr(torch.ops, native.library)
-    for shape in [(1, 1), (4, 3, 5), (2, 3, 2, 4)] if native.backend != "triton" else [(2, 3, 2)]:
-        args = [
-            *parameters(*shape, kind=kind, dtype=dtype, device=native.device),
-            values(*shape[:-1], dtype=dtype, device=native.device),
-        ]
-        u = uniforms(*args[0].shape[:-1], dtype=dtype, device=native.device)
-        torch.library.opcheck(library.mdn_sample.default, (*args[:3], u, args[3], 0.7))
-        torch.library.opcheck(library.mdn_nll.default, args)
-        torch.library.opcheck(library.mdn_nll.default, [x.clone().requires_grad_() for x in args])
-        torch.library.opcheck(library.mdn_nll.default, [args[0], lay_out(args[1], "class-major"), *args[2:]])
-        torch.library.opcheck(library.mdn_nll_backward.default, (u, *args))
-
-
-def test_triton_has_the_same_schemas() -> None:
-    if not (INTERPRETED and _lib.has_cpu):
-        pytest.skip("needs TRITON_INTERPRET=1 and the native library")
-    for name in ("mdn_sample", "mdn_nll", "mdn_nll_backward"):
-        ours, theirs = (getattr(getattr(torch.ops, lib), name).default._schema for lib in ("fastwm", "fastwm_triton"))
-        assert str(ours).removeprefix("fastwm::") == str(theirs).removeprefix("fastwm_triton::")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiles_whole_with_dynamic_shapes(on: Target, kind: str) -> None:
-    torch._dynamo.reset()
-
-    def loss(*args: Tensor) -> tuple[Tensor, Tensor]:
-        *params, y, u = args
-        return 2 * mdn_nll(*params, y), mdn_sample(*params, 0.9, u, y)
-
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
-    for shape in [(4, 3, 5), (6, 7, 5)] if on.backend != "ref" else [(4, 3, 5)]:
-        args = [*parameters(*shape, kind=kind, device=on.device), values(*shape[:-1], device=on.device)]
-        leaves, u = [x.requires_grad_() for x in args], uniforms(*args[0].shape[:-1], device=on.device)
-        got, want = compiled(*leaves, u), loss(*leaves, u)
-        assert_close(got, want)
-        grads = (torch.autograd.grad(x[0].square().sum(), leaves) for x in (got, want))
-        assert_close(*grads)
+# Contracts
 
 
 def test_compiled_sampling_draws_its_own_noise() -> None:
@@ -487,20 +317,6 @@ def test_compiled_sampling_draws_its_own_noise() -> None:
     params = parameters(50, 3, 5)
     sample = torch.compile(lambda *x: mdn_sample(*x), fullgraph=True, backend="aot_eager")
     assert not torch.equal(sample(*params), sample(*params))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_vmap_and_functional_gradients(native: Target, kind: str) -> None:
-    args = [*parameters(5, 2, 3, 4, kind=kind, device=native.device), values(5, 2, 3, device=native.device)]
-    u = uniforms(*args[0].shape[:-1], device=native.device)
-    assert_close(torch.vmap(mdn_nll)(*args), mdn_nll(*args))
-    mapped = torch.vmap(lambda *x: mdn_sample(*x[:3], 0.9, *x[3:]))(*args[:3], u, args[3])
-    assert_close(mapped, mdn_sample(*args[:3], 0.9, u, args[3]))
-    some = torch.vmap(mdn_nll, in_dims=(None, 1, None, 0))(args[0][0], args[1].movedim(0, 1), args[2][0], args[3])
-    assert_close(some, torch.stack([mdn_nll(args[0][0], m, args[2][0], y) for m, y in zip(args[1], args[3])]))
-    per_sample = torch.vmap(torch.func.grad(lambda *x: mdn_nll(*x).sum(), (0, 1, 2, 3)))(*args)
-    leaves = [x.requires_grad_() for x in args]
-    assert_close(per_sample, torch.autograd.grad(mdn_nll(*leaves).sum(), leaves))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -512,70 +328,3 @@ def test_half_precision_is_computed_in_float32(on: Target, dtype: torch.dtype) -
     assert mdn_sample(*args[:3]).dtype == torch.float32
     with torch.autocast(on.device, torch.bfloat16):
         assert mdn_nll(*args).dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda l, m, s, y: (l, m[..., :0], s, y), r"K >= 1, got \[4, 3, 0\]"),
-        (lambda l, m, s, y: (l[:, :0], m[:, :0], s[:, :0], y[:, :0]), r"Z >= 1.*\[4, 0, 5\]"),
-        (lambda l, m, s, y: (l[0, 0], m[0, 0], s[0, 0], y[0, 0]), r"\[..., Z, K\].*\[5\]"),
-        (lambda l, m, s, y: (l[:3], m, s, y), r"logits \[3, 3, 5\] are neither.*\[4, 3, 5\]"),
-        (lambda l, m, s, y: (l[:, 0, :4], m, s, y), r"logits \[4, 4\] are neither"),
-        (lambda l, m, s, y: (l, m, s[..., :4], y), r"expected log_std \[4, 3, 5\].*got \[4, 3, 4\]"),
-        (lambda l, m, s, y: (l, m, s, y[:, :2]), r"expected value \[4, 3\].*got \[4, 2\]"),
-        (lambda l, m, s, y: (l, m, s, y.float()), r"value.*torch.float64.*torch.float32"),
-        (lambda l, m, s, y: (l.to("meta"), m, s, y), "logits.*meta"),
-        (lambda l, m, s, y: (l.long(), m.long(), s.long(), y.long()), "torch.int64"),
-    ],
-)
-def test_wrong_arguments_are_explained(change, message: str) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ValueError, match=message):
-        mdn_nll(*change(*parameters(4, 3, 5), values(4, 3)))
-
-
-def test_wrong_sampling_arguments_are_explained() -> None:
-    params = parameters(4, 3, 5)
-    for temperature in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="positive, finite temperature"):
-            mdn_sample(*params, temperature)
-    with pytest.raises(ValueError, match=r"uniform \[4, 3\].*got \[4\]"):
-        mdn_sample(*params, 1.0, uniforms(4))
-    with pytest.raises(ValueError, match=r"uniform \[4\].*got \[4, 3\]"):
-        mdn_sample(params[0][:, 0], *params[1:], 1.0, uniforms(4, 3))
-    with pytest.raises(ValueError, match=r"normal \[4, 3\].*got \[3, 3\]"):
-        mdn_sample(*params, 1.0, None, values(3, 3))
-
-
-@pytest.mark.skipif(not _lib.has_cpu, reason="not built")
-def test_a_direct_call_with_wrong_tensors_does_not_crash() -> None:
-    l, m, s = parameters(4, 3, 5)
-    y = values(4, 3)
-    for bad in [(l[:2], m, s, y), (l, m, s[..., :2], y), (l, m, s, y[:2]), (l, m.float(), s, y), (y, l, l, y[0, 0])]:
-        with pytest.raises(RuntimeError, match="fastwm"):
-            torch.ops.fastwm.mdn_nll(*bad)
-    with pytest.raises(RuntimeError, match="float32 or float64"):
-        torch.ops.fastwm.mdn_nll(*(x.bfloat16() for x in (l, m, s, y)))
-    with pytest.raises(RuntimeError, match="expected uniform"):
-        torch.ops.fastwm.mdn_sample(l, m, s, y[:2], y, 1.0)
-
-
-@pytest.mark.gpu
-def test_captures_into_a_cuda_graph() -> None:
-    args = [x.float() for x in [*parameters(64, 32, 5, device="cuda"), values(64, 32, device="cuda")]]
-    mdn_nll(*args)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        nll = mdn_nll(*args)
-    args[0].add_(values(64, 32, 5, device="cuda", dtype=torch.float32))
-    graph.replay()
-    assert_close(nll, mdn_nll(*args))
-
-
-@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="Triton is tested in this process")
-@pytest.mark.skipif("triton" not in _lib.problems or "not installed" in _lib.problems["triton"], reason="no Triton")
-def test_interpreted_kernels() -> None:
-    """The tests whose name says triton, under Triton's interpreter, which must be chosen before import."""
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "triton", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -12,12 +12,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import fastwm
-from fastwm import _lib
 from fastwm.ops import MDNRNNWeights, Rollouts, mdn_rnn_imagine, philox_uniform
-from tests.conftest import Target
+from tests.backends import Target, needs_cpu, needs_kernel
 
-pytestmark = [pytest.mark.usefixtures("poisoned_memory")]
-needs_cpu = pytest.mark.skipif(not _lib.has_cpu, reason="not built")
+pytestmark = [pytest.mark.usefixtures("poisoned_memory"), needs_kernel("mdn_rnn_imagine")]
 reference = sys.modules["fastwm.ref.mdn_rnn_imagine"]
 
 Golden = dict[str, Tensor]
@@ -232,24 +230,6 @@ def test_equals_reference(task: str, order: str, native: Target, monkeypatch: py
     assert task in ("car", "reads z", "no dreams") or len(ours.lengths.unique()) > 2
 
 
-@pytest.mark.parametrize("isa", _lib.host.isa_levels() if _lib.host else [])
-def test_every_instruction_set(isa: str) -> None:
-    """In float32, for few steps: rounding parts two dreams once it flips a component."""
-    assert _lib.host is not None
-    before = _lib.host.isa()
-    _lib.host.set_isa(isa)
-    try:
-        made = make("doom", Z=20, H=50, rollouts=30, dtype=torch.float32)
-        for steps in (1, 4):
-            ours = rollout(made, steps)
-            with fastwm.backend("ref"):
-                exact = rollout(made, steps)
-            assert torch.equal(ours.lengths, exact.lengths)
-            assert_close(tuple(ours), tuple(exact), atol=5e-5, rtol=5e-5)
-    finally:
-        _lib.host.set_isa(before)
-
-
 def take(made: Any, rows: Tensor) -> Any:
     """Some rows, each with its controller to itself."""
     (z, controllers, bias, w, stream), options = made
@@ -280,17 +260,6 @@ def test_a_row_does_not_depend_on_its_neighbours(bf16: bool) -> None:
 
 
 @needs_cpu
-def test_repeats_are_equal() -> None:
-    made = make("doom", rollouts=40, dtype=torch.float32)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    first = rollout(made, 30)
-    for _ in range(100):
-        assert all(torch.equal(a, b) for a, b in zip(first, rollout(made, 30)) if a is not None and b is not None)
-    torch.set_num_threads(threads)
-
-
-@needs_cpu
 def test_bf16_products() -> None:
     """Its error is at most twice that of plain autocast; without bfloat16 in the CPU there is none."""
     made = make("car", Z=20, H=60, rollouts=50, dtype=torch.float32)
@@ -307,39 +276,6 @@ def test_bf16_products() -> None:
     assert ours_error <= 2 * their_error
 
 
-@needs_cpu
-def test_any_strides() -> None:
-    made = make("car")
-    (z, controllers, bias, w, stream), options = made
-    turned = MDNRNNWeights(w[0].T.contiguous().T, w[1].T.contiguous().T, w[2], w[3].T.contiguous().T, w[4])
-    every_second = stream.repeat_interleave(2, 0)[::2]
-    odd = (z.T.contiguous().T, controllers.mT.contiguous().mT, bias, turned, every_second)
-    assert all(torch.equal(a, b) for a, b in zip(rollout(made), rollout((odd, options))) if a is not None)
-
-
-@needs_cpu
-def test_opcheck_and_compile() -> None:
-    made = make("doom", extra=("done", "reward"))
-    args, options = made
-    w = args[3]
-    numbers = (5, 0, 1, 1.15, False, 1.0, True)
-    for trajectories in (False, True):
-        torch.library.opcheck(
-            torch.ops.fastwm.mdn_rnn_imagine, (*args[:3], *w, args[4], *numbers, trajectories, False)
-        )  # fmt: skip
-    torch._dynamo.reset()
-    compiled = torch.compile(lambda z: mdn_rnn_imagine(z, *args[1:], 5, **options), fullgraph=True, backend="aot_eager")
-    got, want = compiled(args[0]), mdn_rnn_imagine(*args, 5, **options)
-    assert torch.equal(got.lengths, want.lengths) and torch.equal(got.returns, want.returns)
-
-
-def test_float32_on_every_backend(native: Target) -> None:
-    made = move(make("doom", Z=20, H=50, rollouts=30, dtype=torch.float32), native.device)
-    ours = rollout(made, 4)
-    with fastwm.backend("ref"):
-        assert_close(tuple(ours), tuple(rollout(made, 4)), atol=5e-5, rtol=5e-5)
-
-
 def test_streams() -> None:
     """Step t draws from (seed, offset + t), so the offset can skip steps; equal pairs give equal luck."""
     made = make("car", P=1, rollouts=3, features="z")
@@ -353,31 +289,3 @@ def test_streams() -> None:
     assert long.z is not None and late.z is not None
     assert torch.equal(late.z, long.z[4:])
     assert_close(philox_uniform(stream, 5), philox_uniform(stream.clone(), 5))
-
-
-def test_bad_input_is_refused() -> None:
-    (z, controllers, bias, w, stream), options = make("car")
-    good = (z, controllers, bias, w, stream, 3)
-    bad: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
-        ((z.half(), *good[1:]), {}, "float32 or float64"),
-        ((z[0], *good[1:]), {}, r"z \[N, Z\]"),
-        ((z[:-1], *good[1:4], stream[:-1], 3), {}, "11 dreams do not divide among 3 controllers"),
-        ((z, controllers[..., :-1], *good[2:]), {}, "features, not 28"),
-        ((z, controllers[:, :2], bias[:, :2], *good[3:]), {}, "squash"),
-        ((z, controllers, bias[:, :2], *good[3:]), {}, "controller_bias"),
-        ((z, controllers, bias, w._replace(weight_ih=w.weight_ih[:, 2:]), stream, 3), {}, "restart flag"),
-        ((z, controllers, bias, w._replace(bias=w.bias.float()), stream, 3), {}, "expected bias"),
-        ((z, controllers, bias, w._replace(out_bias=w.out_bias[1:]), stream, 3), {}, "out_bias"),
-        ((*good[:4], stream[:, :1], 3), {}, "seed_offset"),
-        ((*good[:4], stream.int(), 3), {}, "seed_offset"),
-        ((*good[:5], 0), {}, "at least one step"),
-        (good, {"extra": ("done",)}, r"1 \+ 3 \* 5 \* K outputs"),
-        (good, {"extra": ("end",)}, "extra holds"),
-        (good, {"extra": ("done", "done")}, "extra holds"),
-        (good, {"temperature": 0.0}, "temperature"),
-        (good, {"squash": "sigmoid"}, "squash"),
-        (good, {"order": "ifog"}, "order"),
-    ]
-    for args, changed, message in bad:
-        with pytest.raises(ValueError, match=message):
-            mdn_rnn_imagine(*args, **options | changed)

@@ -1,22 +1,15 @@
-"""Counter-based random numbers: known answers, one stream on every backend, distributions, contracts."""
+"""Counter-based random numbers: known answers and distributions. See test_contract.py for the rest."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-import fastwm
-from fastwm import _lib
 from fastwm.ops import philox_bits, philox_normal, philox_uniform
 from fastwm.ops.philox import rand, randn
-from tests.conftest import INTERPRETED, Target
+from tests.backends import Target
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -64,50 +57,6 @@ def test_normal_by_hand(on: Target) -> None:
         expected += [radius * math.cos(angle), radius * math.sin(angle)]
     drawn = philox_normal(streams((0, 0), device=on.device), 4)[0]
     assert_close(drawn.double().cpu(), torch.tensor(expected, dtype=torch.float64), atol=NORMAL_TOLERANCE, rtol=0)
-
-
-@pytest.mark.parametrize("first", [0, 7, 2**32 - 3, -2])
-@pytest.mark.parametrize("count", [1, 4, 5, 63, 256, 1001])
-def test_equals_reference(native: Target, count: int, first: int) -> None:
-    pairs = streams((1, 2), (-5, 2**40 + 3), (2**62, -1), device=native.device)
-    ours = [draw(pairs, count, first) for draw in DRAWS]
-    with fastwm.backend("ref"):
-        bits, uniform, normal = (draw(pairs, count, first) for draw in DRAWS)
-    assert torch.equal(ours[0], bits)
-    assert torch.equal(ours[1], uniform)
-    assert_close(ours[2], normal, atol=NORMAL_TOLERANCE, rtol=0)
-
-
-@pytest.mark.parametrize("isa", _lib.host.isa_levels() if _lib.host else [])
-def test_every_instruction_set(isa: str) -> None:
-    assert _lib.host is not None
-    pairs, before = streams((3, 4), (5, 6)), _lib.host.isa()
-    _lib.host.set_isa(isa)
-    try:
-        ours = [draw(pairs, 4003) for draw in DRAWS]
-    finally:
-        _lib.host.set_isa(before)
-    with fastwm.backend("ref"):
-        bits, uniform, normal = (draw(pairs, 4003) for draw in DRAWS)
-    assert torch.equal(ours[0], bits) and torch.equal(ours[1], uniform)
-    assert_close(ours[2], normal, atol=NORMAL_TOLERANCE, rtol=0)
-
-
-@given(
-    lead=st.lists(st.integers(0, 3), max_size=2),
-    shape=st.lists(st.integers(0, 7), max_size=3),
-    strided=st.booleans(),
-    seed=st.integers(-(2**63), 2**63 - 1),
-)
-def test_any_shape_and_strides(lead: list[int], shape: list[int], strided: bool, seed: int) -> None:
-    pairs = torch.arange(2 * math.prod(lead)).reshape(*lead, 2) ^ seed
-    if strided:
-        pairs = torch.stack([pairs, pairs], -1)[..., 0]
-    for draw in DRAWS:
-        ours = draw(pairs, shape)
-        assert ours.shape == (*lead, *shape) and ours.is_contiguous()
-        with fastwm.backend("ref"):
-            assert_close(ours, draw(pairs, shape), atol=NORMAL_TOLERANCE, rtol=0)
 
 
 def test_numbers_depend_only_on_where_they_stand(on: Target) -> None:
@@ -160,72 +109,7 @@ def test_rand_follows_torchs_seed(draw, mean: float, std: float) -> None:  # typ
         assert abs(x.mean() - mean) < 5 * std / 60000**0.5 and abs(x.std() / std - 1) < 0.02
 
 
-@pytest.mark.skipif(not _lib.has_cpu, reason="not built")
-def test_threads_change_nothing() -> None:
-    threads, results = torch.get_num_threads(), []
-    for n in (1, max(threads, 2)):
-        torch.set_num_threads(n)
-        results.append([draw(streams((1, 2), (3, 4)), 40_003) for draw in DRAWS])
-    torch.set_num_threads(threads)
-    assert all(map(torch.equal, *results))
-
-
-# ------------------------------------------------------------------------------------------------ contracts
-
-
-@pytest.mark.parametrize("kind", ["bits", "uniform", "normal"])
-def test_opcheck(native: Target, kind: str) -> None:
-    op = getattr(getattr(torch.ops, native.library), f"philox_{kind}").default
-    for pairs, count in [(streams((1, 2)), 5), (streams((1, 2), (3, 4)), 8), (streams((1, 2))[0], 3)]:
-        torch.library.opcheck(op, (pairs.to(native.device), count, 1))
-
-
-def test_triton_has_the_same_schemas() -> None:
-    if not (INTERPRETED and _lib.has_cpu):
-        pytest.skip("needs TRITON_INTERPRET=1 and the native library")
-    for kind in ("bits", "uniform", "normal"):
-        schemas = [getattr(getattr(torch.ops, lib), f"philox_{kind}").default._schema for lib in LIBRARIES]
-        assert len({str(schema).split("::")[1] for schema in schemas}) == 1
-
-
-LIBRARIES = ("fastwm", "fastwm_triton")
-
-
-def test_compiles_whole_with_dynamic_shapes(native: Target) -> None:
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda pairs, like: philox_normal(pairs, like.shape) + 1, fullgraph=True, dynamic=True, backend="aot_eager"
-    )
-    for n, shape in [(3, (4, 5)), (4, (6, 3))]:
-        pairs = streams(*((1, i) for i in range(n)), device=native.device)
-        assert_close(compiled(pairs, torch.empty(shape)), philox_normal(pairs, shape) + 1)
-
-
-def test_vmap(native: Target) -> None:
-    pairs = streams((1, 2), (3, 4), device=native.device)
-    assert torch.equal(torch.vmap(lambda p: philox_uniform(p, (2, 3)))(pairs), philox_uniform(pairs, (2, 3)))
-    assert torch.equal(torch.vmap(lambda p: philox_bits(p, 5), in_dims=1)(pairs.mT.contiguous()), philox_bits(pairs, 5))
-
-
-@pytest.mark.parametrize(
-    ("pairs", "shape", "message"),
-    [
-        (torch.zeros(2), 3, r"\[2\] torch.float32"),
-        (torch.zeros(3, dtype=torch.int64), 3, r"\[..., 2\] of int64, got \[3\]"),
-        (torch.zeros((), dtype=torch.int64), 3, r"got \[\]"),
-        (torch.zeros(2, dtype=torch.int64), (3, -1), r"\[3, -1\]"),
-    ],
-)
-def test_wrong_arguments_are_explained(pairs: Tensor, shape: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        philox_uniform(pairs, shape)
-
-
-@pytest.mark.skipif(not _lib.has_cpu, reason="not built")
-def test_a_direct_call_with_wrong_tensors_does_not_crash() -> None:
-    for pairs, count in [(torch.zeros(2), 3), (torch.zeros(3, dtype=torch.int64), 3), (streams((1, 2)), -1)]:
-        with pytest.raises(RuntimeError, match="fastwm"):
-            torch.ops.fastwm.philox_uniform(pairs, count, 0)
+# Contracts
 
 
 @pytest.mark.gpu
@@ -240,12 +124,3 @@ def test_a_cuda_graph_advances_its_own_stream() -> None:
     for step in range(3):
         graph.replay()
         assert torch.equal(drawn.cpu(), philox_uniform(streams((1, step)), 8))
-
-
-@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="Triton is tested in this process")
-@pytest.mark.skipif("triton" not in _lib.problems or "not installed" in _lib.problems["triton"], reason="no Triton")
-def test_interpreted_kernels() -> None:
-    """The tests whose name says triton, under Triton's interpreter, which must be chosen before import."""
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "triton", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,6 @@
 """The vectorised elementary functions: error in units of the last place against float64, and the edges."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -33,15 +33,6 @@ FUNCTIONS: dict[str, tuple[Callable[..., torch.Tensor], tuple[float, float], flo
     ),
 }
 EDGES = [0.0, -0.0, inf, -inf, nan, 1e30, -1e30]
-
-
-@pytest.fixture(params=_lib.host.isa_levels() if _lib.host else [])
-def isa(request: pytest.FixtureRequest) -> Iterator[None]:
-    assert _lib.host is not None
-    before = _lib.host.isa()
-    _lib.host.set_isa(request.param)
-    yield
-    _lib.host.set_isa(before)
 
 
 def apply(name: str, x: NDArray) -> NDArray:
