@@ -95,7 +95,7 @@ class Golden(KerasFile):
     def compare_variants(
         self, prefix: str, rows: dict[str, Tensor], prev_action: Tensor, noise: Noise
     ) -> Iterator[Check]:
-        """T11: a threshold that never acts, and one that always does."""
+        """Free nats: a threshold that never acts, and one that always does."""
         for free_nats in (0, 50):
             variant = f"{prefix}variant/free_nats_{free_nats}/"
             kept, self.agent.config.free_nats = self.agent.config.free_nats, free_nats

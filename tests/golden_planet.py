@@ -62,7 +62,7 @@ class Golden(KerasFile):
     def compare_overshooting(
         self, prefix: str, loss: ModelLoss, prev_action: Tensor, is_first: Tensor
     ) -> Iterator[Check]:
-        """T36."""
+        """Overshooting."""
 
         def view(x: Tensor) -> Tensor:  # [B, T, D, ...] -> [D, T, B, ...]
             return x.movedim((0, 1, 2), (2, 1, 0))
@@ -83,7 +83,7 @@ class Golden(KerasFile):
         yield from self.compare_grads(prefix + "variant/with_overshooting/grad/", ("world",))
 
     def compare_planner(self) -> Iterator[Check]:
-        """T34, T35: two environments planned together equal two planned alone."""
+        """Environments plan alone, Fit of the elites: two environments planned together equal two planned alone."""
         linear = {key: self.tensor(f"cem/linear/{key}") for key in ("M", "N", "goal")}
 
         def envs(kind: str, key: str, dim: int) -> Tensor:

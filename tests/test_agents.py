@@ -85,7 +85,7 @@ def test_vectors_have_no_video(name: str) -> None:
 
 
 def test_acting_remembers_and_resets(name: str) -> None:
-    """T7: where `is_first`, nothing of the past matters."""
+    """Reset: where `is_first`, nothing of the past matters."""
     agent = tiny(name)
     obs = {key: value[0] for key, value in make_batch(agent).items()}
 

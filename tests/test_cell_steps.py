@@ -124,7 +124,10 @@ def test_planet_by_its_equations(on: Target) -> None:
 
 @pytest.mark.parametrize("order", ["xh", "hx"])
 def test_layernorm_gru_by_its_equations(on: Target, order: Any) -> None:
-    """T1, T4, T5: DreamerV2 reads [x, h] and has a bias under the norm; V3's first version reads [h, x], without."""
+    """Gate order, Bias under the norm, Concatenation order.
+
+    DreamerV2 reads [x, h] and has a bias under the norm; V3's first version reads [h, x], without.
+    """
     cell = randomised(fnn.LayerNormGRUCell(X, D, bias=order == "xh", order=order), on.device)
     x, h = randn(B, X, device=on.device), randn(B, D, seed=1, device=on.device)
 
@@ -142,7 +145,7 @@ def test_layernorm_gru_by_its_equations(on: Target, order: Any) -> None:
 
 
 def test_block_gru_step_by_its_equations(on: Target) -> None:
-    """G8, T2: three gates within every block."""
+    """Block split: three gates within every block."""
     G = 2
     x, h, weight, bias = (
         randn(*s, seed=i, device=on.device) for i, s in enumerate([(B, 6), (B, D), (G, 3, 12), (24,)])
@@ -161,7 +164,7 @@ def test_block_gru_step_by_its_equations(on: Target) -> None:
 
 
 def test_world_models_step_by_hand(on: Target) -> None:
-    """World Models' traps 16 to 18: constant forget bias, TensorFlow's order by argument and by import."""
+    """Forget bias: a constant, and TensorFlow's order by argument and by import."""
     kernel = torch.full((2, 4), 0.1, dtype=torch.float64, device=on.device)
     x, h, c = (torch.full((1, 1), v, dtype=torch.float64, device=on.device) for v in (1.0, 0.5, -0.25))
     got = ops.lstm_step(x, h, c, kernel[:1].mT, kernel[1:].mT, forget_bias=1.0, order="ijfo")
@@ -187,7 +190,7 @@ def test_world_models_step_by_hand(on: Target) -> None:
 
 @every_cell
 def test_reset_forgets_and_stops_the_gradient(on: Target, name: str) -> None:
-    """T7, World Models' trap 19: a reset row is one that starts from zero, whatever its carry, even NaN; the
+    """Reset: such a row is one that starts from zero, whatever its carry, even NaN; the
     others are bitwise those of a step without resets."""
     cell = randomised(CELLS[name](), on.device)
     x, h, c = (randn(B, n, seed=n + i, device=on.device).requires_grad_() for i, n in enumerate((X, D, D)))
@@ -242,7 +245,7 @@ def test_wrong_resets_are_explained() -> None:
 
 @every_cell
 def test_autocast_keeps_the_carry(on: Target, name: str) -> None:
-    """T48: bfloat16 products, float32 carry, norm and gates."""
+    """Mixed precision: bfloat16 products, float32 carry, norm and gates."""
     cell = randomised(CELLS[name](), on.device)
     x, h, c = (randn(B, n, seed=n, device=on.device) for n in (X, D, D))
     exact = step(cell, x, h, c)

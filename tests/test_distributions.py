@@ -1,4 +1,4 @@
-"""Distributions against hand-derived numbers (G1-G3, G9, G14, G16) and the traps around them."""
+"""Distributions against hand-derived numbers and the traps around them."""
 
 import math
 
@@ -10,14 +10,14 @@ from fastwm.nn.heads import TwoHotHead
 from fastwm.ops import categorical_kl, symexp, symlog
 
 
-def test_g1_symlog_and_symexp() -> None:
+def test_symlog_and_symexp() -> None:
     assert symlog(torch.tensor(100.0)).item() == pytest.approx(4.61512052, rel=1e-6)
     assert symexp(torch.tensor(2.0)).item() == pytest.approx(6.38905610, rel=1e-6)
     x = torch.linspace(-50, 50, 101, dtype=torch.float64)
     torch.testing.assert_close(symexp(symlog(x)), x)
 
 
-def test_g2_bins() -> None:
+def test_bins() -> None:
     bins = symexp_bins(255)
     assert bins[127] == 0 and torch.equal(bins, -bins.flip(0)) and len(bins.unique()) == 255
     expected = {0: -485165194.4098, 1: -414473535.0560, 126: -0.1705577153, 128: 0.1705577153, 129: 0.3702053648,
@@ -52,14 +52,15 @@ def encoded(values: torch.Tensor) -> torch.Tensor:
         (1000.0, 170, (0.13844850, 0.86155150)),
     ],
 )
-def test_g3_t24_two_hot_weights_live_in_raw_space(value: float, below: int, weights: tuple[float, float]) -> None:
+def test_two_hot_weights_live_in_raw_space(value: float, below: int, weights: tuple[float, float]) -> None:
+    """Bin space."""
     target = encoded(torch.tensor([value]))[0]
     assert (target[below].item(), target[below + 1].item()) == pytest.approx(weights, abs=2e-5)
     assert target.abs().sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_g3_t26_two_hot_edges() -> None:
-    """T26: exactly a bin, zero, above the top, below the bottom; weights always sum to one, no NaN."""
+def test_two_hot_edges() -> None:
+    """Ends of the bins: exactly a bin, zero, above the top, below the bottom; weights always sum to one, no NaN."""
     bins = symexp_bins(255)
     target = encoded(torch.cat([bins, torch.tensor([1e9, -1e9, 0.0])]))
     torch.testing.assert_close(target.sum(-1), torch.ones(258, dtype=torch.float64), atol=1e-5, rtol=0)
@@ -67,16 +68,19 @@ def test_g3_t26_two_hot_edges() -> None:
     assert [row.argmax().item() for row in target[255:]] == [254, 0, 127]
 
 
-def test_g3_t25_uniform_logits_decode_to_exactly_zero() -> None:
-    """T25: the mirrored sum; a naive left-to-right float32 sum gives -0.25. Fresh heads predict exactly 0."""
+def test_uniform_logits_decode_to_exactly_zero() -> None:
+    """Symmetric mean.
+
+    The mirrored sum; a naive left-to-right float32 sum gives -0.25. Fresh heads predict exactly 0.
+    """
     assert twohot().mean.item() == 0
     assert twohot().loss(torch.tensor(3.0)).item() == pytest.approx(math.log(255), rel=1e-6)
     head = TwoHotHead(6, 8, 1)
     assert torch.equal(head(torch.randn(5, 6)).mean, torch.zeros(5))
 
 
-def test_g9_t9_unimix_bounds_the_kl() -> None:
-    """T9: the mixture is inside KL, entropy and sampling."""
+def test_unimix_bounds_the_kl() -> None:
+    """Unimix: the mixture is inside KL, entropy and sampling."""
     dist = Categorical(torch.tensor([50.0, 0, 0, 0]), 0.01)
     torch.testing.assert_close(dist.probs, torch.tensor([0.9925, 0.0025, 0.0025, 0.0025]))
     dyn, rep = categorical_kl(torch.tensor([[50.0, 0, 0, 0]]), torch.zeros(1, 4), 0.01, 0.0)
@@ -88,8 +92,11 @@ def test_g9_t9_unimix_bounds_the_kl() -> None:
     assert dist.entropy().item() == pytest.approx(-(0.9925 * math.log(0.9925) + 0.0075 * math.log(0.0025)), rel=1e-5)
 
 
-def test_t10_straight_through_gradient_ignores_the_draw() -> None:
-    """T10: the softmax Jacobian of the mixed probabilities, whatever was sampled; the value is exactly 0/1."""
+def test_straight_through_gradient_ignores_the_draw() -> None:
+    """Straight-through gradient.
+
+    The softmax Jacobian of the mixed probabilities, whatever was sampled; the value is exactly 0/1.
+    """
     weight, gradients = torch.randn(3, 5), []
     base = torch.randn(3, 5)
     for _ in range(4):
@@ -115,7 +122,7 @@ def test_inverse_cdf_sampling() -> None:
     assert chi2 < 13.8  # p = 0.001 at two degrees of freedom
 
 
-def test_g14_bounded_normal() -> None:
+def test_bounded_normal() -> None:
     dist = BoundedNormal(torch.tensor([0.1]), torch.tensor([0.0]))
     assert dist.std.item() == pytest.approx(0.89271737, rel=1e-6)
     assert dist.entropy().item() == pytest.approx(1.30545329, rel=1e-6)
@@ -124,8 +131,8 @@ def test_g14_bounded_normal() -> None:
         assert BoundedNormal(torch.zeros(1), torch.tensor([raw])).entropy().item() == pytest.approx(entropy, rel=1e-6)
 
 
-def test_t23_the_sample_is_not_clipped() -> None:
-    """T23: a sample of 1.7 stays 1.7, and its log-probability is that of 1.7."""
+def test_the_sample_is_not_clipped() -> None:
+    """Unclipped action: a sample of 1.7 stays 1.7, and its log-probability is that of 1.7."""
     dist = BoundedNormal(torch.tensor([0.0]), torch.tensor([0.0]))
     sample = dist.sample(torch.tensor([1.7]) / dist.std)
     assert sample.item() == pytest.approx(1.7)
@@ -133,20 +140,20 @@ def test_t23_the_sample_is_not_clipped() -> None:
     torch.testing.assert_close(dist.log_prob(sample), expected)
 
 
-def test_g16_t17_continue_target_holds_the_discount() -> None:
-    """T17: the soft target's minimum is 0.0204 nats, reached at the discount itself."""
+def test_continue_target_holds_the_discount() -> None:
+    """Double discount: the soft target's minimum is 0.0204 nats, reached at the discount itself."""
     target = torch.tensor(1 - 1 / 333)
     best = Bernoulli(torch.logit(target))
     assert best.loss(target).item() == pytest.approx(0.02044036, rel=1e-4)
     assert best.prob.item() == pytest.approx(0.996996997, rel=1e-6)
 
 
-def test_t18_continue_is_a_probability() -> None:
-    """T18: logit 0 means 0.5, not a threshold."""
+def test_continue_is_a_probability() -> None:
+    """Continuation as a probability: logit 0 means 0.5, not a threshold."""
     assert Bernoulli(torch.tensor(0.0)).prob.item() == 0.5
 
 
-def test_g15_standard_deviations_at_raw_zero() -> None:
+def test_standard_deviations_at_raw_zero() -> None:
     zero = torch.zeros(())
     assert softplus_std(zero).item() == pytest.approx(0.79314718, rel=1e-6)
     assert sigmoid2_std(zero).item() == pytest.approx(1.1, rel=1e-6)

@@ -1,4 +1,4 @@
-"""DreamerV3's agent: parameter counts (G22), spaces, and the traps that live in its loss."""
+"""DreamerV3's agent: parameter counts, spaces, and the traps that live in its loss."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -60,8 +60,8 @@ def count(module: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_g22_t4_parameter_counts(size: str) -> None:
-    """T4: biases are kept under the norms; every published size to the last parameter."""
+def test_parameter_counts(size: str) -> None:
+    """Bias under the norm: biases are kept under the norms; every published size to the last parameter."""
     image = {"image": spaces.Box(0, 255, (64, 64, 3), np.uint8)}
     gray = {"image": spaces.Box(0, 255, (96, 96, 1), np.uint8)}
     counts = (count(build(size, WALKER, ACTION6)), count(build(size, image, ACTION6)),
@@ -69,15 +69,15 @@ def test_g22_t4_parameter_counts(size: str) -> None:
     assert counts == SIZES[size]
 
 
-def test_g22_parts_of_the_walker() -> None:
+def test_parts_of_the_walker() -> None:
     agent = build("size1m", WALKER, ACTION6)
     parts = [agent.encoder, agent.rssm, agent.decoder, agent.reward, agent.cont, agent.actor, agent.critic]
     assert [count(part) for part in parts] == [10_112, 364_416, 51_096, 57_663, 41_153, 50_316, 66_111]
 
 
 @torch.no_grad()
-def test_g17_t39_initialisation() -> None:
-    """T39: std sqrt(1/fan_in) cut at two sigmas; block layers take the full input as fan-in; outscales."""
+def test_initialisation() -> None:
+    """Initialisation: std sqrt(1/fan_in) cut at two sigmas; block layers take the full input as fan-in; outscales."""
     torch.manual_seed(0)
     for layer, fan_in in ((Linear(400, 300), 400), (BlockLinear(1024, 512, 8), 1024), (Conv2d(16, 32, 5), 400)):
         weight = layer.weight
@@ -123,8 +123,8 @@ def test_too_large_and_unsupported_spaces_are_refused() -> None:
 # Data
 
 
-def test_t41_the_action_at_a_row_leads_to_the_next() -> None:
-    """T41: changing the action of row t changes the state of row t+1 and nothing before it."""
+def test_the_action_at_a_row_leads_to_the_next() -> None:
+    """Action alignment: changing the action of row t changes the state of row t+1 and nothing before it."""
     agent = tiny()
     batch, noise = make_batch(agent), noise_for(agent)
     before = agent.loss(batch, noise).world.state.deter
@@ -135,8 +135,8 @@ def test_t41_the_action_at_a_row_leads_to_the_next() -> None:
     assert changed.tolist() == [False, False, False, True, True]
 
 
-def test_t44_windows_start_from_the_stored_latent() -> None:
-    """T44: the context row's latent is the start; write-back hits exactly the trained rows."""
+def test_windows_start_from_the_stored_latent() -> None:
+    """Stored latents: the context row's latent is the start; write-back hits exactly the trained rows."""
     agent = tiny()
     batch, noise = make_batch(agent), noise_for(agent)
     before = agent.loss(batch, noise).world.state.deter
@@ -150,7 +150,8 @@ def test_t44_windows_start_from_the_stored_latent() -> None:
     assert latents["stoch"].dtype == torch.uint8 and latents["stoch"].shape == (5, 3, 4)
 
 
-def test_t7_is_first_inside_a_window_cuts_the_past() -> None:
+def test_is_first_inside_a_window_cuts_the_past() -> None:
+    """Reset."""
     agent = tiny()
     batch, noise = make_batch(agent), noise_for(agent)
     batch["is_first"][3] = True
@@ -163,8 +164,11 @@ def test_t7_is_first_inside_a_window_cuts_the_past() -> None:
 # Returns and losses
 
 
-def test_t14_t15_index_convention_and_horizon() -> None:
-    """T14, T15: H actions, H+1 states, H targets; reward and continuation of the start state are not in any return."""
+def test_index_convention_and_horizon() -> None:
+    """Index of the return, Horizon.
+
+    H actions, H+1 states, H targets; reward and continuation of the start state are not in any return.
+    """
     agent = tiny()
     dream = agent.loss(make_batch(agent), noise_for(agent)).dream
     assert dream.state.deter.shape[0] == 4 and dream.returns.shape == (3, 15) and dream.action["action"].shape[0] == 4
@@ -175,8 +179,8 @@ def test_t14_t15_index_convention_and_horizon() -> None:
         torch.testing.assert_close(dream.returns[k], expected)
 
 
-def test_t16_weights_include_the_first_continuation() -> None:
-    """T16: cumprod of the predicted continuation from the start state on; terminal starts weigh nothing."""
+def test_weights_include_the_first_continuation() -> None:
+    """Loss weights: cumprod of the predicted continuation from the start state on; terminal starts weigh nothing."""
     agent = tiny()
     agent.cont.out.weight.data.zero_()
     batch, noise = make_batch(agent), noise_for(agent)
@@ -188,8 +192,8 @@ def test_t16_weights_include_the_first_continuation() -> None:
     torch.testing.assert_close(dream.losses["value"], plain * torch.tensor([0.5, 0.25, 0.125])[:, None])
 
 
-def test_t19_ends_in_the_replay_return() -> None:
-    """T19: either end masks its row and cuts the chain; only a termination stops the bootstrap."""
+def test_ends_in_the_replay_return() -> None:
+    """Two kinds of end: either end masks its row and cuts the chain; only a termination stops the bootstrap."""
     agent = tiny()
     batch, noise = make_batch(agent), noise_for(agent)
     batch["is_last"][3, 0] = batch["is_last"][3, 1] = batch["is_terminal"][3, 0] = True  # trained row 2
@@ -202,8 +206,8 @@ def test_t19_ends_in_the_replay_return() -> None:
     assert (loss.terms["replay_value"][2] == 0).tolist() == [True, True, False]
 
 
-def test_g11_t49_percentiles_interpolate() -> None:
-    """T49: p5 of 0..100 is 5, of 0..9 is 0.45."""
+def test_percentiles_interpolate() -> None:
+    """Percentiles: p5 of 0..100 is 5, of 0..9 is 0.45."""
     norm = PercentileNormalizer()
     x = torch.arange(101.0)
     assert norm.update(x).item() == 1.0
@@ -225,8 +229,8 @@ def test_percentiles_are_torchs_quantiles(count: int) -> None:
         torch.testing.assert_close(percentile(x, share), torch.quantile(x, share))
 
 
-def test_t20_scaling_all_returns_leaves_the_actor_alone() -> None:
-    """T20: with a converged scale, values and rewards 1000 times larger give the same actor gradient."""
+def test_scaling_all_returns_leaves_the_actor_alone() -> None:
+    """Return scale: with a converged scale, values and rewards 1000 times larger give the same actor gradient."""
     agent = tiny(return_rate=1.0, return_limit=1e-8, actor_entropy=0.0)
     agent.critic.out.weight.data.normal_(), agent.reward.out.weight.data.normal_()
     batch, noise = make_batch(agent), noise_for(agent)
@@ -240,8 +244,8 @@ def test_t20_scaling_all_returns_leaves_the_actor_alone() -> None:
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-6)
 
 
-def test_t21_the_fast_critic_bootstraps() -> None:
-    """T21: the slow critic appears in no return, only as a pull on the fast one."""
+def test_the_fast_critic_bootstraps() -> None:
+    """Bootstrapping critic: the slow critic appears in no return, only as a pull on the fast one."""
     agent = tiny()
     agent.critic.out.weight.data.normal_()
     batch, noise = make_batch(agent), noise_for(agent)
@@ -261,8 +265,8 @@ def test_slow_critic_follows_the_fast_one() -> None:
     torch.testing.assert_close(agent.slow_critic.out.bias, torch.full((21,), 0.02))
 
 
-def test_t22_who_is_trained_by_what() -> None:
-    """T22: actor and critic losses never reach the model; reward and replay-value losses do."""
+def test_who_is_trained_by_what() -> None:
+    """Gradient routing: actor and critic losses never reach the model; reward and replay-value losses do."""
     agent = tiny()
     agent.critic.out.weight.data.normal_(), agent.reward.out.weight.data.normal_()
     loss = agent.loss(make_batch(agent), noise_for(agent))
@@ -279,8 +283,8 @@ def test_t22_who_is_trained_by_what() -> None:
     assert reaches("replay_value", model) and reaches("reward", model) and not reaches("replay_value", actor)
 
 
-def test_t23_continuous_actions_are_scored_unclipped() -> None:
-    """T23: the dream's stored action may leave [-1, 1] and is the one whose probability is used."""
+def test_continuous_actions_are_scored_unclipped() -> None:
+    """Unclipped action: the dream's stored action may leave [-1, 1] and is the one whose probability is used."""
     agent = tiny()
     noise = noise_for(agent)
     assert noise.action is not None
@@ -291,8 +295,8 @@ def test_t23_continuous_actions_are_scored_unclipped() -> None:
     torch.testing.assert_close(dist.log_prob(dream.action["action"]), -4.5 - dist.std.log() - 0.9189385)
 
 
-def test_t27_policy_unimix_is_an_option() -> None:
-    """T27: off as in the official code, 1 % when asked for."""
+def test_policy_unimix_is_an_option() -> None:
+    """Policy unimix: off as in the official code, 1 % when asked for."""
     feat = torch.zeros(1, 32)
     for unimix, expected in ((0.0, 0.0), (0.01, 0.0025)):
         agent = tiny(act=spaces.Discrete(4), policy_unimix=unimix)
@@ -300,13 +304,17 @@ def test_t27_policy_unimix_is_an_option() -> None:
         assert agent.actor(feat).dists["action"].probs.min().item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_t30_mean_and_std_have_layers_of_their_own() -> None:
+def test_mean_and_std_have_layers_of_their_own() -> None:
+    """Layers of mean and deviation."""
     names = [name for name, _ in tiny().actor.heads.named_parameters()]
     assert names == ["0.mean.weight", "0.mean.bias", "0.std.weight", "0.std.bias"]
 
 
-def test_t48_bfloat16_products_only() -> None:
-    """T48: every loss term agrees with float32, latents stay exactly 0/1, gradients and parameters float32."""
+def test_bfloat16_products_only() -> None:
+    """Mixed precision.
+
+    Every loss term agrees with float32, latents stay exactly 0/1, gradients and parameters float32.
+    """
     reference, agent = tiny(), tiny(precision="bf16")
     agent.load_state_dict(reference.state_dict())
     batch, noise = make_batch(agent), noise_for(agent)

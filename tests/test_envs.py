@@ -71,14 +71,16 @@ class Spaces(gymnasium.Env):
 # ---- rows
 
 
-def test_t41_observation_equals_the_action_given_just_before():
+def test_observation_equals_the_action_given_just_before():
+    """Action alignment."""
     env = make_env(Echo, 2, stop=1000)
     env.reset()
     for action in ([1, 2], [4, 0], [3, 3]):
         assert env.step(np.array(action))["obs"][:, 0].tolist() == action
 
 
-def test_t43_an_episode_of_n_decisions_gives_n_plus_1_rows():
+def test_an_episode_of_n_decisions_gives_n_plus_1_rows():
+    """Length of an episode."""
     rows = rollout(make_env(Echo, 1, stop=4), 10)
     assert rows["obs"][:, 0, 1].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0]
     assert rows["is_first"][:, 0].nonzero()[0].tolist() == [0, 5, 10]
@@ -199,7 +201,8 @@ def test_dmc_float64_and_scalar_keys_become_float32():
         ({"size": 64, "gray": False, "sticky": False, "full_action_space": False}, (64, 64, 3), 6),
     ],
 )
-def test_t47_atari_presets(options, shape, actions):
+def test_atari_presets(options, shape, actions):
+    """Atari presets."""
     env = make_env("atari:Pong", 2, **options)
     row = env.reset()
     assert env.obs_space["image"].shape == shape

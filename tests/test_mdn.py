@@ -84,7 +84,10 @@ def test_nll_by_hand(on: Target, logits, mean, log_std, y, expected) -> None:  #
 
 
 def test_narrow_components_have_finite_gradients(on: Target) -> None:
-    """Trap 5: exp then log would be infinite. A component too narrow for float32 altogether takes no share."""
+    """Mixture likelihood.
+
+    Exp then log would be infinite. A component too narrow for float32 altogether takes no share.
+    """
     for log_stds in ([-10.0, -10.0], [0.0, -50.0]):
         args = [numbers(*x, dtype=torch.float32, device=on.device) for x in ([0, 0], [0, 0], log_stds)]
         nll, *grads = with_grads([x[None] for x in args] + [numbers(1, dtype=torch.float32, device=on.device)])
@@ -94,7 +97,7 @@ def test_narrow_components_have_finite_gradients(on: Target) -> None:
 
 
 def test_each_and_joint_are_different_models(on: Target) -> None:
-    """Trap 6: equal weights, means -1 and 1 in both dimensions, at (1, -1)."""
+    """Two mixtures: equal weights, means -1 and 1 in both dimensions, at (1, -1)."""
     mean = numbers(-1, 1, device=on.device).expand(2, 2)
     log_std, y = torch.full_like(mean, math.log(0.1)), numbers(1, -1, device=on.device)
     each = mdn_nll(torch.zeros_like(mean), mean, log_std, y)
@@ -106,7 +109,7 @@ def test_each_and_joint_are_different_models(on: Target) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_row_is_not_squeezed_away(on: Target, kind: str) -> None:
-    """Trap 8: batch and time of one; and each row's loss is its own."""
+    """Squeezed batch: batch and time of one; and each row's loss is its own."""
     args = [*parameters(4, 1, 3, 5, kind=kind, device=on.device), values(4, 1, 3, device=on.device)]
     nll = mdn_nll(*args)
     assert nll.shape == ((4, 1, 3) if kind == "each" else (4, 1))
@@ -126,7 +129,7 @@ def test_one_row_is_not_squeezed_away(on: Target, kind: str) -> None:
     ],
 )
 def test_temperature(on: Target, temperature: float, weight: float, mean: float | None, variance: float | None) -> None:
-    """Traps 10 and 11: weights (1/4, 3/4), means -1 and 1, std 1/2; the std is multiplied by sqrt(temperature)."""
+    """Temperature: weights (1/4, 3/4), means -1 and 1, std 1/2; the std is multiplied by sqrt(temperature)."""
     n = 20000 if on.backend != "triton" else 2000
     logits = numbers(0.25, 0.75, device=on.device).log().expand(n, 2)
     u = (torch.arange(n, device=on.device) + 0.5).double() / n
@@ -147,7 +150,7 @@ def test_temperature(on: Target, temperature: float, weight: float, mean: float 
 
 
 def test_very_low_temperature_beside_a_peaked_row(on: Target) -> None:
-    """Trap 12: one maximum for all rows would leave the flat row with weights of zero."""
+    """One maximum for all: subtracted, it would leave the flat row with weights of zero."""
     logits = numbers(1000, 0, 0, 0, 0, 0, 0, 0, dtype=torch.float32, device=on.device).reshape(2, 4).expand(8, 2, 4)
     u = ((torch.arange(8, device=on.device) + 0.5) / 8)[:, None].expand(8, 2)
     k = components(logits, u, 0.01)
@@ -157,7 +160,10 @@ def test_very_low_temperature_beside_a_peaked_row(on: Target) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_ends_of_the_uniform(on: Target, dtype: torch.dtype) -> None:
-    """Trap 13: the largest u, whatever the weights round to, and u = 0 never draw a class of no weight."""
+    """Tail of the cumulated weights.
+
+    The largest u, whatever the weights round to, and u = 0 never draw a class of no weight.
+    """
     logits = values(500, 7, seed=3, dtype=dtype, device=on.device)
     logits[:, [0, 6]] = -math.inf
     for u, lowest, highest in [(1 - 2**-24, 4, 5), (1.0, 5, 5), (0.0, 1, 1)]:
@@ -183,7 +189,7 @@ def golden() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("run", ["car/step0", "car/step1", "car/carry_start", "doom/step0", "doom/as_released"])
 def test_recorded_likelihood(on: Target, golden: dict[str, Tensor], run: str) -> None:
-    """The mean over batch, time and dimensions (trap 7). Normalised logits are logits too."""
+    """The mean over batch, time and dimensions. Normalised logits are logits too."""
     params = [golden[f"{run}/{name}"].to(on.device) for name in ("logmix", "mean", "logstd")]
     target = golden[run.split("/")[0] + "/z"][:, 1:].to(on.device)
     cost = golden[f"{run}/{'cost' if 'car' in run else 'z_cost'}"]
@@ -191,7 +197,7 @@ def test_recorded_likelihood(on: Target, golden: dict[str, Tensor], run: str) ->
 
 
 def test_recorded_gradient(on: Target, golden: dict[str, Tensor]) -> None:
-    """That of the output layer's bias: columns are logits, means and log-stds, a dimension (trap 9)."""
+    """That of the output layer's bias: columns are logits, means and log-stds, a dimension: the column layout."""
     params = [golden[f"car/step0/{name}"].to(on.device).requires_grad_() for name in ("logmix", "mean", "logstd")]
     grads = torch.autograd.grad(mdn_nll(*params, golden["car/z"][:, 1:].to(on.device)).mean(), params)
     bias = torch.stack([x.sum((0, 1)) for x in grads], -2).flatten()  # [Z * 3 * K]
@@ -270,7 +276,7 @@ def test_one_component_serves_the_whole_vector_where_joint(on: Target, kind: str
 
 
 def test_a_row_does_not_depend_on_its_batch(on: Target) -> None:
-    """Trap 15, where noise is given."""
+    """Rows on their own, where noise is given."""
     params = parameters(20, 4, 5, device=on.device)
     u, n = uniforms(20, 4, device=on.device), values(20, 4, device=on.device)
     whole, order = mdn_sample(*params, 1.15, u, n), torch.randperm(20)

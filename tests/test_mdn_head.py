@@ -24,7 +24,7 @@ def test_sizes_of_the_published_networks() -> None:
 
 
 def test_a_column_is_one_parameter() -> None:
-    """Trap 9: column extra + 15 i + 5 + k changes mean[i, k] alone."""
+    """Column layout: column extra + 15 i + 5 + k changes mean[i, k] alone."""
     head = MDNHead(1, 4, extra=1)
     for i, k in [(0, 0), (2, 3), (3, 4)]:
         torch.nn.init.zeros_(head.linear.weight)

@@ -149,7 +149,7 @@ def test_each_row_follows_its_own_controller_and_stream(task: str) -> None:
 
 
 def test_lengths_and_returns() -> None:
-    """Trap 35: the step that ends a dream counts, its reward too, and nothing is written behind it."""
+    """Last step of a dream: the step that ends a dream counts, its reward too, and nothing is written behind it."""
     made = make("doom", extra=("reward", "done"))
     result = rollout(made, 20)
     assert result.z is not None and result.action is not None and result.done is not None
@@ -169,7 +169,7 @@ def test_lengths_and_returns() -> None:
 
 
 def test_temperature() -> None:
-    """Trap 10 and 11: it sharpens the weights, and widens the noise by its square root."""
+    """Temperature: it sharpens the weights, and widens the noise by its square root."""
     made = make("car", rollouts=2)
     args, options = made
     z = [rollout(made, 1, temperature=t).z for t in (1e-12, 1.0, 1.0)]
@@ -200,7 +200,7 @@ def move(made: Any, device: str) -> Any:
 
 @pytest.mark.parametrize("logit", [-1e-6, 0.0, 1e-6])
 def test_the_end_is_certain_at_every_temperature(logit: float, native: Target) -> None:
-    """Trap 14: a dream ends where the logit is above 0, strictly; temperature does not touch it."""
+    """Certain end: a dream ends where the logit is above 0, strictly; temperature does not touch it."""
     made = move(make("doom"), native.device)
     made[0][3].out_weight[0], made[0][3].out_bias[0] = 0, logit
     for temperature in (0.01, 1.0, 1.3):
@@ -241,7 +241,7 @@ def take(made: Any, rows: Tensor) -> Any:
 @needs_cpu
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 def test_a_row_does_not_depend_on_its_neighbours(bf16: bool) -> None:
-    """Trap 15, bit by bit: alone, among 1024, in another order, by any number of threads."""
+    """Rows on their own, bit by bit: alone, among 1024, in another order, by any number of threads."""
     made = make("doom", P=64, rollouts=16, Z=6, H=35, dtype=torch.float32)
     before = torch.get_num_threads()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

@@ -31,8 +31,8 @@ def dream_of(agent: Any, batch: dict[str, Tensor]) -> Any:
 # Returns
 
 
-def test_g5_t14_a_states_value_holds_its_own_reward() -> None:
-    """G5, T14: R_k uses r_k and d_k, unlike DreamerV3's."""
+def test_a_states_value_holds_its_own_reward() -> None:
+    """Index of the return: R_k uses r_k and d_k, unlike DreamerV3's."""
     reward, value = torch.tensor([9.0, 1, 2, 3, 4]), torch.tensor([0.5, 1, 1.5, 2, 2.5])
     discount = torch.tensor([0.9, 0.9, 0.9, 0.5, 0.9])
     v2 = lambda_targets(reward, discount, value, 0.95)
@@ -44,8 +44,8 @@ def test_g5_t14_a_states_value_holds_its_own_reward() -> None:
     torch.testing.assert_close(arrival_weights(constant)[:-1], torch.tensor([1, 0.99, 0.9801, 0.970299]))
 
 
-def test_t15_horizons() -> None:
-    """T15: H actions; V1 keeps H states and H-1 returns, V2 H+1 states and H targets."""
+def test_horizons() -> None:
+    """Horizon: H actions; V1 keeps H states and H-1 returns, V2 H+1 states and H targets."""
     for name, states in (("dreamer_v1", 4), ("dreamer_v2", 5)):
         agent = tiny(name)
         dream = dream_of(agent, make_batch(agent))
@@ -53,7 +53,8 @@ def test_t15_horizons() -> None:
         assert dream.returns.shape == (states - 1, 15)
 
 
-def test_t14_v2_the_start_states_reward_counts() -> None:
+def test_v2_the_start_states_reward_counts() -> None:
+    """Index of the return."""
     agent = tiny("dreamer_v2")
     batch = make_batch(agent)
     before = dream_of(agent, batch)
@@ -62,9 +63,12 @@ def test_t14_v2_the_start_states_reward_counts() -> None:
     assert (after.returns - before.returns).min() > 0.9
 
 
-def test_t16_t17_t18_weights_and_the_continuation() -> None:
-    """T16: a leading one, then what the head says, its discount inside (T17), as a probability (T18); V2 knows where
-    the start state is terminal."""
+def test_weights_and_the_continuation() -> None:
+    """Loss weights, Double discount, Continuation as a probability.
+
+    A leading one, then what the head says, its discount inside, as a probability; V2 knows where the start state is
+    terminal.
+    """
     for name in DREAMERS:
         agent = tiny(name, predict_cont=True)
         agent.world.cont.out.weight.data.zero_()
@@ -82,8 +86,8 @@ def test_t16_t17_t18_weights_and_the_continuation() -> None:
             torch.testing.assert_close(dream.weight[3].view(5, 3)[0], torch.full((3,), 0.99 * 0.25))
 
 
-def test_t33_which_presets_learn_the_continuation() -> None:
-    """T33: V2 on Atari learns gamma (1 - terminal); on DMC there is no head and the discount is constant."""
+def test_which_presets_learn_the_continuation() -> None:
+    """Discount head: V2 on Atari learns gamma (1 - terminal); on DMC there is no head and the discount is constant."""
     for preset, head in (("atari", True), ("dmc_vision", False)):
         config = with_presets(TrainConfig(agent_spec("dreamer_v2").config()), "dreamer_v2", [preset]).agent
         assert config.predict_cont is head
@@ -97,8 +101,8 @@ def test_t33_which_presets_learn_the_continuation() -> None:
 # Who is trained by what
 
 
-def test_t21_which_critic_makes_the_targets() -> None:
-    """T21: V1 has one; V2's targets come from the slow one, and the fast one is in none."""
+def test_which_critic_makes_the_targets() -> None:
+    """Bootstrapping critic: V1 has one; V2's targets come from the slow one, and the fast one is in none."""
     v1, v2 = tiny("dreamer_v1"), tiny("dreamer_v2")
     batch = make_batch(v2)
     before = dream_of(v2, batch)
@@ -112,8 +116,8 @@ def test_t21_which_critic_makes_the_targets() -> None:
     assert not hasattr(v1, "slow_critic")
 
 
-def test_t21_the_slow_critic_is_copied() -> None:
-    """Wholly, at the first update and every `slow_every` ones."""
+def test_the_slow_critic_is_copied() -> None:
+    """Bootstrapping critic: wholly, at the first update and every `slow_every` ones."""
     agent = tiny("dreamer_v2", slow_every=3)
     batch = make_batch(agent)
     copied = []
@@ -125,8 +129,8 @@ def test_t21_the_slow_critic_is_copied() -> None:
 
 
 @pytest.mark.parametrize("name", DREAMERS)
-def test_t22_every_optimiser_moves_its_own(name: str) -> None:
-    """T22: the actor's gradient passes through the model and the values, and changes neither."""
+def test_every_optimiser_moves_its_own(name: str) -> None:
+    """Gradient routing: the actor's gradient passes through the model and the values, and changes neither."""
     agent = tiny(name)
     batch = make_batch(agent)
     dream = dream_of(agent, batch)
@@ -142,8 +146,8 @@ def test_t22_every_optimiser_moves_its_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OLDER)
-def test_t48_bfloat16_products_only(name: str) -> None:
-    """T48: every loss agrees with float32; gradients are float32, and those of all parts are there."""
+def test_bfloat16_products_only(name: str) -> None:
+    """Mixed precision: every loss agrees with float32; gradients are float32, and those of all parts are there."""
     reference, agent = tiny(name), tiny(name, precision="bf16")
     agent.load_state_dict(reference.state_dict())
     batch, losses = make_batch(agent), []
@@ -167,7 +171,8 @@ def test_v2_chooses_its_gradient_by_the_action_space() -> None:
     assert not dream_of(agent, make_batch(agent)).returns.requires_grad
 
 
-def test_t10_v1_discrete_actions_pass_the_gradient_straight_through() -> None:
+def test_v1_discrete_actions_pass_the_gradient_straight_through() -> None:
+    """Straight-through gradient."""
     agent = tiny("dreamer_v1", act=spaces.Discrete(3))
     dream = dream_of(agent, make_batch(agent))
     assert ((dream.action == 0) | (dream.action == 1)).all()
@@ -178,8 +183,8 @@ def test_t10_v1_discrete_actions_pass_the_gradient_straight_through() -> None:
 
 
 @pytest.mark.parametrize("name", OLDER)
-def test_t41_the_action_at_a_row_leads_to_the_next(name: str) -> None:
-    """T41: replay holds the action chosen at a row; the model consumes the one that led there."""
+def test_the_action_at_a_row_leads_to_the_next(name: str) -> None:
+    """Action alignment: replay holds the action chosen at a row; the model consumes the one that led there."""
     agent = tiny(name)
     batch = make_batch(agent)
 
@@ -193,8 +198,11 @@ def test_t41_the_action_at_a_row_leads_to_the_next(name: str) -> None:
     assert (before != deter()).flatten(1).any(1).tolist() == [False, False, False, True, True]
 
 
-def test_t41_a_task_that_only_alignment_solves() -> None:
-    """T41: where the observation is the action before, the reconstruction becomes exact; one row off it does not."""
+def test_a_task_that_only_alignment_solves() -> None:
+    """Action alignment.
+
+    Where the observation is the action before, the reconstruction becomes exact; one row off it does not.
+    """
     obs, act = {"seen": spaces.Box(-1, 1, (1,), np.float32)}, spaces.Box(-1, 1, (1,), np.float32)
     batch = make_batch(tiny("planet", obs, act), 12, 16)
     batch["action"] = batch["action"].sign() * 0.8
@@ -228,8 +236,8 @@ def test_windows_start_with_no_memory(name: str) -> None:
     assert torch.equal(loss, other_action) == (name == "dreamer_v2")
 
 
-def test_t13_only_the_posterior_is_sampled() -> None:
-    """T13: the prior is read off the posterior's path; T draws a sequence and no more."""
+def test_only_the_posterior_is_sampled() -> None:
+    """Prior on the filtered path: it is read off the posterior's path; T draws a sequence and no more."""
     agent = tiny("dreamer_v2")
     batch = make_batch(agent)
     torch.manual_seed(3)
@@ -243,8 +251,8 @@ def test_t13_only_the_posterior_is_sampled() -> None:
 # Overshooting
 
 
-def test_t36_overshooting_by_a_double_loop() -> None:
-    """T36: from every state, two to D steps ahead, nothing past the window's or the episode's end."""
+def test_overshooting_by_a_double_loop() -> None:
+    """Overshooting: from every state, two to D steps ahead, nothing past the window's or the episode's end."""
     torch.manual_seed(0)
     agent = tiny("planet", overshooting_distance=3, overshooting_scale=1.0)
     batch = make_batch(agent, 4, 2)

@@ -22,8 +22,8 @@ from tests.agents_under_test import IMAGE, tiny
 # Distributions
 
 
-def test_t28_the_mode_is_each_rows_own() -> None:
-    """T28: the most likely of 100 samples, chosen for every row apart."""
+def test_the_mode_is_each_rows_own() -> None:
+    """Mode of samples: the most likely of 100 samples, chosen for every row apart."""
     torch.manual_seed(0)
     mean, std = torch.tensor([[-2.0, -2.0], [2.0, 2.0]]), torch.full((2, 2), -3.0)
     mode = TanhNormal(mean, std, minimum=0.05).mode()
@@ -41,8 +41,11 @@ def test_tanh_normal_density_is_one() -> None:
     torch.testing.assert_close(dist.entropy(100_000), -dist._log_prob_before_tanh(x).mean(), atol=0.01, rtol=0)
 
 
-def test_t29_the_truncated_normal_is_renormalised() -> None:
-    """T29: the density integrates to 1 on [-1, 1]; entropy, and the sampler's gradient, in the reference's form."""
+def test_the_truncated_normal_is_renormalised() -> None:
+    """Truncated normal.
+
+    The density integrates to 1 on [-1, 1]; entropy, and the sampler's gradient, in the reference's form.
+    """
     y = torch.linspace(-1, 1, 20_001, dtype=torch.float64)
     for raw_mean, raw_std in ((0.0, 0.0), (0.7, -1.0), (-2.0, 1.5)):
         dist = TruncatedNormal(torch.tensor(raw_mean), torch.tensor(raw_std))
@@ -59,16 +62,16 @@ def test_t29_the_truncated_normal_is_renormalised() -> None:
     assert dist.entropy().requires_grad and dist.log_prob(torch.zeros(3)).requires_grad  # also after a sample
 
 
-def test_g21_t31_half_the_square_and_the_constant() -> None:
-    """G21, T31: one pixel off by 0.1 costs 0.005, and every pixel the constant."""
+def test_half_the_square_and_the_constant() -> None:
+    """Halves and constants: one pixel off by 0.1 costs 0.005, and every pixel the constant."""
     mean, target = torch.zeros(1, 2, 2, 1), torch.zeros(1, 2, 2, 1)
     target[0, 0, 0, 0] = 0.1
     assert UnitNormal(mean, 3).loss(target).item() == pytest.approx(0.005 + 4 * 0.91893853)
     assert UnitNormal(torch.zeros(()), 0).loss(torch.tensor(0.1)).item() == pytest.approx(0.005 + 0.91893853)
 
 
-def test_t32_the_continuations_loss_falls_towards_its_target() -> None:
-    """T32."""
+def test_the_continuations_loss_falls_towards_its_target() -> None:
+    """Sign of the continuation's loss."""
     logit = torch.tensor(0.0, requires_grad=True)
     Bernoulli(logit).loss(torch.tensor(0.99)).backward()
     assert logit.grad is not None and logit.grad < 0
@@ -85,21 +88,22 @@ def gaussian_world() -> Any:
 
 
 @pytest.mark.parametrize(("name", "expected"), [("planet", 1.5), ("dreamer_v1", 3.0)])
-def test_g10_t11_where_the_maximum_goes(name: str, expected: float) -> None:
-    """G10, T11: PlaNet subtracts from every KL; V1 holds the mean of the batch above (V2: `test_categorical`)."""
+def test_where_the_maximum_goes(name: str, expected: float) -> None:
+    """Free nats: PlaNet subtracts from every KL; V1 holds the mean of the batch above (V2: `test_categorical`)."""
     agent = tiny(name, free_nats=3.0)
     assert agent.divergence(gaussian_world()).item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_t11_v1_below_the_threshold_has_no_gradient() -> None:
+def test_v1_below_the_threshold_has_no_gradient() -> None:
     agent, world = tiny("dreamer_v1", free_nats=50.0), gaussian_world()
+    """Free nats."""
     world.prior_stats.requires_grad_()
     agent.divergence(world).backward()
     assert not world.prior_stats.grad.any()
 
 
-def test_t12_v2_most_of_the_kl_trains_the_prior() -> None:
-    """T12: 0.8 of the gradient goes to the prior's side, 0.2 to the posterior's."""
+def test_v2_most_of_the_kl_trains_the_prior() -> None:
+    """Sides of the KL: 0.8 of the gradient goes to the prior's side, 0.2 to the posterior's."""
     agent = tiny("dreamer_v2", free_nats=0.0)
     torch.manual_seed(0)
     post, prior = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 4, 4, requires_grad=True)
@@ -114,8 +118,8 @@ def test_t12_v2_most_of_the_kl_trains_the_prior() -> None:
 # Networks
 
 
-def test_g20_sizes_of_the_image_networks() -> None:
-    """G20: 64-31-14-6-2 and 1-5-13-30-64; 1024 tokens and inputs at depth 32."""
+def test_sizes_of_the_image_networks() -> None:
+    """64-31-14-6-2 and 1-5-13-30-64; 1024 tokens and inputs at depth 32."""
     encoder = StridedEncoder(IMAGE, 8, 1, 32, DREAMER_V2, PLANET)
     decoder = StridedDecoder(IMAGE, 230, 8, 1, 32, DREAMER_V2, PLANET)
     sizes: list[int] = []
@@ -168,8 +172,8 @@ def test_heads_read_one_hots_apart_as_they_read_all_together(layers: Widths, nor
 # Planner
 
 
-def test_g18_t35_the_fit_of_the_elites() -> None:
-    """G18, T35: population variance plus 1e-6; the mean is returned, not the best sample."""
+def test_the_fit_of_the_elites() -> None:
+    """Fit of the elites: population variance plus 1e-6; the mean is returned, not the best sample."""
     elites = torch.tensor([0.5, 1.0, -0.5, 0.0])
     noise = torch.zeros(2, 1, 5, 1, 1)
     noise[0, 0, :, 0, 0] = torch.cat([elites, torch.tensor([9.0])])
@@ -186,8 +190,8 @@ def test_g18_t35_the_fit_of_the_elites() -> None:
     assert plan.shape == (1, 1, 1) and plan.item() == pytest.approx(0.80901789)
 
 
-def test_t34_environments_plan_alone() -> None:
-    """T34: two planned together equal each planned by itself with the same noise."""
+def test_environments_plan_alone() -> None:
+    """Environments plan alone: two planned together equal each planned by itself with the same noise."""
     agent = tiny("planet")
     start = agent.world.rssm.initial(2)
     start = type(start)(torch.randn_like(start.deter), torch.randn_like(start.stoch))
@@ -234,8 +238,8 @@ def test_every_group_is_stepped_and_all_are_clipped_together() -> None:
     assert [group["steps"] for group in optimizer.param_groups] == [3, 3]
 
 
-def test_t40_decay_is_a_share_whatever_the_learning_rate() -> None:
-    """T40: a zero gradient shrinks every weight by the share, bias or not."""
+def test_decay_is_a_share_whatever_the_learning_rate() -> None:
+    """Weight decay: a zero gradient shrinks every weight by the share, bias or not."""
     for lr in (0.0, 1e-4):
         p = torch.nn.Parameter(torch.tensor([2.0, -4.0], dtype=torch.float64))
         optimizer = KerasAdam([p], lr=lr, eps=1e-5, clip=100, decay=1e-6)

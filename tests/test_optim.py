@@ -1,4 +1,4 @@
-"""LaProp and AGC: G12, G13 and traps T37, T38."""
+"""LaProp and AGC: values by hand, and traps (docs/traps.md)."""
 
 from copy import deepcopy
 
@@ -12,8 +12,8 @@ def parameter(*values: float) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.tensor(values))
 
 
-def test_g12_t37_laprop_is_not_adam() -> None:
-    """T37: normalise first, momentum second. Adam would give 0.9, 0.8035, 0.7615."""
+def test_laprop_is_not_adam() -> None:
+    """LaProp: normalise first, momentum second. Adam would give 0.9, 0.8035, 0.7615."""
     p = parameter(1.0)
     optimizer = LaProp([p], lr=0.1, agc=0.0, warmup=0)
     for grad, expected in zip((1.0, 2.0, -1.0), (0.9, 0.78606730, 0.74026869)):
@@ -22,7 +22,7 @@ def test_g12_t37_laprop_is_not_adam() -> None:
         assert p.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_g12_warmup_starts_at_zero() -> None:
+def test_warmup_starts_at_zero() -> None:
     p = parameter(1.0)
     optimizer = LaProp([p], lr=4e-5, agc=0.0, warmup=1000)
     p.grad = torch.tensor([1.0])
@@ -38,7 +38,7 @@ def test_g12_warmup_starts_at_zero() -> None:
     ("values", "grad", "expected"),
     [((3.0, 4.0), (0.0, 3.0), (0.0, 1.5)), ((0.0, 0.0), (0.0, 3.0), (0.0, 3e-4)), ((3.0, 4.0), (0.1, 0.0), (0.1, 0.0))],
 )
-def test_g13_agc(values: tuple[float, ...], grad: tuple[float, ...], expected: tuple[float, ...]) -> None:
+def test_agc(values: tuple[float, ...], grad: tuple[float, ...], expected: tuple[float, ...]) -> None:
     p = parameter(*values)
     optimizer = LaProp([p], lr=0.0, agc=0.3, warmup=0)
     p.grad = torch.tensor(grad)
@@ -47,8 +47,8 @@ def test_g13_agc(values: tuple[float, ...], grad: tuple[float, ...], expected: t
     torch.testing.assert_close((optimizer.state[p]["nu"] / 0.001).sqrt(), torch.tensor(expected))
 
 
-def test_t38_agc_is_per_tensor() -> None:
-    """T38: two tensors are clipped by their own norms, not by one over both."""
+def test_agc_is_per_tensor() -> None:
+    """Clipping by tensor: two tensors are clipped by their own norms, not by one over both."""
     a, b = parameter(3.0, 4.0), parameter(0.0, 0.0)
     optimizer = LaProp([a, b], lr=0.0, warmup=0)
     a.grad, b.grad = torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])

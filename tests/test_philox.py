@@ -60,7 +60,7 @@ def test_normal_by_hand(on: Target) -> None:
 
 
 def test_numbers_depend_only_on_where_they_stand(on: Target) -> None:
-    """Trap 15: a stream is the same alone, among others, in any order, and cut into pieces."""
+    """Rows on their own: a stream is the same alone, among others, in any order, and cut into pieces."""
     pairs = streams(*((9, dream << 32 | 5) for dream in range(70)), device=on.device)
     whole, order = philox_uniform(pairs, (3, 5)), torch.randperm(70)
     assert torch.equal(philox_uniform(pairs[order], (3, 5)), whole[order])

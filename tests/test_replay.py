@@ -89,8 +89,8 @@ def check_sample(sample, starts, num_envs, length, expected_online):
             assert sample["is_last"][t, b] == (row["is_last"][env] or is_next_first)
 
 
-def test_t45_online_windows_are_disjoint_served_once_and_first():
-    """DreamerV3's rule: row number n (from 0) queues n-64..n for n = 65, 130, so 131 rows queue two."""
+def test_online_windows_are_disjoint_served_once_and_first():
+    """Online queue: DreamerV3's rule: row number n (from 0) queues n-64..n for n = 65, 130, so 131 rows queue two."""
     replay = filled(131, capacity=200, num_envs=1, length=65)
     starts = replay.sample(2)["index"][0].tolist()
     assert starts == [1, 66]
@@ -108,8 +108,8 @@ def test_overwritten_online_windows_are_dropped():
     assert not replay._queue
 
 
-def test_t46_windows_cross_episodes_and_abandoned_episodes_end():
-    """Two short episodes in one window; the first was cut (a restart) without is_last."""
+def test_windows_cross_episodes_and_abandoned_episodes_end():
+    """Windows across episodes: two short episodes in one window; the first was cut (a restart) without is_last."""
     replay = Replay(16, 1, 6, online=False)
     for n in range(6):
         row = make_row(n, 1, episode=100)
@@ -153,7 +153,8 @@ def test_stored_rows_do_not_alias_the_environment():
     assert replay.sample(1)["reward"].item() == 7
 
 
-def test_t44_write_back_hits_exactly_the_given_rows():
+def test_write_back_hits_exactly_the_given_rows():
+    """Stored latents."""
     replay = filled(12, num_envs=2, length=4, online=False)
     index = torch.tensor([[4, 7], [6, 9], [8, 11]])  # env 0 rows 2-4, env 1 rows 3-5
     replay.write_back(index, {"deter": torch.arange(6.0).view(3, 2, 1).expand(3, 2, 3) + 100})

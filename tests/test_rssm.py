@@ -1,4 +1,4 @@
-"""The recurrent state-space model: G7, G8, G10 and traps T1-T3, T5-T8, T10-T13."""
+"""The recurrent state-space model: values by hand, and traps (docs/traps.md)."""
 
 from typing import Any
 
@@ -41,8 +41,11 @@ def step(core: BlockGRUCell, deter: torch.Tensor) -> torch.Tensor:
     return core((torch.zeros(len(deter), 3), torch.zeros(len(deter), 2)), deter)
 
 
-def test_g7_t1_t6_gates() -> None:
-    """T1, T6: reset, cand, update; update writes; bias -1; reset scales the candidate's pre-activation."""
+def test_gates() -> None:
+    """Gate order, Three GRUs.
+
+    Reset, cand, update; update writes; bias -1; reset scales the candidate's pre-activation.
+    """
     core = make_core()
     constant_gates(core, 0.5, 1.0, 0.3)
     torch.testing.assert_close(step(core, torch.full((1, 4), 0.2)), torch.full((1, 4), 0.31707597))
@@ -50,8 +53,8 @@ def test_g7_t1_t6_gates() -> None:
     torch.testing.assert_close(step(core, torch.ones(1, 4)), torch.full((1, 4), 0.73105858))
 
 
-def test_g8_t2_gates_split_within_each_block() -> None:
-    """T2: of 2 blocks and deter 4, flat outputs 0, 1, 6, 7 are reset, 2, 3, 8, 9 cand, 4, 5, 10, 11 update."""
+def test_gates_split_within_each_block() -> None:
+    """Block split: of 2 blocks and deter 4, flat outputs 0, 1, 6, 7 are reset, 2, 3, 8, 9 cand, 4, 5, 10, 11 update."""
     core = make_core()
     parts = {0: "reset", 1: "reset", 2: "cand", 3: "cand", 4: "update", 5: "update"}
     for flat in range(12):
@@ -70,8 +73,8 @@ def test_g8_t2_gates_split_within_each_block() -> None:
         assert (base[0, unit] + moved[unit]).item() == pytest.approx((u * c + (1 - u) * 0.2).item(), rel=1e-5)
 
 
-def test_t3_norm_spans_the_whole_deter() -> None:
-    """T3: one RMS for all blocks, no per-block norm, scale only."""
+def test_norm_spans_the_whole_deter() -> None:
+    """Norm over the carry: one RMS for all blocks, no per-block norm, scale only."""
     norm = RMSNorm(2)
     norm.eps = 0.0
     torch.testing.assert_close(norm(torch.tensor([3.0, 4.0])), torch.tensor([0.84852814, 1.13137085]))
@@ -79,7 +82,7 @@ def test_t3_norm_spans_the_whole_deter() -> None:
     assert core.hidden[0].norm.weight.shape == (4,) and [n for n, _ in core.hidden[0].norm.named_parameters()] == [
         "weight"
     ]
-    # T2: an input of block 0 alone reaches the other block's gates through that norm.
+    # Block split: an input of block 0 alone reaches the other block's gates through that norm.
     core.embed_carry.linear.weight.data.zero_()
     deter = torch.randn(1, 4)
     other = deter.clone()
@@ -103,8 +106,8 @@ def make_rssm(**kwargs: int) -> BlockRSSM:
     return BlockRSSM(**(sizes | kwargs))
 
 
-def test_t5_concatenation_orders() -> None:
-    """T5: core [h_g, x0, x1, x2], posterior [h, tokens], features [h, z], decoder [z, h]."""
+def test_concatenation_orders() -> None:
+    """Concatenation order: core [h_g, x0, x1, x2], posterior [h, tokens], features [h, z], decoder [z, h]."""
     state = State(torch.zeros(1, 8), torch.ones(1, 4, 5))
     assert torch.equal(state.feat[0, 8:], torch.ones(20)) and state.feat.shape == (1, 28)
     rssm = make_rssm()
@@ -128,8 +131,8 @@ def test_t5_concatenation_orders() -> None:
     assert torch.equal(*x)
 
 
-def test_t7_reset_forgets_everything() -> None:
-    """T7: deter, stoch and the previous action are zero at is_first; class 0 of a discrete action is not."""
+def test_reset_forgets_everything() -> None:
+    """Reset: deter, stoch and the previous action are zero at is_first; class 0 of a discrete action is not."""
     rssm, tokens, uniform = make_rssm(), torch.randn(2, 7), torch.rand(2, 4)
     first = torch.tensor([True, True])
     carry = State(torch.randn(2, 8), torch.randn(2, 4, 5))
@@ -142,8 +145,8 @@ def test_t7_reset_forgets_everything() -> None:
     assert not torch.allclose(class0, zero_logits)
 
 
-def test_t8_large_actions_are_scaled_elementwise() -> None:
-    """T8: [0.5, -2, 1] acts as [0.5, -1, 1], and the gradient of the -2 is halved, not cut."""
+def test_large_actions_are_scaled_elementwise() -> None:
+    """Action scaling: [0.5, -2, 1] acts as [0.5, -1, 1], and the gradient of the -2 is halved, not cut."""
     rssm = make_rssm()
     state = State(torch.randn(1, 8), torch.randn(1, 4, 5))
     big = torch.tensor([[0.5, -2.0, 1.0]], requires_grad=True)
@@ -156,8 +159,8 @@ def test_t8_large_actions_are_scaled_elementwise() -> None:
     torch.testing.assert_close(big.grad, small.grad * torch.tensor([1.0, 0.5, 1.0]))
 
 
-def test_g10_t11_free_nats() -> None:
-    """T11: max per row after summing the latents; no gradient at all below one nat."""
+def test_free_nats() -> None:
+    """Free nats: max per row after summing the latents; no gradient at all below one nat."""
     rssm = make_rssm(stoch=2, classes=3)
     post = torch.zeros(2, 1, 2, 3)
     post[1, 0, :, 0] = 30.0
@@ -172,8 +175,8 @@ def test_g10_t11_free_nats() -> None:
     assert kls.clamp(min=1.0).mean().item() == 3.5
 
 
-def test_t12_each_side_trains_one_of_the_two() -> None:
-    """T12: dyn trains the prior only, rep the posterior only, and both have the same value."""
+def test_each_side_trains_one_of_the_two() -> None:
+    """Sides of the KL: dyn trains the prior only, rep the posterior only, and both have the same value."""
     rssm = make_rssm()
     post = torch.randn(1, 3, 4, 5).requires_grad_()
     prior = torch.randn(1, 3, 4, 5).requires_grad_()
@@ -187,8 +190,11 @@ def test_t12_each_side_trains_one_of_the_two() -> None:
     assert not d_prior.any()
 
 
-def test_t13_the_prior_reads_the_filtered_deter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """T13: one posterior draw a step and nothing else; the prior is a function of the posterior path's deter."""
+def test_the_prior_reads_the_filtered_deter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prior on the filtered path.
+
+    One posterior draw a step and nothing else; the prior is a function of the posterior path's deter.
+    """
     rssm, draws, rand = make_rssm(), [], torch.rand
     monkeypatch.setattr(torch, "rand", lambda *shape, **kwargs: draws.append(shape) or rand(*shape, **kwargs))
     tokens, action, first = torch.randn(6, 2, 7), torch.randn(6, 2, 3), torch.zeros(6, 2, dtype=torch.bool)

@@ -53,14 +53,14 @@ class Broken(gymnasium.Env):
 
 
 @pytest.mark.parametrize(("ratio", "updates"), [(32, 313), (256, 2500), (512, 5000), (1024, 10000), (0, 0)])
-def test_g19_t42_train_ratio(ratio: int, updates: int) -> None:
-    """T42: replayed steps a step taken; 10,000 steps at 1024 replayed ones an update."""
+def test_train_ratio(ratio: int, updates: int) -> None:
+    """Train ratio: replayed steps a step taken; 10,000 steps at 1024 replayed ones an update."""
     due = Ratio(ratio / 1024)
     assert sum(due() for _ in range(10_000)) == updates
 
 
-def test_t43_a_length_counts_decisions() -> None:
-    """T43: an episode of 2 decisions has 3 rows; the reset row carries no reward of it."""
+def test_a_length_counts_decisions() -> None:
+    """Length of an episode: an episode of 2 decisions has 3 rows; the reset row carries no reward of it."""
     episodes, ended = Episodes(1), []
     for first, last, reward in (
         (True, False, 0),

@@ -1,4 +1,4 @@
-"""World Models' fitness, evolution and acting. Each test names its trap."""
+"""World Models' fitness, evolution and acting. Tests name their traps (docs/traps.md)."""
 
 import json
 from pathlib import Path
@@ -23,8 +23,11 @@ def dream(agent: WorldModels, **options: Any) -> Dream:
     return Dream(agent, mu, logvar, **({"temperature": 1.0, "max_steps": 20} | options))
 
 
-def test_t34_a_candidates_score_is_its_own() -> None:
-    """Neither its neighbours, nor its place, nor the size of the batch matter; equal ones score the same."""
+def test_a_candidates_score_is_its_own() -> None:
+    """Score of a candidate.
+
+    Neither its neighbours, nor its place, nor the size of the batch matter; equal ones score the same.
+    """
     fitness, torch_seed = dream(tiny(features="zch", bias=False)), 3
     torch.manual_seed(torch_seed)
     vectors = torch.randn(5, fitness.agent.controller.size)
@@ -38,8 +41,8 @@ def test_t34_a_candidates_score_is_its_own() -> None:
     assert not torch.equal(fitness(vectors, keys, 8).returns, scores.returns)
 
 
-def test_t34_in_the_real_environment() -> None:
-    """The same up to rounding: V's convolutions sum in an order that depends on the batch."""
+def test_in_the_real_environment() -> None:
+    """Score of a candidate: the same up to rounding: V's convolutions sum in an order that depends on the batch."""
     agent = tiny(car=True)
     fitness = Real(agent, CAR, {}, max_steps=30, num_envs=3)
     torch.manual_seed(1)
@@ -82,7 +85,8 @@ def test_a_dream_that_cannot_tell_candidates_apart_is_refused() -> None:
         dream(tiny(hidden=4))
 
 
-def test_t32_larger_weights_cost_more() -> None:
+def test_larger_weights_cost_more() -> None:
+    """Sign of the penalty."""
     vectors = torch.tensor([[1.0, 1.0], [2.0, 2.0]], dtype=torch.float64)
     costs = cost(torch.tensor([5.0, 5.0], dtype=torch.float64), vectors, 0.01)
     assert costs.tolist() == pytest.approx([-4.99, -4.96])
@@ -97,7 +101,8 @@ class Parabola:
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_t33_evolution_keeps_the_mean(tmp_path: Path, diagonal: bool) -> None:
+def test_evolution_keeps_the_mean(tmp_path: Path, diagonal: bool) -> None:
+    """Mean of the evolution."""
     agent = tiny(features="z", bias=False, population=8, rollouts=2, generations=60, evaluate_every=10,
                  evaluate_rollouts=4, seeds="common", diagonal=diagonal)  # fmt: skip
     stage = EvolveC(Run(tmp_path / "c"), agent, [tmp_path])

@@ -1,4 +1,4 @@
-"""V, M and C by themselves: sizes, losses, and the traps that need no recording. Each test names its trap."""
+"""V, M and C by themselves: sizes, losses, and the traps that need no recording. See docs/traps.md."""
 
 import math
 
@@ -19,7 +19,8 @@ def trained(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def test_t25_published_sizes() -> None:
+def test_published_sizes() -> None:
+    """Published sizes."""
     assert trained(ConvVAE(32)) == 4_348_547
     assert trained(ConvVAE(64)) == 4_446_915
     assert trained(MDNRNN(32, 3, 256)) == 422_368
@@ -34,7 +35,8 @@ def test_t25_published_sizes() -> None:
 # V
 
 
-def test_t21_the_floor_is_of_each_sample() -> None:
+def test_the_floor_is_of_each_sample() -> None:
+    """KL floor."""
     assert float(kl_with_floor(torch.tensor([10.0, 40.0]), 0.5 * 32)) == 28
     mu = torch.full((1, 32), 0.5, requires_grad=True)
     kl = Latent(mu, torch.full((1, 32), -1.0)).kl()
@@ -45,19 +47,22 @@ def test_t21_the_floor_is_of_each_sample() -> None:
     assert not mu.grad.any()  # type: ignore[union-attr]
 
 
-def test_t22_the_error_is_a_sum_over_the_frame() -> None:
+def test_the_error_is_a_sum_over_the_frame() -> None:
+    """Sum over the frame."""
     vae = ConvVAE(4, (4, 4, 4, 4))
     torch.nn.init.zeros_(vae.decoder[-1].weight)
     loss = vae.loss(torch.zeros(2, 64, 64, 3))
     assert float(loss.reconstruction.detach()) == 3072  # (0 - 0.5)^2 * 64 * 64 * 3
 
 
-def test_t23_the_network_gives_the_log_of_the_variance() -> None:
+def test_the_network_gives_the_log_of_the_variance() -> None:
+    """Logarithm of the variance."""
     latent = Latent(torch.zeros(1), torch.tensor([2.0]))
     assert_close(latent.sample(torch.ones(1)), torch.tensor([math.e]))
 
 
-def test_t24_negative_numbers_reach_the_first_transposed_convolution() -> None:
+def test_negative_numbers_reach_the_first_transposed_convolution() -> None:
+    """No activation before the decoder."""
     vae = ConvVAE(4, (4, 4, 4, 4))
     torch.nn.init.constant_(vae.expand.bias, -1.0)
     torch.nn.init.zeros_(vae.expand.weight)
@@ -76,7 +81,8 @@ def test_the_first_layer_is_the_transposed_convolution() -> None:
     assert_close(vae._first(x), vae.decoder[0](x[:, :, None, None]), atol=1e-5, rtol=1e-4)
 
 
-def test_t29_latents_are_drawn_anew_in_float32() -> None:
+def test_latents_are_drawn_anew_in_float32() -> None:
+    """Fresh latents."""
     torch.manual_seed(0)
     mu, logvar = torch.randn(4).half(), torch.full((4,), -9.0).half()
     latent = Latent(mu, logvar)
@@ -97,7 +103,8 @@ def test_frames_of_a_wrong_size_are_told() -> None:
 # M
 
 
-def test_t16_t17_forget_bias_and_gates() -> None:
+def test_forget_bias_and_gates() -> None:
+    """Forget bias."""
     rnn = MDNRNN(1, 0, 1)
     for p in rnn.lstm.parameters():
         torch.nn.init.zeros_(p)
@@ -110,7 +117,8 @@ def test_t16_t17_forget_bias_and_gates() -> None:
     assert_close((float(c), float(h)), (-0.1098624686, -0.0588069643), atol=1e-6, rtol=0)
 
 
-def test_t19_a_restart_resets_its_row_alone() -> None:
+def test_a_restart_resets_its_row_alone() -> None:
+    """Restart."""
     torch.manual_seed(0)
     rnn = MDNRNN(3, 1, 8)
     z, action = torch.randn(5, 2, 3), torch.randn(5, 2, 1)
@@ -126,13 +134,15 @@ def test_t19_a_restart_resets_its_row_alone() -> None:
     assert not grad.any()
 
 
-def test_t20_the_input_is_latent_action_restart() -> None:
+def test_the_input_is_latent_action_restart() -> None:
+    """Input of M."""
     rnn = MDNRNN(2, 1, 3, restart=True)
     x = rnn._inputs(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0]]]), torch.tensor([[True]]))
     assert x.tolist() == [[[1, 2, 3, 1]]]
 
 
-def test_t26_ends_count_ten_times_over_a_plain_mean() -> None:
+def test_ends_count_ten_times_over_a_plain_mean() -> None:
+    """Weight of ends."""
     loss = done_loss(torch.zeros(4, dtype=torch.float64), torch.tensor([1, 0, 0, 0]))
     assert float(loss) == pytest.approx(2.2527283, abs=1e-6)
     assert float(done_loss(torch.tensor([2.0]), torch.tensor([1]))) == pytest.approx(1.2692801, abs=1e-6)
@@ -153,7 +163,8 @@ def test_masked_steps_do_not_count() -> None:
     assert_close(rnn.loss(prediction, strange, mask=mask).latent, rnn.loss(prediction, z, mask=mask).latent)
 
 
-def test_t28_the_learning_rate_falls() -> None:
+def test_the_learning_rate_falls() -> None:
+    """Falling rate."""
     assert learning_rate(0, 1e-3, 1e-5, 0.99999) == 1e-3
     assert learning_rate(1000, 1e-3, 1e-5, 0.99999) == pytest.approx(9.901493e-4, rel=1e-6)
     assert learning_rate(24_380, 1e-3, 1e-5, 0.99999) == pytest.approx(7.858070e-4, rel=1e-6)
@@ -162,14 +173,16 @@ def test_t28_the_learning_rate_falls() -> None:
 # C
 
 
-def test_t36_zero_weights_drive_at_half_gas() -> None:
+def test_zero_weights_drive_at_half_gas() -> None:
+    """Gas and brake."""
     controller = Controller(2, 2, 3, "car")
     assert controller(torch.ones(1, 2), torch.ones(1, 2), torch.ones(1, 2)).tolist() == [[0, 0.5, 0]]
     action = squash(torch.tensor([[0.0, -20.0, -20.0], [0.0, 20.0, 20.0]]), "car")
     assert_close(action, torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]))
 
 
-def test_t37_thresholds_are_the_environments_alone() -> None:
+def test_thresholds_are_the_environments_alone() -> None:
+    """Thresholds."""
     action = torch.tensor([[-0.34], [-0.33], [0.2], [0.33], [0.34]])
     assert TASKS["takecover"].env_action(action).tolist() == [2, 0, 0, 0, 1]
 

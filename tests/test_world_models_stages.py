@@ -1,4 +1,4 @@
-"""World Models' stages by themselves: data, streams, fitness, evolution. Each test names its trap."""
+"""World Models' stages by themselves: data, streams, fitness, evolution. Tests name their traps (docs/traps.md)."""
 
 import itertools
 import json
@@ -77,8 +77,11 @@ def collect(folder: Path, env: str = COVER, agent: WorldModels | None = None) ->
 # Collect
 
 
-def test_t38_t39_only_acted_frames_are_kept(tmp_path: Path) -> None:
-    """The frame after the end and the ignored action of the reset are no data; rewards count the steps (t40)."""
+def test_only_acted_frames_are_kept(tmp_path: Path) -> None:
+    """Acted frames.
+
+    The frame after the end and the ignored action of the reset are no data; rewards count the steps (t40).
+    """
     collect(tmp_path)
     for path in open_chunks([tmp_path / "collect"]):
         with np.load(path / "rows.npz") as file:
@@ -212,7 +215,8 @@ def test_baselines() -> None:
 
 
 @pytest.mark.parametrize(("overlap", "trained"), [(False, 4 * 4), (True, 4 * 5 - 1)])
-def test_t31_transitions_between_chunks(overlap: bool, trained: int) -> None:
+def test_transitions_between_chunks(overlap: bool, trained: int) -> None:
+    """Chunk borders."""
     is_first = np.zeros(47, bool)
     is_first[[0, 13, 30]] = True
     streams = Streams(is_first, batch=2, length=5, overlap=overlap)
@@ -259,7 +263,8 @@ def train_m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **m: Any) -> TrainM
     return stage
 
 
-def test_t27_gradients_are_clipped_element_by_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_clipped_element_by_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elementwise clipping."""
     stage = train_m(tmp_path, monkeypatch, clip=0.002)
     grads = torch.cat([p.grad.flatten() for p in stage.agent.rnn.parameters() if p.grad is not None])
     bound = torch.tensor(0.002)
