@@ -71,7 +71,8 @@ struct GruRssmObserve {
 struct GruRssmGrads {
   int64_t stoch, n_input, x, b_x, h, b_h, n_gates, layer, n_layer, stats, b_stats, size;
 
-  explicit GruRssmGrads(const GruRssmSizes& n)
+  // Always inline: instruction sets would share a function.
+  __attribute__((always_inline)) explicit GruRssmGrads(const GruRssmSizes& n)
       : stoch(0), n_input(stoch + n.Z() * n.U), x(n_input + 2 * n.U), b_x(x + 3 * n.D * n.U), h(b_x + 3 * n.D),
         b_h(h + 3 * n.D * n.D), n_gates(b_h + 3 * n.D), layer(n_gates + 6 * n.D), n_layer(layer + n.U * n.D),
         stats(n_layer + 2 * n.U), b_stats(stats + n.O() * n.U), size(b_stats + n.O()) {}
