@@ -1,5 +1,6 @@
 """DreamerV3's observe sequence against the loop over its plain modules, B = 16, T = 64."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -46,7 +47,7 @@ def test_rssm_observe(measure: Measure, monkeypatch: pytest.MonkeyPatch, size: s
         pytest.skip("minutes a call, or minutes to compile, without a GPU")
     if "cluster" in name and (DEVICE != "cuda" or size != "size1m"):
         pytest.skip("one cluster holds size1m, on a GPU that has clusters")
-    monkeypatch.setenv("FASTWM_CLUSTER", "1" if "cluster" in name else "0")
+    monkeypatch.setattr(sys.modules["fastwm.ops.rssm_observe"], "CLUSTERS", "cluster" in name)
     torch.manual_seed(0)
     tokens_width, *widths = SIZES[size]
     rssm = BlockRSSM(tokens_width, ACTION, *widths)

@@ -94,20 +94,15 @@ def struct(op: Op) -> str:
     letters += [c.name for c in op.conditions if c.name]
     fields = [f"Dtype {', '.join(op.dtype_bindings())};"] if op.dtype_bindings() else []
     fields += [f"int64_t {', '.join(letters)};"] if letters else []
-    for x in [*op.inputs, *op.outputs, *scratch_of(op)]:
+    for x in [*op.inputs, *op.outputs, *op.scratch]:
         if x.is_tensor:
-            const = "" if x in op.outputs or x in scratch_of(op) else "const "
+            const = "" if x in op.outputs or x in op.scratch else "const "
             shape = f"[{', '.join(x.shape)}]" + (f" {x.dtype}" if x.dtype != "dtype" else "")
-            empty = ", or null" if x.optional or x.when in ("save", "inputs", "weights") else ""
+            empty = ", or null" if x.optional or x.when else ""
             fields.append(f"{const}{POINTERS.get(x.dtype, 'void')}* {x.field};  // {shape}{empty}")
-        elif x.name != "save":
+        elif x.name != "save" and x.field != "-":
             fields.append(f"{SCALARS.get(x.kind, x.kind)} {x.field};")
     return f"struct {op.params} {{\n" + "".join(f"  {line}\n" for line in fields) + "};\n"
-
-
-def scratch_of(op: Op) -> list[Value]:
-    text = op.options.get("scratch", "")
-    return list(declaration._values(text, ENUMS, {})) if text not in ("", "bytes") else []
 
 
 def params_header(ops: Iterable[Op]) -> str:
@@ -263,7 +258,7 @@ class Host:
         op = self.op
         given = {x.name: x for x in op.inputs}
         slot = op.options.get("slots", "").split()
-        for x in [*op.outputs, *scratch_of(op)]:
+        for x in [*op.outputs, *op.scratch]:
             if not x.is_tensor:
                 continue
             if x.pack and not x.shape:

@@ -218,7 +218,7 @@ class Toolchain:
         return [f"-L{self.torch.path / 'lib'}", "-ltorch", "-ltorch_cpu"]
 
     def compile(self, source: Path, *flags: str, label: str = "") -> Step:
-        for root, folder in ((CSRC, "csrc"), (GENERATED, "generated"), (self.work, "")):
+        for root, folder in ((CSRC, "csrc"), (GENERATED, "generated"), (self.work, ""), (ROOT, "")):
             if source.is_relative_to(root):
                 output = self.work / folder / f"{source.relative_to(root).with_suffix('')}{label}.o"
                 break

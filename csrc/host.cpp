@@ -1,4 +1,4 @@
-// fastwm._host: build facts, CPU features, instruction set control, and Philox for its known answers.
+// fastwm._host: build facts, CPU features and instruction set control.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,10 +13,8 @@
 #endif
 
 #include "fastwm/isa.h"
-#include "fastwm/philox.h"
 #include "fastwm/stop.h"
 #include "fastwm/stopped.h"
-#include "fastwm/vecmath_check.h"
 
 namespace py = pybind11;
 using namespace fastwm;
@@ -62,25 +60,6 @@ int num_threads() {
 #endif
 }
 
-std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
-  const Philox r = philox4x32({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
-  return {r.x[0], r.x[1], r.x[2], r.x[3]};
-}
-
-// Replaces the numbers of a float32 or float64 buffer by a function of vecmath.h.
-void vecmath(const std::string& function, const py::buffer& x) {
-  const std::array<const char*, 10> names = {"exp",     "expm1", "log", "log1p",     "tanh",
-                                            "sigmoid", "silu",  "elu", "exp_normal", "softplus"};
-  const py::buffer_info info = x.request(/*writable=*/true);
-  const bool is_float = info.format == py::format_descriptor<float>::format();
-  if (info.ndim != 1 || (!is_float && info.format != py::format_descriptor<double>::format()))
-    throw std::invalid_argument("expected a one-dimensional array of float32 or float64");
-  for (size_t i = 0; i < names.size(); ++i)
-    if (names[i] == function)
-      return vecmath_check({is_float ? Dtype::f32 : Dtype::f64, static_cast<Function>(i), info.size, info.ptr});
-  throw std::invalid_argument("unknown function '" + function + "'");
-}
-
 // Ctrl-C in a long operator: Python's handlers run inside it, and what they raise comes out of it.
 unsigned long main_thread = 0;
 PyObject* raised[3] = {};  // type, value, traceback
@@ -123,6 +102,4 @@ PYBIND11_MODULE(_host, m) {
   m.def("isa", [] { return kIsaNames[static_cast<int>(isa())]; }, "The instruction set level in use.");
   m.def("set_isa", &set_isa_by_name, py::arg("level"), "Use one of isa_levels() from now on, in every thread.");
   m.def("num_threads", &num_threads, "Threads a kernel may use; torch.set_num_threads() sets them.");
-  m.def("philox4x32", &philox, py::arg("counter"), py::arg("key"), "Philox4x32-10: four random words.");
-  m.def("vecmath", &vecmath, py::arg("function"), py::arg("x"), "Apply a function of vecmath.h in place.");
 }

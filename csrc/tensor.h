@@ -1,5 +1,4 @@
-// What every operator's host side needs of a tensor. Checks here only keep a direct torch.ops call from
-// crashing; the messages for users are in fastwm/ops.
+// What every operator's host side needs of a tensor.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -52,27 +51,6 @@ inline std::string sizes_text(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
   return text + "]";
 }
 
-// Raises unless x has this shape and dtype and the device of `like`.
-inline void check_like(const Tensor& x, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype,
-                       const Tensor& like, const char* name) {
-  bool same = x.dim() == static_cast<int64_t>(sizes.size());
-  for (int64_t d = 0; same && d < x.dim(); ++d) same = x.size(d) == sizes[d];
-  STD_TORCH_CHECK(same, "fastwm: expected ", name, " ", sizes_text(sizes), ", got ", sizes_text(x.sizes()));
-  STD_TORCH_CHECK(x.scalar_type() == dtype && x.device() == like.device(), "fastwm: wrong dtype or device of ", name);
-}
-
-// x, contiguous, once it is known to have the shape, dtype and device of `like`.
-inline Tensor dense_like(const Tensor& x, const Tensor& like, const char* name) {
-  check_like(x, like.sizes(), like.scalar_type(), like, name);
-  return dense(x);
-}
-
-inline std::optional<Tensor> dense_like(const std::optional<Tensor>& x, const Tensor& like,
-                                        const char* name) {
-  if (!x) return std::nullopt;
-  return dense_like(*x, like, name);
-}
-
 // Kernels know by a null pointer what is absent. Nobody reads an empty tensor, whose own pointer may be null.
 inline const void* data_or_null(const std::optional<Tensor>& x) {
   static const double nothing = 0;
@@ -100,30 +78,8 @@ inline Tensor empty_dense(const Tensor& like, torch::headeronly::IntHeaderOnlyAr
   return tensor;
 }
 
-inline Tensor empty_dense(const Tensor& like) { return empty_dense(like, like.sizes(), like.scalar_type()); }
-
-// The same, of the first `dim` sizes of `like`.
-inline Tensor empty_dense(const Tensor& like, int64_t dim) {
-  return empty_dense(like, like.sizes().slice(0, dim), like.scalar_type());
-}
-
-// The dtype that kernels compute in, as accumulate_t has it.
-inline ScalarType accumulate_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// x, contiguous, once it is known to have this shape and dtype and the device of `like`.
-inline Tensor dense_as(const Tensor& x, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype,
-                       const Tensor& like, const char* name) {
-  check_like(x, sizes, dtype, like, name);
-  return dense(x);
-}
-
 // What a kernel that allocates its own scratch memory asks the host for.
 template <typename Params>
 int64_t no_scratch(const Params&) { return 0; }
-
-// Bytes on the device of `like`, which a kernel may use until it returns.
-inline Tensor scratch_memory(const Tensor& like, int64_t bytes) { return empty_dense(like, {bytes}, ScalarType::Byte); }
 
 }  // namespace fastwm

@@ -28,25 +28,6 @@ def run(code: str, cwd: Path = ROOT, **environment: str) -> subprocess.Completed
 
 
 @needs_native
-@pytest.mark.parametrize(
-    ("counter", "key", "expected"),
-    [
-        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
-        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
-        (
-            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
-            [0xA4093822, 0x299F31D0],
-            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
-        ),
-    ],
-)
-def test_philox_known_answers(counter: list[int], key: list[int], expected: list[int]) -> None:
-    """Random123's kat_vectors for philox4x32, 10 rounds."""
-    assert _lib.host is not None
-    assert _lib.host.philox4x32(counter, key) == expected
-
-
-@needs_native
 @needs_nm
 @pytest.mark.parametrize("name", ["_C", "_C_cuda"])
 def test_only_stable_symbols_are_imported(name: str) -> None:

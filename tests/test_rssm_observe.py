@@ -1,5 +1,6 @@
 """The observe sequence: the modules' steps, resets, samples, bfloat16. See test_contract.py for the rest."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -175,7 +176,7 @@ def test_peak_memory_on_a_gpu_is_not_above_the_loops() -> None:
 def test_a_cluster_is_as_near_as_tiles(native: Target, T: int, B: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if native.backend != "cuda":
         pytest.skip("only CUDA has clusters of blocks")
-    monkeypatch.setenv("FASTWM_CLUSTER", "1")
+    monkeypatch.setattr(sys.modules["fastwm.ops.rssm_observe"], "CLUSTERS", True)
     test_contract.test_reduced_precision(
         native, replace(CASES["rssm_observe"], reduced_sizes=[dict(T=T, B=B, **SIZE1M)])
     )
@@ -188,8 +189,8 @@ def test_a_cluster_repeats_itself_bitwise(native: Target, B: int, monkeypatch: p
     args = convert(CASES["rssm_observe"].args(dict(T=4, B=B, **SIZE1M), torch.float32), device=native.device)
     results = []
     with torch.no_grad(), torch.autocast(native.device, torch.bfloat16):
-        for cluster in ("0", "1", "1"):
-            monkeypatch.setenv("FASTWM_CLUSTER", cluster)
+        for cluster in (False, True, True):
+            monkeypatch.setattr(sys.modules["fastwm.ops.rssm_observe"], "CLUSTERS", cluster)
             results.append(rssm_observe(*args))
     tiles, first, second = results
     assert all(torch.equal(a, b) for a, b in zip(first, second))

@@ -8,8 +8,6 @@
 #include "rssm_observe.cuh"
 #include "rssm_observe_cluster.cuh"
 
-#include <cstdlib>
-#include <cstring>
 
 namespace fastwm::cuda {
 namespace {
@@ -331,12 +329,6 @@ int64_t scratch_bytes(const RssmObserve& p) {
   return scratch.used;
 }
 
-// Not yet measured on a GPU, so only where it is asked for.
-bool by_cluster(const RssmObserve& p) {
-  const char* wanted = std::getenv("FASTWM_CLUSTER");
-  return wanted && std::strcmp(wanted, "1") == 0 && ClusterSteps::fits(p);
-}
-
 template <typename T, typename O>
 const char* observe(const RssmObserve& p, cudaStream_t on) {
   Scratch scratch{static_cast<unsigned char*>(p.scratch)};
@@ -360,7 +352,7 @@ const char* observe(const RssmObserve& p, cudaStream_t on) {
   pack<T>(gathered, on);
   if constexpr (sizeof(O) == 2) {
     const char* error = nullptr;
-    if (by_cluster(p) &&
+    if (p.cluster && ClusterSteps::fits(p) &&
         launch_clusters(observe_by_cluster, a, row_tiles(n.B), sizeof(ClusterSteps::Shared), on, &error))
       return error;
   }

@@ -194,6 +194,8 @@ def check_widths(**widths: int) -> None:
 class Operator:
     """One operator of every library, `fastwm::name` (C++), `fastwm_triton::name`, called by library.
 
+    A call returns the declared outputs without those that only the backward reads.
+
     Args:
         name: as declared; a library that lacks it is passed over. The declaration gives fake, saved tensors and
             gradients.
@@ -210,6 +212,10 @@ class Operator:
         self.name, self.vmap = name, vmap
         self.fake = _declared.fake(op, functions)
         self.backward = Operator(op.backward.name, vmap, **functions) if op.backward else None
+        shown = len(op.outputs) - len(op.saved)
+        self.shown = (
+            None if not op.saved else 0 if shown == 1 else slice(shown)
+        )  # without what the backward alone reads
         self.setup_context: Callable[..., None] | None = None
         self.derivative: Callable[..., Any] = partial(_refuse, name)
         if self.backward:
@@ -247,13 +253,15 @@ class Operator:
         namespace = library.namespace
         op = self.ops[namespace]
         if torch.compiler.is_compiling():
-            return op(*args)
-        if torch._C._are_functorch_transforms_active():
-            return self.functional[namespace].apply(*args)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return self.eager[namespace].apply(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+            outputs = op(*args)
+        elif torch._C._are_functorch_transforms_active():
+            outputs = self.functional[namespace].apply(*args)
+        elif torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            outputs = self.eager[namespace].apply(*args)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                outputs = op(*args)
+        return outputs if self.shown is None else outputs[self.shown]
 
 
 def _refuse(name: str, ctx: Any, *grads: Tensor) -> None:

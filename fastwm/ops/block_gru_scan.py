@@ -58,7 +58,7 @@ def block_gru_scan(
     hidden_in = _of_inputs(inputs, h, w, of_inputs, eps, bf16)
     tensors = (hidden_in, is_first, h, *w.embed_carry, own, of_carry, w.hidden[0].norm, *w.gates)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    output = _forward(library, *tensors, update_bias, eps, save, bf16)[0]
+    output: Tensor = _forward(library, *tensors, update_bias, eps, save, bf16)
     return output, output[-1]
 
 

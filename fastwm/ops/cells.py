@@ -100,7 +100,7 @@ def layernorm_gru_gates(
         return ref.layernorm_gru_gates(gates, weight, bias, h, eps, update_bias)
     if weight.dtype != h.dtype or bias.dtype != h.dtype:
         weight, bias = weight.to(h.dtype), bias.to(h.dtype)
-    return _layernorm_gru(library, gates, weight, bias, h, float(eps), float(update_bias))[0]
+    return _layernorm_gru(library, gates, weight, bias, h, float(eps), float(update_bias))
 
 
 def planet_gru_reset(gates: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:

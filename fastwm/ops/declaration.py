@@ -98,6 +98,12 @@ class Op:
         return [x for x in self.outputs if "saved" in x.flags]
 
     @property
+    def scratch(self) -> list[Value]:
+        """Tensors for the kernel alone."""
+        text = self.options.get("scratch", "")
+        return [] if text == "bytes" else list(_values(text, {}, {}))
+
+    @property
     def params(self) -> str:
         camel = "".join(part.capitalize() for part in self.name.split("_"))
         return str(self.options.get("params") or self.options.get("struct") or camel)

@@ -84,7 +84,7 @@ def _dream(
     model = _model_inputs(deter, stoch, w, kind)
     deters, stochs, stats, actions = _forward(
         library, *start, *model, None, params, *specs, *_options(kind), save, bf16
-    )[:4]  # fmt: skip
+    )
     return deters, stochs, stats, actions
 
 
@@ -95,9 +95,9 @@ def gru_rssm_follow(
     """`gru_rssm_open_loop` without gradients: the dream, with given actions in place of an actor."""
     start = deter, stoch, noise.to(deter.dtype), deter.new_empty(*noise.shape[:2], 0)
     model, nobody = _model_inputs(deter, stoch, w, kind), deter.new_empty(0)
-    deters, stochs, stats = _forward(
+    deters, stochs, stats, _ = _forward(
         library, *start, *model, action.to(deter.dtype), nobody, [], [], [], *_options(kind), False, bf16
-    )[:3]  # fmt: skip
+    )
     return deters, stochs, stats
 
 

@@ -98,7 +98,7 @@ def gru_rssm_sequence(
     )  # fmt: skip
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     options = (_CELLS[kind.cell], ACTIVATIONS[kind.activation], kind.unimix, kind.eps, save, bf16)
-    deters, stochs, all_stats = _forward(library, *inputs, *options)[:3]
+    deters, stochs, all_stats = _forward(library, *inputs, *options)
     return deters, stochs, all_stats
 
 

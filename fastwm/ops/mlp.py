@@ -57,7 +57,7 @@ def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-
     latents = x.new_empty(rows.shape[0], 0) if onehot is None else onehot.reshape(rows.shape[0], onehot.shape[-1])
     inputs = (rows, latents, *weight_tensors(w))
     save = wants_gradient(*inputs)
-    y: Tensor = _forward(library, *inputs, ACTIVATIONS[w.activation], eps, save, bf16_products(x))[0]
+    y: Tensor = _forward(library, *inputs, ACTIVATIONS[w.activation], eps, save, bf16_products(x))
     return y.view(*x.shape[:-1], y.shape[-1])
 
 

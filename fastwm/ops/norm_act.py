@@ -81,7 +81,7 @@ def _norm_act(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, activa
     library = select(x)
     if library is None:
         return ref.norm_act(x, weight, bias, eps, activation)
-    y: Tensor = _forward(library, x, weight, bias, eps, ACTIVATIONS[activation])[0]
+    y: Tensor = _forward(library, x, weight, bias, eps, ACTIVATIONS[activation])
     return y
 
 

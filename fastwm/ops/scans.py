@@ -71,7 +71,9 @@ def gru_scan(
     bias, own = bias_ih, None
     if bias_hh is not None:  # the candidate's is inside the reset gate, those of r and z may be added before
         bias, own = _sum(bias_ih, F.pad(bias_hh[: 2 * D], (0, D))), bias_hh[2 * D :]
-    return _scan(library, "gru", _of_inputs(x, weight_ih, bias), h, None, weight_hh, None, own, is_first)[:2]
+    input = _of_inputs(x, weight_ih, bias)
+    output, last, _ = _scan(library, "gru", input, h, None, weight_hh, None, own, is_first)
+    return output, last
 
 
 def lstm_scan(
@@ -167,10 +169,10 @@ def layernorm_gru_scan(
             x, h, weight, bias, norm_weight, norm_bias, is_first, order, eps, update_bias
         )  # fmt: skip
     of_x, of_h = weight.split([X, D], 1) if order == "xh" else weight.split([D, X], 1)[::-1]
-    return _scan(
-        library, "layernorm_gru", _of_inputs(x, of_x, bias), h, None, of_h, norm_weight, norm_bias, is_first,
-        eps=float(eps), gate_bias=float(update_bias),
-    )[:2]  # fmt: skip
+    input = _of_inputs(x, of_x, bias)
+    norm, constants = (norm_weight, norm_bias), (float(eps), float(update_bias))
+    output, last, _ = _scan(library, "layernorm_gru", input, h, None, of_h, *norm, is_first, *constants)
+    return output, last
 
 
 def planet_gru_scan(
@@ -209,7 +211,8 @@ def planet_gru_scan(
         return ref.planet_gru_scan(x, h, weight_ru, bias_ru, weight_c, bias_c, is_first)
     of_x, of_h = torch.cat([weight_ru, weight_c]).split([X, D], 1)
     input = _of_inputs(x, of_x, torch.cat([bias_ru, bias_c]))
-    return _scan(library, "planet_gru", input, h, None, of_h, None, None, is_first)[:2]
+    output, last, _ = _scan(library, "planet_gru", input, h, None, of_h, None, None, is_first)
+    return output, last
 
 
 def _check(
@@ -309,7 +312,9 @@ def _scan(
     """The chain: input `[T, B, gates * D]`, weight `[gates * D, D]` -> every h, the last h, an LSTM's last c."""
     tensors = (input, h, c, weight, scale, bias)
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    return _forward(library, *tensors, is_first, _CELLS[cell], eps, gate_bias, ijfo, save, bf16_products(h))[:3]
+    numbers_of = eps, gate_bias, ijfo, save, bf16_products(h)
+    output, last_h, last_c = _forward(library, *tensors, is_first, _CELLS[cell], *numbers_of)
+    return output, last_h, last_c
 
 
 _forward = Operator("cell_scan", no_vmap("cell_scan"))

@@ -41,7 +41,7 @@ def two_hot_loss(
     library = select(logits)
     if library is None:
         return ref.two_hot_loss(logits, target, bins, second_target, second_weight)
-    loss: Tensor = _loss(library, logits, target, bins, second_target, float(second_weight))[0]
+    loss: Tensor = _loss(library, logits, target, bins, second_target, float(second_weight))
     return loss
 
 
@@ -68,7 +68,7 @@ def two_hot_mean(logits: Tensor, bins: Tensor) -> Tensor:
     library = select(logits)
     if library is None:
         return ref.two_hot_mean(logits, bins)
-    mean: Tensor = _mean(library, logits, bins)[0]
+    mean: Tensor = _mean(library, logits, bins)
     return mean
 
 

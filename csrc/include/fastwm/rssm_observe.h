@@ -37,6 +37,7 @@ struct RssmObserve {
   void* logits;         // [T, B, Z]
   void* post;           // [T, B, U], saved: the posterior's layer before its norm; null where no gradient is wanted
   bool compact;         // whether the gates are saved in bfloat16: CUDA's kernels alone
+  bool cluster;         // whether a cluster of blocks may walk the sequence, where it fits: likewise
   void* scratch;        // as many bytes as the backend asks for
 };
 
