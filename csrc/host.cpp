@@ -33,8 +33,7 @@ void set_isa_by_name(const std::string& name) {
     if (levels[i] == name) return set_isa(static_cast<Isa>(i));
   std::string have;
   for (const std::string& level : levels) have += (have.empty() ? "" : ", ") + level;
-  throw std::invalid_argument("instruction set level '" + name + "' is not available on this CPU; available: " +
-                              have);
+  throw std::invalid_argument("instruction set level '" + name + "' is not available on this CPU; available: " + have);
 }
 
 std::map<std::string, bool> cpu_features() {
@@ -48,8 +47,11 @@ std::map<std::string, bool> cpu_features() {
 }
 
 std::map<std::string, std::string> build_info() {
-  return {{"compiler", FASTWM_COMPILER}, {"torch", FASTWM_TORCH}, {"torch_target", FASTWM_TORCH_TARGET},
-          {"cuda_archs", FASTWM_CUDA_ARCHS}, {"commit", FASTWM_COMMIT}};
+  return {{"compiler", FASTWM_COMPILER},
+          {"torch", FASTWM_TORCH},
+          {"torch_target", FASTWM_TORCH_TARGET},
+          {"cuda_archs", FASTWM_CUDA_ARCHS},
+          {"commit", FASTWM_COMMIT}};
 }
 
 int num_threads() {

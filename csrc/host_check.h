@@ -16,8 +16,7 @@ constexpr int64_t kAny = kMostDims;  // dimensions that an argument may have bey
 // The sizes of some neighbouring dimensions of a tensor; as a number their product.
 class Dims {
  public:
-  Dims(const Tensor& x, int64_t before, int64_t after)
-      : sizes(x.sizes().slice(before, x.dim() - before - after)) {
+  Dims(const Tensor& x, int64_t before, int64_t after) : sizes(x.sizes().slice(before, x.dim() - before - after)) {
     for (const int64_t size : sizes) product_ *= size;
   }
   operator int64_t() const { return product_; }
@@ -116,7 +115,8 @@ struct Host {
     STD_TORCH_CHECK(0 <= value && value < count, "fastwm: ", op, ": no such ", name, ": ", value);
   }
 
-  void check(const Tensor& x, const char* text, torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType dtype) const {
+  void check(const Tensor& x, const char* text, torch::headeronly::IntHeaderOnlyArrayRef shape,
+             ScalarType dtype) const {
     bool fits = x.dim() == static_cast<int64_t>(shape.size()) && x.scalar_type() == dtype &&
                 (&x == &like || x.device() == like.device());
     for (int64_t d = 0; fits && d < x.dim(); ++d) fits = x.size(d) == shape[d];

@@ -80,6 +80,8 @@ inline Tensor empty_dense(const Tensor& like, torch::headeronly::IntHeaderOnlyAr
 
 // What a kernel that allocates its own scratch memory asks the host for.
 template <typename Params>
-int64_t no_scratch(const Params&) { return 0; }
+int64_t no_scratch(const Params&) {
+  return 0;
+}
 
 }  // namespace fastwm

@@ -104,9 +104,7 @@ class GruBackSteps {
 
   bool first(int64_t t, int64_t r) const { return p_.is_first[t * n_.B + row0_ + r]; }
   // Step t's rows of an array [T, B, width], and of one of the chunk.
-  const T* at(const void* array, int64_t t, int64_t width) const {
-    return ptr<T>(array) + (t * n_.B + row0_) * width;
-  }
+  const T* at(const void* array, int64_t t, int64_t width) const { return ptr<T>(array) + (t * n_.B + row0_) * width; }
   T* at(void* array, int64_t t, int64_t width) const { return ptr<T>(array) + (t * n_.B + row0_) * width; }
   T* now(T* chunk, int64_t t, int64_t width) const { return chunk + t % steps_ * rows_ * width; }
   // A chunk of an array [T, B, width] is the array's own where it holds all rows; elsewhere `chunk`, to be copied.
@@ -163,8 +161,8 @@ class GruBackSteps {
         const int64_t row = r * 3 * D + 3 * g * J + j;
         const T* gate = at(p_.gates, t, 3 * D) + row;
         T* out = now(s_.d_gates, t, 3 * D) + row;
-        gates_row_backward(width, gate, gate + J, gate + 2 * J, now(s_.past, t, D) + r * D + d,
-                           s_.d_carry + r * D + d, out, out + J, out + 2 * J);
+        gates_row_backward(width, gate, gate + J, gate + 2 * J, now(s_.past, t, D) + r * D + d, s_.d_carry + r * D + d,
+                           out, out + J, out + 2 * J);
         for (int i = 0; i < 3; ++i) keep_operand(width, out + i * J, s_.o_gates + row + i * J);
       }
       for (int i = 0; i < 3; ++i) {
@@ -199,7 +197,9 @@ class GruBackSteps {
     if (!has_all_rows()) copy_rows(1, count * D, d_hidden, 0, at(p_.d_hidden, t, D) + begin, 0);
     keep_operand(count * D, d_hidden, s_.o_hidden + begin);
   }
-  const O* d_hidden(int64_t t) const { return operand_of<T, O>(now_in(p_.d_hidden, s_.d_hidden, t, n_.D), s_.o_hidden); }
+  const O* d_hidden(int64_t t) const {
+    return operand_of<T, O>(now_in(p_.d_hidden, s_.d_hidden, t, n_.D), s_.o_hidden);
+  }
 
   void embeds(int64_t t) {
     const int64_t D = n_.D, J = n_.J(), X = n_.X(), panels = w_.embeds.panels();

@@ -48,8 +48,8 @@ struct GruWeights {
 // A team's scratch: operands of products, and what is not saved.
 template <typename T, typename O>
 struct GruScratch {
-  O *h, *x, *act;                        // operands [R, D] [R, E U] [R, D]
-  T *carry, *embeds, *hidden, *tile;     // [R, U] [R, E U] [R, D], of each member [R, 3 panels]
+  O *h, *x, *act;                     // operands [R, D] [R, E U] [R, D]
+  T *carry, *embeds, *hidden, *tile;  // [R, U] [R, E U] [R, D], of each member [R, 3 panels]
 
   void place(Arena& arena, const BlockGruSizes& n, int64_t rows, int64_t members) {
     for (O** operand : {&h, &act}) *operand = arena.take<O>(rows * n.D);

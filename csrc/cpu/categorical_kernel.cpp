@@ -171,10 +171,8 @@ void sample_backward(const StraightThroughCategoricalBackward& p) {
     RowStats<A> row;
     load(static_cast<const T*>(p.logits) + at, rows, classes, x);
     softmax(x, q, classes, row);
-    if (p.g_sample)
-      load(static_cast<const A*>(p.g_sample) + at, rows, classes, w);
-    else
-      std::memset(w, 0, classes * sizeof *w);
+    if (p.g_sample) load(static_cast<const A*>(p.g_sample) + at, rows, classes, w);
+    else std::memset(w, 0, classes * sizeof *w);
     const bool perturbed = p.uniform && p.g_sample;
     if (perturbed) {
       const Tile<A> noise = d_log_prob, soft = memory[4];
@@ -264,27 +262,27 @@ void kl(const CategoricalKl& p) {
   const Unimix<A> mix = unimix_of<A>(p.unimix, p.classes);
   const A free_nats = static_cast<A>(p.free_nats);
   A *dyn = static_cast<A*>(p.dyn), *rep = static_cast<A*>(p.rep);
-  for_each_chunk<A>(p.batch, p.groups, p.classes, 4, [=, &p](int64_t first, int64_t count,
-                                                           const TileMemory<A>& memory) {
-    const int64_t begin = first * p.groups, end = (first + count) * p.groups;
-    A total = 0;
-    int64_t element = first, left = p.groups;  // rows of `element` still to come
-    for (int64_t row = begin; row < end; row += W) {
-      const int64_t rows = end - row < W ? end - row : W, at = row * p.classes;
-      const KlTile<T> tile(static_cast<const T*>(p.post) + at, static_cast<const T*>(p.prior) + at, rows, p.classes,
-                           mix, memory);
-      A sum[W] = {};
-      for (int64_t k = 0; k < p.classes; ++k)
+  for_each_chunk<A>(p.batch, p.groups, p.classes, 4,
+                    [=, &p](int64_t first, int64_t count, const TileMemory<A>& memory) {
+                      const int64_t begin = first * p.groups, end = (first + count) * p.groups;
+                      A total = 0;
+                      int64_t element = first, left = p.groups;  // rows of `element` still to come
+                      for (int64_t row = begin; row < end; row += W) {
+                        const int64_t rows = end - row < W ? end - row : W, at = row * p.classes;
+                        const KlTile<T> tile(static_cast<const T*>(p.post) + at, static_cast<const T*>(p.prior) + at,
+                                             rows, p.classes, mix, memory);
+                        A sum[W] = {};
+                        for (int64_t k = 0; k < p.classes; ++k)
 #pragma omp simd
-        for (int64_t r = 0; r < W; ++r) sum[r] += mixed(mix, tile.q[k][r]) * tile.ratio[k][r];
-      for (int64_t r = 0; r < rows; ++r) {
-        total += sum[r];
-        if (--left > 0) continue;
-        dyn[element] = rep[element] = total <= free_nats ? free_nats : total;
-        ++element, left = p.groups, total = 0;
-      }
-    }
-  });
+                          for (int64_t r = 0; r < W; ++r) sum[r] += mixed(mix, tile.q[k][r]) * tile.ratio[k][r];
+                        for (int64_t r = 0; r < rows; ++r) {
+                          total += sum[r];
+                          if (--left > 0) continue;
+                          dyn[element] = rep[element] = total <= free_nats ? free_nats : total;
+                          ++element, left = p.groups, total = 0;
+                        }
+                      }
+                    });
 }
 
 template <typename T>
@@ -293,10 +291,9 @@ void kl_backward(const CategoricalKlBackward& p) {
   const Unimix<A> mix = unimix_of<A>(p.unimix, p.classes);
   const A free_nats = static_cast<A>(p.free_nats);
   const int64_t classes = p.classes;
-  const A *dyn = static_cast<const A*>(p.dyn);
+  const A* dyn = static_cast<const A*>(p.dyn);
   const A *d_dyn = static_cast<const A*>(p.g_dyn), *d_rep = static_cast<const A*>(p.g_rep);
-  for_each_tile<A>(p.batch * p.groups, classes, 4, [=, &p](int64_t first, int64_t rows,
-                                                         const TileMemory<A>& memory) {
+  for_each_tile<A>(p.batch * p.groups, classes, 4, [=, &p](int64_t first, int64_t rows, const TileMemory<A>& memory) {
     const int64_t at = first * classes;
     T *d_post = static_cast<T*>(p.d_post) + at, *d_prior = static_cast<T*>(p.d_prior) + at;
     A g_dyn[W] = {}, g_rep[W] = {};
@@ -373,11 +370,11 @@ void entropy_backward(const CategoricalEntropyBackward& p) {
 
 }  // namespace
 
-#define FASTWM_BY_DTYPE(function, p)               \
-  switch (p.dtype) {                               \
-    case Dtype::f32: return function<float>(p);    \
-    case Dtype::f64: return function<double>(p);   \
-    case Dtype::bf16: return function<bf16>(p);    \
+#define FASTWM_BY_DTYPE(function, p)             \
+  switch (p.dtype) {                             \
+    case Dtype::f32: return function<float>(p);  \
+    case Dtype::f64: return function<double>(p); \
+    case Dtype::bf16: return function<bf16>(p);  \
   }
 
 void straight_through_categorical_kernel(const StraightThroughCategorical& p) { FASTWM_BY_DTYPE(sample, p) }
@@ -392,8 +389,6 @@ void categorical_kl_backward_kernel(const CategoricalKlBackward& p) { FASTWM_BY_
 
 void categorical_entropy_kernel(const CategoricalEntropy& p) { FASTWM_BY_DTYPE(entropy, p) }
 
-void categorical_entropy_backward_kernel(const CategoricalEntropyBackward& p) {
-  FASTWM_BY_DTYPE(entropy_backward, p)
-}
+void categorical_entropy_backward_kernel(const CategoricalEntropyBackward& p) { FASTWM_BY_DTYPE(entropy_backward, p) }
 
 }  // namespace fastwm::FASTWM_ISA

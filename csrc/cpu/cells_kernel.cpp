@@ -49,7 +49,8 @@ void layernorm_forward(const LayerNormGru& p) {
     for (int64_t j = 0; j < D; ++j) {
       A sums[3];
       for (int k = 0; k < 3; ++k)
-        sums[k] = norm_gate(widen(gates[k * D + j]), mean, rstd, widen(weight[k * D + j]), widen(bias[k * D + j])).value;
+        sums[k] =
+            norm_gate(widen(gates[k * D + j]), mean, rstd, widen(weight[k * D + j]), widen(bias[k * D + j])).value;
       const auto y = block_gru_gates(sums[0], sums[1], sums[2] + update_bias);
       narrow(mix(y.update, y.cand, widen(h[j])), out[j]);
     }
@@ -73,7 +74,8 @@ void layernorm_backward_row(const LayerNormGruBackward& p, int64_t row, A* d_wei
   for (int64_t j = 0; j < D; ++j) {
     A norm[3], sums[3];
     for (int k = 0; k < 3; ++k) {
-      const auto gate = norm_gate(widen(gates[k * D + j]), mean, rstd, widen(weight[k * D + j]), widen(bias[k * D + j]));
+      const auto gate =
+          norm_gate(widen(gates[k * D + j]), mean, rstd, widen(weight[k * D + j]), widen(bias[k * D + j]));
       norm[k] = gate.normal, sums[k] = gate.value;
     }
     const auto y = block_gru_gates(sums[0], sums[1], sums[2] + update_bias);

@@ -72,12 +72,12 @@ struct GruRssmScratch {
 // A step's rows, contiguous: where they are read and written.
 template <typename T>
 struct GruRssmStep {
-  const bool* is_first;                // [R], or null
-  const T *past_deter, *past_stoch;    // [R, D] [R, Z]
-  const T *input_in, *layer_in;        // [R, U]: what comes from outside, the biases with it
-  const T* noise;                      // [R, S]
-  T *input, *gates, *layer;            // [R, U] [R, gates() D] [R, U]: before norms and activations
-  T *deter, *stoch, *stats;            // [R, D] [R, Z] [R, O]
+  const bool* is_first;              // [R], or null
+  const T *past_deter, *past_stoch;  // [R, D] [R, Z]
+  const T *input_in, *layer_in;      // [R, U]: what comes from outside, the biases with it
+  const T* noise;                    // [R, S]
+  T *input, *gates, *layer;          // [R, U] [R, gates() D] [R, U]: before norms and activations
+  T *deter, *stoch, *stats;          // [R, D] [R, Z] [R, O]
 };
 
 // As one member of a team sees it. Between two of its stages the team waits.

@@ -33,10 +33,10 @@ struct GruRssmPackedBackward {
 
 template <typename T, typename O>
 struct GruRssmScratchBackward {
-  T *d_stoch, *d_deter;         // [R, Z] [R, D]: what the step after asks for
-  T *d_act, *d_x;               // [R, U] each
-  T *normal, *d_normal, *probs; // [R, 3D] each, [R, Z]
-  T* d_reset_h;                 // [R, D]
+  T *d_stoch, *d_deter;                      // [R, Z] [R, D]: what the step after asks for
+  T *d_act, *d_x;                            // [R, U] each
+  T *normal, *d_normal, *probs;              // [R, 3D] each, [R, Z]
+  T* d_reset_h;                              // [R, D]
   O *o_stats, *o_layer, *o_gates, *o_input;  // operands [R, O] [R, U] [R, 4D] [R, U]
   Arena arena;
 
@@ -63,8 +63,8 @@ struct GruRssmStepBackward {
   const T *input, *gates, *layer;        // as GruRssmStep has them
   const T *g_deter, *g_stoch, *g_stats;  // [R, D] [R, Z] [R, O]
 
-  T *x, *past_h, *reset_h, *act;            // [R, U] [R, D] [R, D] [R, U]: inputs of products
-  T *d_input, *d_gates, *d_layer, *d_stats; // [R, U] [R, gates() D] [R, U] [R, O]; gru: d_gates' last D are h's of new
+  T *x, *past_h, *reset_h, *act;             // [R, U] [R, D] [R, D] [R, U]: inputs of products
+  T *d_input, *d_gates, *d_layer, *d_stats;  // [R, U] [R, gates() D] [R, U] [R, O]; gru: d_gates' last D are h's of new
 };
 
 template <typename T, typename O>
@@ -80,8 +80,8 @@ class GruRssmCoreBackward {
 
   GruRssmCoreBackward(const GruRssmSizes& n, const GruRssmWeights& w, const GruRssmPackedBackward<T, O>& packed,
                       int64_t rows, Team team, const Scratch& s, const Norms& d_norms)
-      : n_(n), w_(w), packed_(packed), rows_(rows), team_(team), s_(s), d_norms_(d_norms),
-        eps_(static_cast<T>(w.eps)), wide_(w.gates() * n.D) {}
+      : n_(n), w_(w), packed_(packed), rows_(rows), team_(team), s_(s), d_norms_(d_norms), eps_(static_cast<T>(w.eps)),
+        wide_(w.gates() * n.D) {}
 
   // Before the last step.
   void start() {
@@ -133,8 +133,7 @@ class GruRssmCoreBackward {
       add_scaled(Z, T(1), s.g_stoch + r * Z, d_z);
       if (n_.C)
         sample_row_backward(n_.S, n_.C, stats, static_cast<T>(w_.unimix), d_z, g_stats, s_.probs + r * Z, d_stats);
-      else
-        gaussian_row_backward(n_.S, stats, s.noise + r * n_.S, d_z, g_stats, d_stats);
+      else gaussian_row_backward(n_.S, stats, s.noise + r * n_.S, d_z, g_stats, d_stats);
       convert(O_, d_stats, s_.o_stats + r * O_);
       if (first(s, r)) zero_rows(1, D, s.past_h + r * D, D);
       else copy_rows(1, D, s.past_deter + r * D, D, s.past_h + r * D, D);
@@ -206,8 +205,7 @@ class GruRssmCoreBackward {
       T *d_h = s_.d_deter + r * D + d, *d_gate = s.d_gates + r * wide_ + d;
 #pragma omp simd
       for (int64_t i = 0; i < width; ++i) {
-        const auto grads =
-            planet_update_backward(gate_sigmoid(gate[D + i]), gate_tanh(gate[2 * D + i]), h[i], d_h[i]);
+        const auto grads = planet_update_backward(gate_sigmoid(gate[D + i]), gate_tanh(gate[2 * D + i]), h[i], d_h[i]);
         d_gate[D + i] = grads.update;
         d_gate[2 * D + i] = grads.cand;
         d_h[i] = grads.h;
@@ -274,8 +272,7 @@ class GruRssmCoreBackward {
       const int64_t panel = task - own, d = panel * kWide, width = packed_.h.width(panel);
       T* d_h = s_.d_deter + d;
       multiply(rows_, d_gates(s), wide_, packed_.h, panel, d_h, D);
-      if (w_.cell != GruCell::planet_gru)
-        multiply(rows_, d_gates(s) + wide_ - D, wide_, packed_.h_new, panel, d_h, D);
+      if (w_.cell != GruCell::planet_gru) multiply(rows_, d_gates(s) + wide_ - D, wide_, packed_.h_new, panel, d_h, D);
       forget(s, width, d_h, D);
     }
   }

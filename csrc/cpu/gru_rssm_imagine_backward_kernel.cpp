@@ -17,7 +17,8 @@ struct Scratch {
   const T** past_stoch;  // [steps, R]
   Arena arena;
 
-  Scratch(const GruRssmImagineBackward& p, int64_t rows) : step(p.n, rows), arena([&](Arena& a) { place(a, p, rows); }) {}
+  Scratch(const GruRssmImagineBackward& p, int64_t rows)
+      : step(p.n, rows), arena([&](Arena& a) { place(a, p, rows); }) {}
 
  private:
   void place(Arena& arena, const GruRssmImagineBackward& p, int64_t rows) {
@@ -45,11 +46,11 @@ template <typename T, typename O>
 class ImagineBackward {
  public:
   ImagineBackward(const GruRssmImagineBackward& p, const GruRssmPackedBackward<T, O>& model,
-                const ActorPacked<T, O>& actor, int64_t first_row, int64_t rows, const Scratch<T, O>& s, T* sums, Stop& stop)
+                  const ActorPacked<T, O>& actor, int64_t first_row, int64_t rows, const Scratch<T, O>& s, T* sums,
+                  Stop& stop)
       : p_(p), n_(p.n), a_(p.actor), w_(actor), row0_(first_row), rows_(rows), steps_(chunk_steps(p.n.T, rows, p.n.D)),
-        s_(s), sums_(sums), stop_(stop),
-        core_(n_, p.w, model, rows, kAlone, s.step,
-              {s.d_norms, s.d_norms + 2 * n_.U, s.d_norms + 2 * n_.U + 6 * n_.D}) {}
+        s_(s), sums_(sums), stop_(stop), core_(n_, p.w, model, rows, kAlone, s.step,
+                                               {s.d_norms, s.d_norms + 2 * n_.U, s.d_norms + 2 * n_.U + 6 * n_.D}) {}
 
   void run() {
     const AmxTiles tiles(use_amx<O>(), rows_);
@@ -136,8 +137,7 @@ class ImagineBackward {
     for (int64_t i = 0; i < a_.count; ++i) {
       const ActorLayer& layer = a_.layers[i];
       const T *input = i ? chunk(s_.acts, a_.layers[i - 1]) : s_.past_deter, *d_pre = chunk(s_.d_pre, layer);
-      const GradProduct<T> product[] = {
-          {1, layer.N, layer.K, d_pre, layer.N, 0, input, layer.K, sums_ + layer.at}};
+      const GradProduct<T> product[] = {{1, layer.N, layer.K, d_pre, layer.N, 0, input, layer.K, sums_ + layer.at}};
       add_products<T, O>(product, count, kAlone, false);
       add_columns(count, d_pre, layer.N, layer.N, sums_ + layer.bias(), kAlone);
     }

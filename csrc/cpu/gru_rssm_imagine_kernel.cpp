@@ -30,7 +30,7 @@ template <typename T, typename O>
 class Imagine {
  public:
   Imagine(const GruRssmImagine& p, const GruRssmPacked<T, O>& model, const ActorPacked<T, O>& actor, int64_t first_row,
-        int64_t rows, const Scratch<T, O>& s, Stop& stop)
+          int64_t rows, const Scratch<T, O>& s, Stop& stop)
       : p_(p), n_(p.n), a_(p.actor), w_(actor), row0_(first_row), rows_(rows), s_(s), team_{0, 1, nullptr, &stop},
         core_(n_, p.w, model, rows, team_, s.step) {}
 

@@ -33,9 +33,8 @@ class ObserveBackward {
   // `sums` takes the weights' gradients of the whole team, `norms` those of the norms that this member sums.
   ObserveBackward(const GruRssmObserveBackward& p, const GruRssmPackedBackward<T, O>& packed, int64_t first_row,
                   int64_t rows, Team team, const Scratch<T, O>& s, T* sums, const Norms& norms)
-      : p_(p), n_(p.n), at_(p.n), row0_(first_row), rows_(rows), steps_(chunk_steps(p.n.T, rows, p.n.D)), team_(team), s_(s),
-        sums_(sums),
-        core_(n_, p.w, packed, rows, team, s.step, norms) {}
+      : p_(p), n_(p.n), at_(p.n), row0_(first_row), rows_(rows), steps_(chunk_steps(p.n.T, rows, p.n.D)), team_(team),
+        s_(s), sums_(sums), core_(n_, p.w, packed, rows, team, s.step, norms) {}
 
   void run() {
     const AmxTiles tiles(use_amx<O>(), rows_);

@@ -59,8 +59,7 @@ void update(const LaProp& p, const Piece& piece, const LaPropRates& rates) {
   const A scale = static_cast<A>(clip_scale(p, *piece.tensor));
   const LaPropScalars<A> s = LaPropScalars<A>::make(p, rates);
 #pragma omp simd
-  for (int64_t i = 0; i < piece.count; ++i)
-    laprop_update(param[i], grad[i] * scale, nu[i], mu[i], s);
+  for (int64_t i = 0; i < piece.count; ++i) laprop_update(param[i], grad[i] * scale, nu[i], mu[i], s);
 }
 
 template <typename A>

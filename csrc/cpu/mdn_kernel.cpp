@@ -85,8 +85,7 @@ void exp_of_classes(A* __restrict x, A scale, int64_t classes, A* __restrict lar
   }
   for (int64_t k = 0; k < classes; ++k) {
 #pragma omp simd
-    for (int64_t i = 0; i < kTile; ++i)
-      largest[i] = x[k * kTile + i] > largest[i] ? x[k * kTile + i] : largest[i];
+    for (int64_t i = 0; i < kTile; ++i) largest[i] = x[k * kTile + i] > largest[i] ? x[k * kTile + i] : largest[i];
   }
   for (int64_t k = 0; k < classes; ++k) {
 #pragma omp simd
@@ -132,7 +131,8 @@ void sample(const MdnSample& p) {
       }
 #pragma omp simd
       for (int64_t i = 0; i < kTile; ++i) sigma[i] = vexp(sigma[i]) * noise;
-      for (int64_t i = 0; i < tile.width; ++i) out[i * m.dims + z] = mu[i] + nothing[i] + sigma[i] * normal[i * m.dims + z];
+      for (int64_t i = 0; i < tile.width; ++i)
+        out[i * m.dims + z] = mu[i] + nothing[i] + sigma[i] * normal[i * m.dims + z];
     }
   });
 }

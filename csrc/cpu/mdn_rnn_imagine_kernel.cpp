@@ -84,7 +84,9 @@ struct Weights {
 
   explicit Weights(const MdnRnnImagine& p) : out{(kAllComponents<O> ? 3 : 1) * p.K, p.H, p.Z} {
     for (int i = 0; i < 4; ++i) {
-      const auto gate = [&](const Weight& w) { return Weight{ptr<T>(w.data) + place_of(p, i) * p.H * w.sn, 0, w.sk, w.sn}; };
+      const auto gate = [&](const Weight& w) {
+        return Weight{ptr<T>(w.data) + place_of(p, i) * p.H * w.sn, 0, w.sk, w.sn};
+      };
       ih[i] = {1, p.I, p.H}, hh[i] = {1, p.H, p.H};
       packings.add(ih[i], gate(p.ih));
       packings.add(hh[i], gate(p.hh));

@@ -12,7 +12,9 @@ constexpr int64_t kTile = 64;  // rows that pass through all layers while they a
 
 // Whether the zeros of a latent cost less in a product than looking for what is not zero: in bfloat16, where it is short.
 template <typename O>
-bool is_dense(const MlpLayers& n) { return sizeof(O) == 2 && n.Z <= 128; }
+bool is_dense(const MlpLayers& n) {
+  return sizeof(O) == 2 && n.Z <= 128;
+}
 
 template <typename T>
 LayerNorm norm_of(const MlpLayers& n, int64_t layer) {
@@ -57,14 +59,9 @@ template <typename T, typename O>
 class Forward {
  public:
   explicit Forward(const Mlp& p)
-      : p_(p),
-        n_(p.n),
-        dense_(is_dense<O>(n_) ? n_.Z : 0),
-        first_{1, n_.D + dense_, n_.U()},
-        rest_{n_.rest.count, n_.U(), n_.U()},
-        out_{1, n_.U(), n_.O},
-        packings_{{{&first_, n_.first.w}, {&rest_, n_.rest.w}, {&out_, n_.out}}, 3},
-        arena_([this](Arena& a) {
+      : p_(p), n_(p.n), dense_(is_dense<O>(n_) ? n_.Z : 0), first_{1, n_.D + dense_, n_.U()},
+        rest_{n_.rest.count, n_.U(), n_.U()}, out_{1, n_.U(), n_.O},
+        packings_{{{&first_, n_.first.w}, {&rest_, n_.rest.w}, {&out_, n_.out}}, 3}, arena_([this](Arena& a) {
           packings_.place(a);
           sparse_ = a.take<T>((n_.Z - dense_) * n_.U());
         }) {
@@ -137,7 +134,8 @@ struct Grads {
   Grads(const MlpLayers& n, T* all) {
     const auto take = [&all](int64_t size) { return (all += size) - size; };
     w_x = take(n.U() * n.D), w_z = take(n.U() * n.Z), ws = take(n.rest.count * n.U() * n.U());
-    w_out = take(n.O * n.U()), bs = take(n.count() * n.U()), b_out = take(n.O), norms = take(n.count() * n.norms * n.U());
+    w_out = take(n.O * n.U()), bs = take(n.count() * n.U()), b_out = take(n.O),
+    norms = take(n.count() * n.norms * n.U());
   }
 };
 
@@ -150,16 +148,9 @@ class Backward {
 
  public:
   explicit Backward(const MlpBackward& p)
-      : p_(p),
-        n_(p.n),
-        U_(p.n.U()),
-        norm_(p.n.norms * p.n.U()),
-        sums_(p.d_weights ? p.n.weights() : 0),
-        parts_(sums_ * static_cast<int64_t>(sizeof(T)) <= kOwnCache ? parts_of(p.rows) : 1),
-        out_{1, n_.O, U_},
-        rest_{n_.rest.count, U_, U_},
-        x_{1, U_, p.d_x ? n_.D : 0},
-        z_{1, U_, p.d_x ? n_.Z : 0},
+      : p_(p), n_(p.n), U_(p.n.U()), norm_(p.n.norms * p.n.U()), sums_(p.d_weights ? p.n.weights() : 0),
+        parts_(sums_ * static_cast<int64_t>(sizeof(T)) <= kOwnCache ? parts_of(p.rows) : 1), out_{1, n_.O, U_},
+        rest_{n_.rest.count, U_, U_}, x_{1, U_, p.d_x ? n_.D : 0}, z_{1, U_, p.d_x ? n_.Z : 0},
         packings_{{{&out_, n_.out.transposed()},
                    {&rest_, n_.rest.w.transposed()},
                    {&x_, n_.first.w.transposed()},
@@ -299,7 +290,7 @@ class Backward {
 
   const MlpBackward& p_;
   const MlpLayers& n_;
-  const int64_t U_, norm_;  // units; numbers of a layer's norm
+  const int64_t U_, norm_;      // units; numbers of a layer's norm
   const int64_t sums_, parts_;  // numbers in all gradients; parts of the rows that sum for themselves
   Packed<O> out_, rest_, x_, z_;
   const Packings<O> packings_;

@@ -126,9 +126,7 @@ class Imagine {
 
   // Row row0_ of step t of an array [., N, width].
   T* at(void* array, int64_t t, int64_t width) const { return ptr<T>(array) + (t * n_.B + row0_) * width; }
-  const T* at(const void* array, int64_t t, int64_t width) const {
-    return ptr<T>(array) + (t * n_.B + row0_) * width;
-  }
+  const T* at(const void* array, int64_t t, int64_t width) const { return ptr<T>(array) + (t * n_.B + row0_) * width; }
 
   void norm(int64_t width, const T* pre, const T* scale, O* act) const {
     rms_silu(rows_, width, pre, width, scale, eps_, act, width);

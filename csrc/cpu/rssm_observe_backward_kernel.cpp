@@ -47,8 +47,8 @@ struct Grads {
 template <typename T, typename O>
 struct Scratch {
   GruBackScratch<T, O> gru;
-  T *d_z, *probs, *d_act;           // [R, Z] [R, Z] [R, U]
-  O *o_logits, *o_post, *o_stoch;   // the step's operands [R, Z] [R, U] [R, U]
+  T *d_z, *probs, *d_act;          // [R, Z] [R, Z] [R, U]
+  O *o_logits, *o_post, *o_stoch;  // the step's operands [R, Z] [R, U] [R, U]
   // Some steps' inputs of the layers, and the gradients before their norms: [steps, R, width].
   T *past_stoch, *deter, *act, *d_post, *d_logits;
   Arena arena;
@@ -212,8 +212,9 @@ void observe_backward(const RssmObserveBackward& p) {
   const BlockGruSizes& n = p.gru.n;
   const Range norms[] = {gru.range(gru.n_carry, n.U), gru.range(grads.n_stoch, n.U), gru.range(gru.n_hidden, n.D),
                          gru.range(grads.n_post, n.U)};
-  const Range products[] = {gru.carry(n), gru.range(grads.w_stoch, n.U * p.n.Z()), gru.own_and_embeds(n), gru.gates(n),
-                            gru.range(grads.w_post, n.U * n.D), gru.range(grads.w_logits, p.n.Z() * n.U)};
+  const Range products[] = {
+      gru.carry(n), gru.range(grads.w_stoch, n.U * p.n.Z()), gru.own_and_embeds(n),
+      gru.gates(n), gru.range(grads.w_post, n.U * n.D),      gru.range(grads.w_logits, p.n.Z() * n.U)};
   for_each_team_summing<Scratch<T, O>>(
       p.n.B, weights.packings.weights(), arena.bytes(), threads, p.n.weights(), ptr<T>(p.d_weights), norms, products,
       [&](int64_t rows, int64_t) { return Scratch<T, O>(p.n, rows); },

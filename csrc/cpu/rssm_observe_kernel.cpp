@@ -13,7 +13,8 @@ struct Weights {
   Packed<O> post, logits;
   T* stoch;  // [Z, U], rows to be gathered
 
-  explicit Weights(const RssmObserve& p) : gru(p.gru.n, p.gru.w, packings), post{1, p.n.D, p.n.U}, logits{1, p.n.U, p.n.Z()} {
+  explicit Weights(const RssmObserve& p)
+      : gru(p.gru.n, p.gru.w, packings), post{1, p.n.D, p.n.U}, logits{1, p.n.U, p.n.Z()} {
     packings.add(post, p.w.post);
     packings.add(logits, p.w.logits);
   }

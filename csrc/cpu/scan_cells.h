@@ -17,13 +17,13 @@ namespace {
 template <typename T, typename O>
 struct ForwardRow {
   int64_t width, D;
-  const T* input;      // [gates]
-  const T* sums;       // [gates of this stage], `part` apart
+  const T* input;  // [gates]
+  const T* sums;   // [gates of this stage], `part` apart
   int64_t part;
-  T* saved;           // [saved]; of a cell that works by rows, the sums themselves
-  const T *h, *c;     // the carries that the step starts from
+  T* saved;        // [saved]; of a cell that works by rows, the sums themselves
+  const T *h, *c;  // the carries that the step starts from
   T *new_h, *new_c;
-  O* late;            // operand of a product that waits for other gates
+  O* late;  // operand of a product that waits for other gates
 };
 
 template <typename T, typename O>
@@ -113,7 +113,8 @@ struct LstmScan {
     T *d_in = x.d_input, *d_forget = d_in + f, *d_cand = d_in + g, *d_out = d_in + o;
 #pragma omp simd
     for (int64_t i = 0; i < x.width; ++i) {
-      const auto d = lstm_backward({in[i], forget[i], cand[i], out[i]}, x.c[i], gate_tanh(x.new_c[i]), x.d_h[i], x.d_c[i]);
+      const auto d =
+          lstm_backward({in[i], forget[i], cand[i], out[i]}, x.c[i], gate_tanh(x.new_c[i]), x.d_h[i], x.d_c[i]);
       d_in[i] = d.sums.in;
       d_forget[i] = d.sums.forget;
       d_cand[i] = d.sums.cand;

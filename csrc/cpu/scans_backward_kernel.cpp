@@ -25,11 +25,12 @@ struct Scratch {
   O* d_sums[2];                   // [R, gates * D], of even and odd steps
   Arena arena;
 
-  Scratch(const ScanBackward& p, int64_t rows) : arena([&](Arena& a) {
-      for (T** part : {&d_h, &d_c, &d_late}) *part = a.take<T>(rows * p.n.D);
-      for (O** part : {&d_sums[0], &d_sums[1]}) *part = a.take<O>(rows * scan_gates(p.cell) * p.n.D);
-      zeros = a.take_zeros<T>(p.n.D);
-    }) {}
+  Scratch(const ScanBackward& p, int64_t rows)
+      : arena([&](Arena& a) {
+          for (T** part : {&d_h, &d_c, &d_late}) *part = a.take<T>(rows * p.n.D);
+          for (O** part : {&d_sums[0], &d_sums[1]}) *part = a.take<O>(rows * scan_gates(p.cell) * p.n.D);
+          zeros = a.take_zeros<T>(p.n.D);
+        }) {}
 };
 
 template <typename T, typename O, typename Cell>
@@ -109,8 +110,7 @@ class ScanBack {
   const O* d_sums(int64_t t) const {
     if constexpr (Cell::last_gate == LastGate::alike)
       return operand_of<T, O>(ptr<T>(p_.d_input) + (t * B_ + row0_) * kGates * D_, s_.d_sums[t % 2]);
-    else
-      return s_.d_sums[t % 2];
+    else return s_.d_sums[t % 2];
   }
 
   // By way of the product that waited for the other gates.
@@ -131,10 +131,18 @@ class ScanBack {
       old_h = t > 0 ? ptr<T>(p_.output) + before : ptr<T>(p_.h0) + row;
       old_c = !kLstm ? nullptr : t > 0 ? ptr<T>(p_.cells) + before : ptr<T>(p_.c0) + row;
     }
-    const BackwardRow<T, O> x{width, D_, ptr<T>(p_.saved) + (base_ + r) * kSaved * D_ + j, old_h, old_c,
-                              kLstm ? ptr<T>(p_.cells) + at : nullptr, s_.d_h + mine, s_.d_c + mine,
+    const BackwardRow<T, O> x{width,
+                              D_,
+                              ptr<T>(p_.saved) + (base_ + r) * kSaved * D_ + j,
+                              old_h,
+                              old_c,
+                              kLstm ? ptr<T>(p_.cells) + at : nullptr,
+                              s_.d_h + mine,
+                              s_.d_c + mine,
                               ptr<T>(p_.d_input) + (base_ + r) * kGates * D_ + j,
-                              s_.d_sums[t % 2] + r * kGates * D_ + j, s_.d_late + mine, norm_sums_,
+                              s_.d_sums[t % 2] + r * kGates * D_ + j,
+                              s_.d_late + mine,
+                              norm_sums_,
                               norm_sums_ + kGates * D_};
     Cell::template backward<stage>(x, p_.w);
   }
@@ -156,8 +164,7 @@ template <typename T, typename O, typename Cell>
 class WeightGrad {
  public:
   WeightGrad(const ScanBackward& p, int threads)
-      : p_(p), D_(p.n.D), rows_(p.n.T * p.n.B), most_(rows_ < kGradRows ? rows_ : kGradRows),
-        arena_([&](Arena& a) {
+      : p_(p), D_(p.n.D), rows_(p.n.T * p.n.B), most_(rows_ < kGradRows ? rows_ : kGradRows), arena_([&](Arena& a) {
           for (T** part : {&h_, &own_}) *part = a.take<T>(most_ * D_);
           for (int i = 0; i < threads; ++i) scratch_[i] = a.take<O>(GradGemm<T, O>::scratch(kGates * D_, most_));
         }) {
@@ -186,8 +193,10 @@ class WeightGrad {
       const int64_t alike = kOwn ? kGates - 1 : kGates, wide = kGates * D_;
       add({1, alike * D_, D_, d_input, wide, 0, h_, D_, d_weight, first == 0}, team, count);
       T* d_last = d_weight + alike * D_ * D_;
-      if (Cell::last_gate == LastGate::reset_gradient) add({1, D_, D_, own_, D_, 0, h_, D_, d_last, first == 0}, team, count);
-      if (Cell::last_gate == LastGate::reset_carry) add({1, D_, D_, last, wide, 0, own_, D_, d_last, first == 0}, team, count);
+      if (Cell::last_gate == LastGate::reset_gradient)
+        add({1, D_, D_, own_, D_, 0, h_, D_, d_last, first == 0}, team, count);
+      if (Cell::last_gate == LastGate::reset_carry)
+        add({1, D_, D_, last, wide, 0, own_, D_, d_last, first == 0}, team, count);
       for (int64_t r = 0; sum_bias && r < count; ++r)
         add_scaled(bias.last - bias.first, T(1), own_ + r * D_ + bias.first, d_bias + bias.first);
 #pragma omp barrier
@@ -233,7 +242,8 @@ void scan_backward(const ScanBackward& p) {
   T* norm_sums;
   const Arena sums([&](Arena& a) { norm_sums = a.take_zeros<T>(threads * norm); });
   for_each_team<Scratch<T, O>>(
-      p.n.B, weights.packings.weights(), arena.bytes(), threads, [&](int64_t rows, int64_t) { return Scratch<T, O>(p, rows); },
+      p.n.B, weights.packings.weights(), arena.bytes(), threads,
+      [&](int64_t rows, int64_t) { return Scratch<T, O>(p, rows); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
         T* mine = norm_sums + thread_number() * norm;
         ScanBack<T, O, Cell>(p, weights, first, rows, team, scratch, mine).run();

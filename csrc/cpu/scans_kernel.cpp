@@ -12,11 +12,12 @@ struct Scratch {
   T *unsaved, *zeros;  // [R, saved * D] in place of what is saved, where nothing is; [D]
   Arena arena;
 
-  Scratch(const Scan& p, int64_t rows) : arena([&](Arena& a) {
-      for (O** operand : {&h[0], &h[1], &late}) *operand = a.take<O>(rows * p.n.D);
-      unsaved = a.take<T>(p.saved ? 0 : rows * scan_saved(p.cell) * p.n.D);
-      zeros = a.take_zeros<T>(p.n.D);
-    }) {}
+  Scratch(const Scan& p, int64_t rows)
+      : arena([&](Arena& a) {
+          for (O** operand : {&h[0], &h[1], &late}) *operand = a.take<O>(rows * p.n.D);
+          unsaved = a.take<T>(p.saved ? 0 : rows * scan_saved(p.cell) * p.n.D);
+          zeros = a.take_zeros<T>(p.n.D);
+        }) {}
 };
 
 // The sequence of some rows, as one member of a team sees it.
@@ -50,7 +51,7 @@ class ScanForward {
   static constexpr int kGates = scan_gates(Cell::cell), kSaved = scan_saved(Cell::cell);
   static constexpr bool kLstm = Cell::cell == ScanCell::lstm;
   static constexpr bool kRereads = Cell::by_rows || Cell::late;  // else one row of `unsaved` serves all
-  static constexpr int64_t kBlock = 32;  // rows whose sums are at work at a time
+  static constexpr int64_t kBlock = 32;                          // rows whose sums are at work at a time
 
   bool first(int64_t t, int64_t r) const { return p_.is_first && p_.is_first[t * B_ + row0_ + r]; }
   T* saved(int64_t r) const {
@@ -59,8 +60,7 @@ class ScanForward {
 
   void start() {
     const Range rows = team_.range(rows_);
-    for (int64_t r = rows.first; r < rows.last; ++r)
-      keep_carry(0, r, 0, D_, ptr<T>(p_.h0) + (row0_ + r) * D_);
+    for (int64_t r = rows.first; r < rows.last; ++r) keep_carry(0, r, 0, D_, ptr<T>(p_.h0) + (row0_ + r) * D_);
   }
 
   // h as the operand of step t, which may reset it.
@@ -89,8 +89,8 @@ class ScanForward {
         const int64_t count = rows_ - r < kBlock ? rows_ - r : kBlock;
         T* sums = Cell::by_rows ? saved(r) + j : tile;
         for (int gate = begin; gate < end; ++gate) {
-          multiply(count, h + r * D_, D_, w_, gate * w_.panels() + task, start_of(gate, r, j), sums + (gate - begin) * part,
-                   stride);
+          multiply(count, h + r * D_, D_, w_, gate * w_.panels() + task, start_of(gate, r, j),
+                   sums + (gate - begin) * part, stride);
         }
         if constexpr (!Cell::by_rows)
           for (int64_t i = 0; i < count; ++i) gates<stage>(t, r + i, j, width, sums + i * stride, part);
@@ -116,8 +116,17 @@ class ScanForward {
       old_h = t > 0 ? ptr<T>(p_.output) + before : ptr<T>(p_.h0) + row;
       old_c = !kLstm ? nullptr : t == 0 ? ptr<T>(p_.c0) + row : p_.cells ? c - B_ * D_ : c;
     }
-    const ForwardRow<T, O> x{width, D_, input(0, r, j), sums, part, saved(r) + j,
-                             old_h, old_c, ptr<T>(p_.output) + at, c, s_.late + r * D_ + j};
+    const ForwardRow<T, O> x{width,
+                             D_,
+                             input(0, r, j),
+                             sums,
+                             part,
+                             saved(r) + j,
+                             old_h,
+                             old_c,
+                             ptr<T>(p_.output) + at,
+                             c,
+                             s_.late + r * D_ + j};
     Cell::template forward<stage>(x, p_.w);
     if constexpr (Cell::late && stage == 0) return;
     if (t + 1 < T_) return keep_carry(t + 1, r, j, width, x.new_h);
@@ -144,8 +153,7 @@ void scan(const Scan& p) {
   const Arena arena([&](Arena& a) { packings.place(a); });
   packings.pack(threads);
   for_each_team<Scratch<T, O>>(
-      p.n.B, packings.weights(), arena.bytes(), threads,
-      [&](int64_t rows, int64_t) { return Scratch<T, O>(p, rows); },
+      p.n.B, packings.weights(), arena.bytes(), threads, [&](int64_t rows, int64_t) { return Scratch<T, O>(p, rows); },
       [&](int64_t first, int64_t rows, Team team, const Scratch<T, O>& scratch) {
         ScanForward<T, O, Cell>(p, weight, first, rows, team, scratch).run();
       });

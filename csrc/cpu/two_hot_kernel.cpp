@@ -127,13 +127,13 @@ void mean_backward(const TwoHotMeanBackward& p) {
 
 }  // namespace
 
-#define FASTWM_DISPATCH(name, Params, kernel)          \
-  void name(const Params& p) {                         \
-    switch (p.dtype) {                                 \
-      case Dtype::f32: return kernel<float>(p);        \
-      case Dtype::f64: return kernel<double>(p);       \
-      case Dtype::bf16: return kernel<bf16>(p);        \
-    }                                                  \
+#define FASTWM_DISPATCH(name, Params, kernel)    \
+  void name(const Params& p) {                   \
+    switch (p.dtype) {                           \
+      case Dtype::f32: return kernel<float>(p);  \
+      case Dtype::f64: return kernel<double>(p); \
+      case Dtype::bf16: return kernel<bf16>(p);  \
+    }                                            \
   }
 
 FASTWM_DISPATCH(two_hot_loss_kernel, TwoHotLoss, loss)

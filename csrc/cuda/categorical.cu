@@ -185,9 +185,7 @@ __global__ void __launch_bounds__(kThreads) sample_backward(StraightThroughCateg
     A mean = 0;
     for (int k = threadIdx.x % G; k < classes; k += G) mean += y.q(k) * d_sample(k);
     mean = group_sum<G>(mean);
-    const auto w = [&](int k, A q) {
-      return kept_share(mix, q) * (y.q(k) * (d_sample(k) - mean) + d_log_prob(k));
-    };
+    const auto w = [&](int k, A q) { return kept_share(mix, q) * (y.q(k) * (d_sample(k) - mean) + d_log_prob(k)); };
     store_gradient<G, T>(soft, w, classes, row.active, p.d_logits, at);
   } else {
     const auto w = [&](int k, A q) { return mix.keep * q * d_sample(k) + kept_share(mix, q) * d_log_prob(k); };
@@ -316,8 +314,7 @@ const char* straight_through_categorical_kernel(const StraightThroughCategorical
   return launch_error();
 }
 
-const char* straight_through_categorical_backward_kernel(const StraightThroughCategoricalBackward& p,
-                                                         void* stream) {
+const char* straight_through_categorical_backward_kernel(const StraightThroughCategoricalBackward& p, void* stream) {
   if (p.rows == 0) return nullptr;
   by_lanes(p.dtype, p.classes, [&](auto type, auto lanes) {
     constexpr int G = decltype(lanes)::lanes;

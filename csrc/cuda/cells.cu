@@ -164,9 +164,7 @@ const char* block_gru_backward_kernel(const Cells& p, void* stream) { return run
 const char* planet_reset_kernel(const Cells& p, void* stream) { return run<PlanetReset>(p, stream); }
 const char* planet_reset_backward_kernel(const Cells& p, void* stream) { return run<PlanetResetBackward>(p, stream); }
 const char* planet_update_kernel(const Cells& p, void* stream) { return run<PlanetUpdate>(p, stream); }
-const char* planet_update_backward_kernel(const Cells& p, void* stream) {
-  return run<PlanetUpdateBackward>(p, stream);
-}
+const char* planet_update_backward_kernel(const Cells& p, void* stream) { return run<PlanetUpdateBackward>(p, stream); }
 const char* lstm_kernel(const Cells& p, void* stream) {
   return p.ijfo ? run<Lstm<true>>(p, stream) : run<Lstm<false>>(p, stream);
 }

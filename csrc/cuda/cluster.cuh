@@ -37,7 +37,10 @@ class Cluster {
   __device__ static float2 read(int rank, const float2* mine) {
     float2 x{};
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address(rank, mine)) : "memory");
+    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(x.x), "=f"(x.y)
+                 : "r"(address(rank, mine))
+                 : "memory");
 #elif defined(FASTWM_EMULATED)
     std::memcpy(&x, emulated::shared_of(rank, mine), sizeof(x));
 #endif
@@ -49,7 +52,8 @@ class Cluster {
   __device__ static uint32_t address(int rank, const void* mine) {
     uint32_t theirs;
     asm("mapa.shared::cluster.u32 %0, %1, %2;"
-        : "=r"(theirs) : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(mine))), "r"(rank));
+        : "=r"(theirs)
+        : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(mine))), "r"(rank));
     return theirs;
   }
 #endif

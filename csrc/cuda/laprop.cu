@@ -16,8 +16,8 @@ struct Table {
 };
 
 template <typename A>
-__global__ void __launch_bounds__(kThreads) measure(const __grid_constant__ LaProp p,
-                                                    const __grid_constant__ Table table) {
+__global__ void __launch_bounds__(kThreads)
+    measure(const __grid_constant__ LaProp p, const __grid_constant__ Table table) {
   const int64_t chunk = table.tensors[0].first_chunk + blockIdx.x;
   const LaPropTensor& tensor = table.tensors[tensor_of_chunk(table.tensors, 0, table.count, chunk)];
   const int64_t first = (chunk - tensor.first_chunk) * kChunk;
@@ -47,8 +47,8 @@ __device__ double clip_scale(const LaProp& p, const LaPropTensor& tensor) {
 }
 
 template <typename A>
-__global__ void __launch_bounds__(kThreads, 4) update(const __grid_constant__ LaProp p,
-                                                      const __grid_constant__ Table table) {
+__global__ void __launch_bounds__(kThreads, 4)
+    update(const __grid_constant__ LaProp p, const __grid_constant__ Table table) {
   if (!laprop_applies(p)) return;
   const int64_t chunk = table.tensors[0].first_chunk + blockIdx.x;
   const LaPropTensor& tensor = table.tensors[tensor_of_chunk(table.tensors, 0, table.count, chunk)];

@@ -19,6 +19,8 @@ void launch(const char* (*launcher)(const Params&, void*), const Params& p, int 
 
 }  // namespace fastwm
 
-#define FASTWM_CUDA_KERNEL(name, Params)                               \
-  namespace cuda { const char* name(const Params&, void* stream); }    \
+#define FASTWM_CUDA_KERNEL(name, Params)         \
+  namespace cuda {                               \
+  const char* name(const Params&, void* stream); \
+  }                                              \
   static void name(const Params& p, int device) { launch(cuda::name, p, device); }

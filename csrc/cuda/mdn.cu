@@ -47,8 +47,7 @@ struct Gaussian {
 };
 
 template <typename A, bool joint>
-__device__ __forceinline__ Gaussian<A> gaussian(const Mixture<A, joint>& x, const Mixtures& m, A y, int z,
-                                                int k) {
+__device__ __forceinline__ Gaussian<A> gaussian(const Mixture<A, joint>& x, const Mixtures& m, A y, int z, int k) {
   const A log_std = x.log_std[z * m.log_std.dim + k * m.log_std.cls];
   const A inverse_std = vexp(-log_std);
   return {inverse_std, (y - x.mean[z * m.mean.dim + k * m.mean.cls]) * inverse_std, log_std};
@@ -151,8 +150,8 @@ const char* launch(void (*kernels[4])(Params), const Params& p, void* stream) {
   const Mixtures& m = p.mixtures;
   const int64_t threads = m.outer * m.lanes * (m.dims > 1 ? kWarp : 1);
   if (threads == 0) return nullptr;
-  kernels[(m.dtype == Dtype::f64 ? 2 : 0) + (m.dims > 1 ? 1 : 0)]
-      <<<blocks_for(threads), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(p);
+  kernels[(m.dtype == Dtype::f64 ? 2 : 0) +
+          (m.dims > 1 ? 1 : 0)]<<<blocks_for(threads), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(p);
   return launch_error();
 }
 

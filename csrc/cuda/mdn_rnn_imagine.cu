@@ -47,10 +47,10 @@ __device__ Rows<T> all_rows(T value) {
 
 template <typename T>
 struct Block {
-  Rows<T> *h, *next_h, *c;  // [H]
-  Rows<T>* x;               // [I]: z, action, restart
-  Rows<T>* out;             // [outputs]
-  int64_t first;            // dream
+  Rows<T>*h, *next_h, *c;  // [H]
+  Rows<T>* x;              // [I]: z, action, restart
+  Rows<T>* out;            // [outputs]
+  int64_t first;           // dream
 
   __device__ T feature(const MdnRnnImagine& p, int64_t i, int r) const {
     if (i < p.Z) return x[i].of[r];
@@ -75,8 +75,7 @@ struct Block {
       if (p.car && a == 1) action = (action + 1) / 2;
       if (p.car && a == 2) action = action < 0 ? 0 : action;
       if (lane == 0) x[p.Z + a].of[r] = action;
-      if (lane == 0 && p.action != nullptr && alive[r])
-        static_cast<T*>(p.action)[(t * p.N + n) * p.A + a] = action;
+      if (lane == 0 && p.action != nullptr && alive[r]) static_cast<T*>(p.action)[(t * p.N + n) * p.A + a] = action;
     }
     if (p.I > p.Z + p.A && threadIdx.x < R) x[p.I - 1].of[threadIdx.x] = t == 0 ? 1 : 0;
   }

@@ -12,9 +12,9 @@ __global__ void __launch_bounds__(kThreads) draw(PhiloxDraw p) {
   const int64_t per_stream = (p.count + 3) / 4;
   if (thread >= p.streams * per_stream) return;
   const int64_t stream = p.streams == 1 ? 0 : thread / per_stream, block = thread - stream * per_stream;
-  const Philox words = philox_block(static_cast<uint64_t>(p.seed_offset[2 * stream]),
-                                    static_cast<uint64_t>(p.seed_offset[2 * stream + 1]),
-                                    p.first + static_cast<uint64_t>(block));
+  const Philox words =
+      philox_block(static_cast<uint64_t>(p.seed_offset[2 * stream]),
+                   static_cast<uint64_t>(p.seed_offset[2 * stream + 1]), p.first + static_cast<uint64_t>(block));
   const Philox n = philox_numbers(words, kind);
   uint32_t* out = static_cast<uint32_t*>(p.out) + stream * p.count + 4 * block;
   if (p.count % 4 == 0) {

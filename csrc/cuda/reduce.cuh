@@ -7,12 +7,16 @@ namespace fastwm::cuda {
 
 struct Sum {
   template <typename A>
-  __device__ A operator()(A a, A b) const { return a + b; }
+  __device__ A operator()(A a, A b) const {
+    return a + b;
+  }
 };
 
 struct Max {
   template <typename A>
-  __device__ A operator()(A a, A b) const { return a > b ? a : b; }
+  __device__ A operator()(A a, A b) const {
+    return a > b ? a : b;
+  }
 };
 
 // What `op` makes of x over the kGroup threads of this one's group, known to all of them. All threads of the block
@@ -36,6 +40,8 @@ __device__ A group_reduce(A x, Op op) {
 }
 
 template <int kGroup, typename A>
-__device__ A group_sum(A x) { return group_reduce<kGroup>(x, Sum{}); }
+__device__ A group_sum(A x) {
+  return group_reduce<kGroup>(x, Sum{});
+}
 
 }  // namespace fastwm::cuda

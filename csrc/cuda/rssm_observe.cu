@@ -8,7 +8,6 @@
 #include "rssm_observe.cuh"
 #include "rssm_observe_cluster.cuh"
 
-
 namespace fastwm::cuda {
 namespace {
 
@@ -51,8 +50,9 @@ class Steps {
       const O* const w[1] = {a_.stoch.tile(0, tile)};
       auto weights = Product::template fetch<1>(w, Z_);
       if (first) barrier_.wait();
-      product.add(w, Z_, weights, [&](int half, int k) { return read_piece<Row>(z + (at_.read[half] * Z_ + k)); },
-                  [&](int half, int, const Row& x) { return a_.first(0, at_.read[half]) ? Row{} : x; }, [] {});
+      product.add(
+          w, Z_, weights, [&](int half, int k) { return read_piece<Row>(z + (at_.read[half] * Z_ + k)); },
+          [&](int half, int, const Row& x) { return a_.first(0, at_.read[half]) ? Row{} : x; }, [] {});
       T out[1];
       product.finish(out);
       const int u = tile * kTileColumns + at_.column;
@@ -74,22 +74,24 @@ class Steps {
       const T input = j < J_ ? in[at_.row * D_ + g * J_ + j] : T{0};
       const bool reset[2] = {a_.first(t, at_.read[0]), a_.first(t, at_.read[1])};
       // The deter before has been there since the stage before last.
-      product.add(own, J_, own_weights,
-                  [&](int half, int k) { return read_piece<Row>(h + (at_.read[half] * D_ + g * J_ + k)); },
-                  [&](int half, int, const Row& x) { return reset[half] ? Row{} : x; }, [] {});
+      product.add(
+          own, J_, own_weights,
+          [&](int half, int k) { return read_piece<Row>(h + (at_.read[half] * D_ + g * J_ + k)); },
+          [&](int half, int, const Row& x) { return reset[half] ? Row{} : x; }, [] {});
       if (first) barrier_.wait();
-      product.add(embeds, 2 * U_, embed_weights,
-                  [&](int half, int k) {
-                    const T* scale = k < U_ ? scale_deter + k : scale_stoch + (k - U_);
-                    return Scaled{read_piece<Row>(raw + (at_.read[half] * 2 * U_ + k)), read_piece<Row>(scale)};
-                  },
-                  [&](int half, int k, const Scaled& s) { return act(inverse_[k < U_ ? 0 : 1], half, s); },
-                  [&] {
-                    if (!first) return;
-                    norm(a_.embed_sums[0], tiles_of(U_), U_, inverse_[0]);
-                    norm(a_.embed_sums[1], tiles_of(U_), U_, inverse_[1]);
-                    __syncthreads();
-                  });
+      product.add(
+          embeds, 2 * U_, embed_weights,
+          [&](int half, int k) {
+            const T* scale = k < U_ ? scale_deter + k : scale_stoch + (k - U_);
+            return Scaled{read_piece<Row>(raw + (at_.read[half] * 2 * U_ + k)), read_piece<Row>(scale)};
+          },
+          [&](int half, int k, const Scaled& s) { return act(inverse_[k < U_ ? 0 : 1], half, s); },
+          [&] {
+            if (!first) return;
+            norm(a_.embed_sums[0], tiles_of(U_), U_, inverse_[0]);
+            norm(a_.embed_sums[1], tiles_of(U_), U_, inverse_[1]);
+            __syncthreads();
+          });
       T out[1];
       product.finish(out);
       write(at, j, J_, a_.hidden_at(t) + g * J_, D_, a_.hidden_sums, static_cast<int>(a_.p.n.G) * tiles,
@@ -100,7 +102,7 @@ class Steps {
   __device__ void gates(int64_t t) {
     const int tiles = tiles_of(J_), all = static_cast<int>(a_.p.n.G) * tiles;
     const T *raw = a_.hidden_at(t), *scale = a_.read(a_.p.gru.w.n_hidden), *h = a_.deter_before(t);
-    T *deter = static_cast<T*>(a_.p.gru.h) + t * a_.p.n.B * D_;
+    T* deter = static_cast<T*>(a_.p.gru.h) + t * a_.p.n.B * D_;
     share_out(barrier_, all, [&](int at, bool first) {
       const int g = at / tiles, tile = at % tiles, j = tile * kTileColumns + at_.column, inside = j < J_ ? j : 0;
       Gates product(shared_.gates);
@@ -111,17 +113,18 @@ class Steps {
       const T biases[3] = {bias[0], bias[J_], bias[2 * J_] + static_cast<T>(a_.p.gru.update_bias)};
       const T before = a_.first(t, at_.row) ? T{0} : h[element];
       if (first) barrier_.wait();
-      product.add(w, J_, weights,
-                  [&](int half, int k) {
-                    return Scaled{read_piece<Row>(raw + (at_.read[half] * D_ + g * J_ + k)),
-                                  read_piece<Row>(scale + (g * J_ + k))};
-                  },
-                  [&](int half, int, const Scaled& s) { return act(inverse_[0], half, s); },
-                  [&] {
-                    if (!first) return;
-                    norm(a_.hidden_sums, all, D_, inverse_[0]);
-                    __syncthreads();
-                  });
+      product.add(
+          w, J_, weights,
+          [&](int half, int k) {
+            return Scaled{read_piece<Row>(raw + (at_.read[half] * D_ + g * J_ + k)),
+                          read_piece<Row>(scale + (g * J_ + k))};
+          },
+          [&](int half, int, const Scaled& s) { return act(inverse_[0], half, s); },
+          [&] {
+            if (!first) return;
+            norm(a_.hidden_sums, all, D_, inverse_[0]);
+            __syncthreads();
+          });
       T out[3];
       product.finish(out);
       if (j >= J_ || !at_.writes) return;
@@ -153,12 +156,14 @@ class Steps {
       if (first) barrier_.wait();
       using Stored = typename Product::Stored;
       if (t < 0)
-        product.add(w, D_, weights, [&](int half, int k) { return read_piece<Row>(start + (at_.read[half] * D_ + k)); },
-                    [](int, int, const Row& x) { return x; }, [] {});
+        product.add(
+            w, D_, weights, [&](int half, int k) { return read_piece<Row>(start + (at_.read[half] * D_ + k)); },
+            [](int, int, const Row& x) { return x; }, [] {});
       else
-        product.add(w, D_, weights,
-                    [&](int half, int k) { return read_piece<Stored>(a_.multiplied + (at_.read[half] * D_ + k)); },
-                    [](int, int, const Stored& x) { return x; }, [] {});
+        product.add(
+            w, D_, weights,
+            [&](int half, int k) { return read_piece<Stored>(a_.multiplied + (at_.read[half] * D_ + k)); },
+            [](int, int, const Stored& x) { return x; }, [] {});
       T out[1];
       product.finish(out);
       const T value = u < U_ ? (reset ? T{0} : out[0]) + added : T{0};
@@ -177,16 +182,17 @@ class Steps {
       auto weights = Product::template fetch<kUnits>(w, U_);
       const T bias = z < Z_ ? a_.read(a_.p.w.b_logits)[z] : T{0};
       if (first) barrier_.wait();
-      product.add(w, U_, weights,
-                  [&](int half, int k) {
-                    return Scaled{read_piece<Row>(raw + (at_.read[half] * U_ + k)), read_piece<Row>(scale + k)};
-                  },
-                  [&](int half, int, const Scaled& s) { return act(inverse_[0], half, s); },
-                  [&] {
-                    if (!first) return;
-                    norm(a_.post_sums, tiles_of(U_), U_, inverse_[0]);
-                    __syncthreads();
-                  });
+      product.add(
+          w, U_, weights,
+          [&](int half, int k) {
+            return Scaled{read_piece<Row>(raw + (at_.read[half] * U_ + k)), read_piece<Row>(scale + k)};
+          },
+          [&](int half, int, const Scaled& s) { return act(inverse_[0], half, s); },
+          [&] {
+            if (!first) return;
+            norm(a_.post_sums, tiles_of(U_), U_, inverse_[0]);
+            __syncthreads();
+          });
       T out[1];
       product.finish(out);
       if (z < Z_ && at_.writes) to[at_.row * Z_ + z] = out[0] + bias;
@@ -307,8 +313,8 @@ Observe<T, O> arrange(const RssmObserve& p, Scratch& scratch) {
                   {nullptr, 1, n.D, n.U},
                   {nullptr, 1, n.U, n.Z()},
                   {nullptr, 1, n.Z(), n.U}};
-  for (PackedWeight<O>* w : {&a.deter, &a.stoch, &a.own, &a.embeds, &a.gates[0], &a.gates[1], &a.gates[2], &a.post,
-                             &a.logits})
+  for (PackedWeight<O>* w :
+       {&a.deter, &a.stoch, &a.own, &a.embeds, &a.gates[0], &a.gates[1], &a.gates[2], &a.post, &a.logits})
     scratch.take(*w);
   scratch.take(a.gather);
   a.multiplied = scratch.take<O>(n.B * n.D);

@@ -78,8 +78,9 @@ class StepsBack {
       auto weights = Product::template fetch<kLogitTurns>(w, Z_);
       const Element element(post, t, at_.row, tile * kTileColumns + at_.column, a_.p.n);
       if (first) barrier_.wait();
-      product.add(w, Z_, weights, [&](int half, int k) { return read_piece<Row>(d + (at_.read[half] * Z_ + k)); },
-                  [](int, int, const Row& x) { return x; }, [] {});
+      product.add(
+          w, Z_, weights, [&](int half, int k) { return read_piece<Row>(d + (at_.read[half] * Z_ + k)); },
+          [](int, int, const Row& x) { return x; }, [] {});
       T out[1];
       product.finish(out);
       write_layer(element, tile, tiles_of(U_), out[0], post);
@@ -106,15 +107,17 @@ class StepsBack {
       // Step t + 1 left this in the stage before last, so no barrier is needed.
       const T carried = a_.d_deter[at_.row * D_ + d];
       if (!last)
-        product.add(to_embed, U_, embed_weights,
-                    [&](int half, int k) { return read_piece<Row>(later + (at_.read[half] * 2 * U_ + k)); },
-                    [&](int half, int, const Row& x) { return cut[half] ? Row{} : x; }, [] {});
+        product.add(
+            to_embed, U_, embed_weights,
+            [&](int half, int k) { return read_piece<Row>(later + (at_.read[half] * 2 * U_ + k)); },
+            [&](int half, int, const Row& x) { return cut[half] ? Row{} : x; }, [] {});
       if (first) barrier_.wait();
-      product.add(to_post, U_, post_weights, [&](int half, int k) { return pair(a_.parts[kPost], U_, half, k); },
-                  [&](int half, int, const Pair& x) { return way_back(x, half); },
-                  [&] {
-                    if (first) mean_dots(a_.dots[kPost], tiles_of(U_), U_);
-                  });
+      product.add(
+          to_post, U_, post_weights, [&](int half, int k) { return pair(a_.parts[kPost], U_, half, k); },
+          [&](int half, int, const Pair& x) { return way_back(x, half); },
+          [&] {
+            if (first) mean_dots(a_.dots[kPost], tiles_of(U_), U_);
+          });
       T out[1];
       product.finish(out);
       for (int u = tile * kTileColumns + at_.column; u < U_; u += tiles_of(D_) * kTileColumns)
@@ -141,11 +144,10 @@ class StepsBack {
       auto weights = Product::template fetch<kGateTurns>(w, 3 * J_);
       const Element element(hidden, t, at_.row, j < J_ ? g * J_ + j : D_, a_.p.n);
       if (first) barrier_.wait();
-      product.add(w, 3 * J_, weights,
-                  [&](int half, int k) {
-                    return read_piece<Stored>(d_gates + (3 * (at_.read[half] * D_ + g * J_) + k));
-                  },
-                  [](int, int, const Stored& x) { return x; }, [] {});
+      product.add(
+          w, 3 * J_, weights,
+          [&](int half, int k) { return read_piece<Stored>(d_gates + (3 * (at_.read[half] * D_ + g * J_) + k)); },
+          [](int, int, const Stored& x) { return x; }, [] {});
       T out[1];
       product.finish(out);
       write_layer(element, index, G_ * tiles, out[0], hidden);
@@ -165,8 +167,7 @@ class StepsBack {
         const Element element(layer, t, at_.row, tile * kTileColumns + at_.column, a_.p.n, plane);
         const O* w = a_.embeds[norm].tile(0, tile) + from * kTileColumns;
         const int K = D_ - from < half_depth ? D_ - from : half_depth;
-        write_layer(element, tile, tiles_of(U_), from_hidden<kDeterTurns>(w, from, K, first), layer, plane,
-                    kHalves);
+        write_layer(element, tile, tiles_of(U_), from_hidden<kDeterTurns>(w, from, K, first), layer, plane, kHalves);
         return;
       }
       const int g = (index - embeds) / own, tile = (index - embeds) % own, j = tile * kTileColumns + at_.column;
@@ -192,15 +193,15 @@ class StepsBack {
       if (first) barrier_.wait();
       const auto means = [&] { mean_dots(a_.dots[norm], kHalves * tiles, U_); };
       if (multiplies) {
-        product.add(w, U_, weights, [&](int half, int k) { return pair<kHalves>(a_.parts[kStoch], U_, half, k); },
-                    [&](int half, int, const Pair& x) { return way_back(x, half); }, means);
+        product.add(
+            w, U_, weights, [&](int half, int k) { return pair<kHalves>(a_.parts[kStoch], U_, half, k); },
+            [&](int half, int, const Pair& x) { return way_back(x, half); }, means);
         T out[1];
         product.finish(out);
         if (column < Z_ && at_.writes) a_.d_z[at_.row * Z_ + column] = reset ? T{0} : out[0];
       } else {
         means();
-        if (column < U_ && at_.writes)
-          d_embeds[at_.row * 2 * U_ + norm * U_ + column] = gradient(norm, U_, column);
+        if (column < U_ && at_.writes) d_embeds[at_.row * 2 * U_ + norm * U_ + column] = gradient(norm, U_, column);
         __syncthreads();  // the means are another tile's next
       }
     });
@@ -258,8 +259,9 @@ class StepsBack {
     };
     if (first) barrier_.wait();
     if (K <= 0) means();  // the second half of few rows: the means are for the block's next tile
-    product.add(w, K, weights, [&](int half, int k) { return pair(a_.parts[kHidden], D_, half, from + k); },
-                [&](int half, int, const Pair& x) { return way_back(x, half); }, means);
+    product.add(
+        w, K, weights, [&](int half, int k) { return pair(a_.parts[kHidden], D_, half, from + k); },
+        [&](int half, int, const Pair& x) { return way_back(x, half); }, means);
     T out[1];
     product.finish(out);
     return out[0];

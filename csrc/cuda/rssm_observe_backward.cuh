@@ -24,15 +24,15 @@ template <typename T, typename O>
 struct Backward {
   RssmObserveBackward p;
   PackedWeight<O> logits, post, deter, gates, own, embeds[2], stoch;  // transposed
-  T *d_embeds, *d_logits;            // [T * B, 2U] [T * B, Z]: before the norms
-  O* d_gates;                        // [T * B, 3D]
-  T *d_deter, *d_z;                  // [B, D] [B, Z]: what the step after asks for
+  T *d_embeds, *d_logits;                                             // [T * B, 2U] [T * B, Z]: before the norms
+  O* d_gates;                                                         // [T * B, 3D]
+  T *d_deter, *d_z;                                                   // [B, D] [B, Z]: what the step after asks for
   // For each layer with a norm:
-  O* act[kNorms];         // [T * B, width]: silu(norm)
-  T* inverse[kNorms];     // [T * B]: 1 / rms
-  T* d_scale[kNorms];     // [planes, B, width]: what the norm's scale gets from a row of all steps
+  O* act[kNorms];      // [T * B, width]: silu(norm)
+  T* inverse[kNorms];  // [T * B]: 1 / rms
+  T* d_scale[kNorms];  // [planes, B, width]: what the norm's scale gets from a row of all steps
   Parts<T> parts[kNorms];
-  T* dots[kNorms];        // [B, planes * tiles]: shares of the norm's dot product
+  T* dots[kNorms];  // [B, planes * tiles]: shares of the norm's dot product
   unsigned* arrived;
 
   __device__ const T* read(const void* array) const { return static_cast<const T*>(array); }
@@ -71,8 +71,14 @@ __device__ Layer<T> layer_of(const Backward<T, O>& a, int norm) {
                       : norm == kHidden ? a.p.gru.w.n_hidden
                       : norm == kStoch  ? a.p.w.n_stoch
                                         : a.p.gru.w.n_carry;
-  return {a.read(pre) + (norm == kStoch ? n.U : 0), a.inverse[norm], a.read(scale), a.d_scale[norm], a.dots[norm],
-          a.parts[norm], norm < kHidden ? 2 * n.U : width, width};
+  return {a.read(pre) + (norm == kStoch ? n.U : 0),
+          a.inverse[norm],
+          a.read(scale),
+          a.d_scale[norm],
+          a.dots[norm],
+          a.parts[norm],
+          norm < kHidden ? 2 * n.U : width,
+          width};
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ class ClusterSteps {
   static constexpr int J = 64, U = 64, S = 32, C = 4, Z = S * C, D = kClusterBlocks * J;
   static constexpr int kOwnRows = kTileRows / kClusterBlocks;  // that a block has after deter
   static_assert(kOwnRows == 2 && kOwnRows * Z == kThreads);
-  static constexpr int kPad = 16;                              // bfloat16s that keep rows on different banks
+  static constexpr int kPad = 16;  // bfloat16s that keep rows on different banks
   static constexpr int kShares = kClusterBlocks * kWarps, kSharesStride = kShares + 16;
   using Act = Activation<true>;
 
@@ -34,8 +34,8 @@ class ClusterSteps {
 
   static bool fits(const RssmObserve& p) {
     const RssmSizes& n = p.n;
-    return n.G == kClusterBlocks && n.J() == J && n.U == U && n.S == S && n.C == C &&
-           n.B * 3 * D <= INT32_MAX && (p.compact || !p.gru.saved.gates) &&
+    return n.G == kClusterBlocks && n.J() == J && n.U == U && n.S == S && n.C == C && n.B * 3 * D <= INT32_MAX &&
+           (p.compact || !p.gru.saved.gates) &&
            fits_pieces({p.gru.hidden_in, p.gru.h, p.post_in, p.logits, p.gru.saved.embeds, p.gru.saved.hidden, p.post,
                         p.gru.w.b_gates});
   }
@@ -208,7 +208,8 @@ class ClusterSteps {
       for (int rank = 0; rank < kClusterBlocks; ++rank) sum.x += parts[rank].x, sum.y += parts[rank].y;
       sum.x = cut ? added.x : sum.x + added.x, sum.y = cut ? added.y : sum.y + added.y;
       if (a_.kept && rows.has(g_ * kOwnRows + mine))
-        write_pair(embed ? a_.embeds_at(t + 1) + (read_row * 2 * U + u) : a_.post_at(t) + (read_row * U + u), sum.x, sum.y);
+        write_pair(embed ? a_.embeds_at(t + 1) + (read_row * 2 * U + u) : a_.post_at(t) + (read_row * U + u), sum.x,
+                   sum.y);
       const uint32_t act = norm_and_activate(sum, scale);
       if (embed) send(mine, u, act);
       else *reinterpret_cast<uint32_t*>(s_.post[mine] + u) = act;

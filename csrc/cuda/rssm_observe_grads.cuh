@@ -36,30 +36,35 @@ __global__ void __launch_bounds__(kThreads, 2) weight_grads(Backward<T, O> a, Gr
     GradProduct<T, O>::run(shared, at, R, M, N, out, rows_a, rows_b);
   };
   if (at.of(U, D))
-    return product(U, D, to.w_deter, [&](int64_t r, int64_t m) { return a.d_embeds[r * 2 * U + m]; },
-                   [&](int64_t r, int64_t k) { return a.past_deter(r, k); });
+    return product(
+        U, D, to.w_deter, [&](int64_t r, int64_t m) { return a.d_embeds[r * 2 * U + m]; },
+        [&](int64_t r, int64_t k) { return a.past_deter(r, k); });
   if (at.of(U, Z))
-    return product(U, Z, to.w_stoch, [&](int64_t r, int64_t m) { return a.d_embeds[r * 2 * U + U + m]; },
-                   [&](int64_t r, int64_t k) { return a.past_stoch(r, k); });
+    return product(
+        U, Z, to.w_stoch, [&](int64_t r, int64_t m) { return a.d_embeds[r * 2 * U + U + m]; },
+        [&](int64_t r, int64_t k) { return a.past_stoch(r, k); });
   if (at.of(J, J, n.G))
-    return product(J, J, to.w_own + at.g * J * J, [&](int64_t r, int64_t m) { return a.past_deter(r, at.g * J + m); },
-                   [&](int64_t r, int64_t k) { return d_hidden[r * D + at.g * J + k]; });
+    return product(
+        J, J, to.w_own + at.g * J * J, [&](int64_t r, int64_t m) { return a.past_deter(r, at.g * J + m); },
+        [&](int64_t r, int64_t k) { return d_hidden[r * D + at.g * J + k]; });
   if (at.of(2 * U, J, n.G))
-    return product(2 * U, J, to.w_embeds + at.g * 2 * U * J,
-                   [&](int64_t r, int64_t m) {
-                     return widen(m < U ? a.act[kDeter][r * U + m] : a.act[kStoch][r * U + m - U]);
-                   },
-                   [&](int64_t r, int64_t k) { return d_hidden[r * D + at.g * J + k]; });
+    return product(
+        2 * U, J, to.w_embeds + at.g * 2 * U * J,
+        [&](int64_t r, int64_t m) { return widen(m < U ? a.act[kDeter][r * U + m] : a.act[kStoch][r * U + m - U]); },
+        [&](int64_t r, int64_t k) { return d_hidden[r * D + at.g * J + k]; });
   if (at.of(J, 3 * J, n.G))
-    return product(J, 3 * J, to.w_gates + at.g * 3 * J * J,
-                   [&](int64_t r, int64_t m) { return widen(a.act[kHidden][r * D + at.g * J + m]); },
-                   [&](int64_t r, int64_t k) { return widen(a.d_gates[(r * D + at.g * J) * 3 + k]); });
+    return product(
+        J, 3 * J, to.w_gates + at.g * 3 * J * J,
+        [&](int64_t r, int64_t m) { return widen(a.act[kHidden][r * D + at.g * J + m]); },
+        [&](int64_t r, int64_t k) { return widen(a.d_gates[(r * D + at.g * J) * 3 + k]); });
   if (at.of(U, D))
-    return product(U, D, to.w_post, [&](int64_t r, int64_t m) { return a.read(a.p.d_post)[r * U + m]; },
-                   [&](int64_t r, int64_t k) { return a.read(a.p.gru.h)[r * D + k]; });
+    return product(
+        U, D, to.w_post, [&](int64_t r, int64_t m) { return a.read(a.p.d_post)[r * U + m]; },
+        [&](int64_t r, int64_t k) { return a.read(a.p.gru.h)[r * D + k]; });
   if (at.of(Z, U))
-    return product(Z, U, to.w_logits, [&](int64_t r, int64_t m) { return a.d_logits[r * Z + m]; },
-                   [&](int64_t r, int64_t k) { return widen(a.act[kPost][r * U + k]); });
+    return product(
+        Z, U, to.w_logits, [&](int64_t r, int64_t m) { return a.d_logits[r * Z + m]; },
+        [&](int64_t r, int64_t k) { return widen(a.act[kPost][r * U + k]); });
 }
 
 // blockIdx.y: which of the eight vectors.
@@ -87,8 +92,8 @@ void all_weight_grads(const Backward<T, O>& a, cudaStream_t on) {
   const RssmSizes& n = a.p.n;
   const int64_t J = n.J();
   const Grads<T> to(n, static_cast<T*>(a.p.d_weights));
-  const int64_t blocks = 2 * squares(n.U, n.D) + squares(n.U, n.Z()) + squares(J, J, n.G) +
-                         squares(2 * n.U, J, n.G) + squares(J, 3 * J, n.G) + squares(n.Z(), n.U);
+  const int64_t blocks = 2 * squares(n.U, n.D) + squares(n.U, n.Z()) + squares(J, J, n.G) + squares(2 * n.U, J, n.G) +
+                         squares(J, 3 * J, n.G) + squares(n.Z(), n.U);
   weight_grads<T, O><<<static_cast<unsigned>(blocks), kThreads, 0, on>>>(a, to);
   const int64_t widest = 3 * n.D > n.Z() ? 3 * n.D : n.Z();
   const int64_t columns = widest > n.U ? widest : n.U;

@@ -87,7 +87,9 @@ struct Scratch {
     return part;
   }
   template <typename O>
-  void take(PackedWeight<O>& w) { w.data = take<O>(w.size()); }
+  void take(PackedWeight<O>& w) {
+    w.data = take<O>(w.size());
+  }
 };
 
 // Whether one turn of a block's warps takes all units, and all of a block's share of deter. Where there are no tensor

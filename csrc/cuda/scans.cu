@@ -123,8 +123,9 @@ class ScanSteps {
       if (cell != ScanCell::layernorm_gru) in = inputs<cell>(a_, t, at_.row, i);
       if (first) barrier_.wait();
       if (cell == ScanCell::layernorm_gru) in = inputs<cell>(a_, t, at_.row, i);
-      product.add(w, D, weights, [&](int half, int k) { return read_piece<Row>(a_.carry(t, at_.read[half]) + k); },
-                  [&](int half, int, const Row& x) { return reset[half] ? Row{} : x; }, [] {});
+      product.add(
+          w, D, weights, [&](int half, int k) { return read_piece<Row>(a_.carry(t, at_.read[half]) + k); },
+          [&](int half, int, const Row& x) { return reset[half] ? Row{} : x; }, [] {});
       T out[kGates];
       product.finish(out);
       if (column < D && at_.writes) gates<cell>(a_, t, at_.row, i, in, out);
@@ -145,15 +146,16 @@ class ScanSteps {
       const bool reset[2] = {a_.first(t, at_.read[0]), a_.first(t, at_.read[1])};
       const T x = a_.input(t, at_.row)[2 * D + i], before = a_.h(t, at_.row, i);
       if (first) barrier_.wait();
-      product.add(w, D, weights,
-                  [&](int half, int k) {
-                    return Pair{read_piece<Row>(a_.saved(t, at_.read[half]) + k),
-                                read_piece<Row>(a_.carry(t, at_.read[half]) + k)};
-                  },
-                  [&](int half, int, const Pair& p) {
-                    return each<Row>([&](int e) { return reset[half] ? T{0} : p.r.x[e] * p.h.x[e]; });
-                  },
-                  [] {});
+      product.add(
+          w, D, weights,
+          [&](int half, int k) {
+            return Pair{read_piece<Row>(a_.saved(t, at_.read[half]) + k),
+                        read_piece<Row>(a_.carry(t, at_.read[half]) + k)};
+          },
+          [&](int half, int, const Pair& p) {
+            return each<Row>([&](int e) { return reset[half] ? T{0} : p.r.x[e] * p.h.x[e]; });
+          },
+          [] {});
       T out[1];
       product.finish(out);
       if (column >= D || !at_.writes) return;

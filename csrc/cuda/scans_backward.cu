@@ -123,21 +123,22 @@ class ScanStepsBack {
       const T carried = last || reset ? T{0} : a_.d_h[at];
       if (cell == ScanCell::lstm && !last) d_c = reset ? T{0} : a_.d_c[at];
       if (!last)
-        product.add(w, K, weights,
-                    [&](int half, int k) {
-                      const int64_t row_at = a_.at(t + 1, at_.read[half]);
-                      const int reset_of = k >= 2 * D ? k - 2 * D : k;
-                      Loaded loaded{read_piece<Row>(a_.d_input(row_at) + k), {}};
-                      if (cell == ScanCell::gru) loaded.r = read_piece<Row>(a_.saved(row_at) + reset_of);
-                      return loaded;
-                    },
-                    [&](int half, int k, const Loaded& loaded) {
-                      const bool through_r = cell == ScanCell::gru && k >= 2 * D;
-                      return each<Row>([&](int e) {
-                        return cut[half] ? T{0} : through_r ? loaded.d.x[e] * loaded.r.x[e] : loaded.d.x[e];
-                      });
-                    },
-                    [] {});
+        product.add(
+            w, K, weights,
+            [&](int half, int k) {
+              const int64_t row_at = a_.at(t + 1, at_.read[half]);
+              const int reset_of = k >= 2 * D ? k - 2 * D : k;
+              Loaded loaded{read_piece<Row>(a_.d_input(row_at) + k), {}};
+              if (cell == ScanCell::gru) loaded.r = read_piece<Row>(a_.saved(row_at) + reset_of);
+              return loaded;
+            },
+            [&](int half, int k, const Loaded& loaded) {
+              const bool through_r = cell == ScanCell::gru && k >= 2 * D;
+              return each<Row>([&](int e) {
+                return cut[half] ? T{0} : through_r ? loaded.d.x[e] * loaded.r.x[e] : loaded.d.x[e];
+              });
+            },
+            [] {});
       T out[1];
       product.finish(out);
       if (column >= D || !at_.writes) return;
@@ -162,9 +163,10 @@ class ScanStepsBack {
       const int64_t row_at = a_.at(t, at_.row);
       const T reset = a_.saved(row_at)[i], before = a_.h(row_at, i);
       if (first) barrier_.wait();
-      product.add(w, D, weights,
-                  [&](int half, int k) { return read_piece<Row>(a_.d_input(a_.at(t, at_.read[half])) + 2 * D + k); },
-                  [](int, int, const Row& x) { return x; }, [] {});
+      product.add(
+          w, D, weights,
+          [&](int half, int k) { return read_piece<Row>(a_.d_input(a_.at(t, at_.read[half])) + 2 * D + k); },
+          [](int, int, const Row& x) { return x; }, [] {});
       T out[1];
       product.finish(out);
       if (column >= D || !at_.writes) return;
@@ -262,9 +264,8 @@ __global__ void __launch_bounds__(kThreads) vector_grads(Backward<T, O> a) {
   } else if (blockIdx.y == 0) {
     column_sums(R, 3 * D, static_cast<T*>(a.p.d_bias), [&](int64_t r, int64_t i) { return a.d_normal[r * 3 * D + i]; });
   } else {
-    column_sums(R, 3 * D, static_cast<T*>(a.p.d_scale), [&](int64_t r, int64_t i) {
-      return a.d_normal[r * 3 * D + i] * a.normal(r, i);
-    });
+    column_sums(R, 3 * D, static_cast<T*>(a.p.d_scale),
+                [&](int64_t r, int64_t i) { return a.d_normal[r * 3 * D + i] * a.normal(r, i); });
   }
 }
 
@@ -272,8 +273,8 @@ template <typename T, typename O>
 Backward<T, O> arrange(const ScanBackward& p, Scratch& scratch) {
   const int64_t D = p.n.D, R = p.n.T * p.n.B, gates = scan_gates(p.cell);
   const bool planet = p.cell == ScanCell::planet_gru, norm = p.cell == ScanCell::layernorm_gru;
-  Backward<T, O> a{p, {nullptr, 1, (planet ? 2 : gates) * D, D}, {nullptr, 1, D, D}, nullptr, nullptr, nullptr, nullptr,
-                   nullptr};
+  Backward<T, O> a{
+      p, {nullptr, 1, (planet ? 2 : gates) * D, D}, {nullptr, 1, D, D}, nullptr, nullptr, nullptr, nullptr, nullptr};
   scratch.take(a.early);
   if (planet) scratch.take(a.late);
   a.arrived = scratch.take<unsigned>(row_tiles(p.n.B));

@@ -38,7 +38,11 @@ const char* launch(const Symlog& p, void* stream) {
 
 const char* symlog_kernel(const Symlog& p, void* stream) { return launch<Function::symlog>(p, stream); }
 const char* symexp_kernel(const Symlog& p, void* stream) { return launch<Function::symexp>(p, stream); }
-const char* symlog_backward_kernel(const Symlog& p, void* stream) { return launch<Function::symlog_backward>(p, stream); }
-const char* symexp_backward_kernel(const Symlog& p, void* stream) { return launch<Function::symexp_backward>(p, stream); }
+const char* symlog_backward_kernel(const Symlog& p, void* stream) {
+  return launch<Function::symlog_backward>(p, stream);
+}
+const char* symexp_backward_kernel(const Symlog& p, void* stream) {
+  return launch<Function::symexp_backward>(p, stream);
+}
 
 }  // namespace fastwm::cuda

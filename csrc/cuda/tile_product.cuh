@@ -17,7 +17,9 @@ static_assert(kTileRows * kTileColumns == kThreads);
 
 __host__ __device__ constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 template <typename Int>
-__host__ __device__ constexpr Int tiles_of(Int columns) { return (columns + kTileColumns - 1) / kTileColumns; }
+__host__ __device__ constexpr Int tiles_of(Int columns) {
+  return (columns + kTileColumns - 1) / kTileColumns;
+}
 
 // A weight [G, K, N] as tiles [G, N/16][K] of 16 columns; O: what products multiply.
 template <typename O>
@@ -34,7 +36,9 @@ struct PackedWeight {
 // The place of element (k, c) of a tile: by rows, or as a lane of mma.m16n8k16 reads its second factor, 4 columns of a
 // thread's k in one piece for each half of the tile. A product may take its k in any order, and takes 4 at a time.
 template <typename O>
-__device__ int64_t tile_offset(int64_t k, int c) { return k * kTileColumns + c; }
+__device__ int64_t tile_offset(int64_t k, int c) {
+  return k * kTileColumns + c;
+}
 template <>
 __device__ inline int64_t tile_offset<bf16>(int64_t k, int c) {
   const int lane = c % 8 * 4 + static_cast<int>(k % 16) / 4;
@@ -267,8 +271,7 @@ class TileProduct {
       __syncthreads();  // the rows before have been read
       for (int k = threadIdx.x % 32; k < depth; k += 32)
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
-          s_.x[row(half)][k] = value(half, first + k, load(half, first + k)).x[0];
+        for (int half = 0; half < 2; ++half) s_.x[row(half)][k] = value(half, first + k, load(half, first + k)).x[0];
       __syncthreads();
 #pragma unroll 2
       for (int k = step; k < depth; k += kTileRows)

@@ -55,8 +55,7 @@ __global__ void __launch_bounds__(kThreads) loss_backward(TwoHotLossBackward p) 
   TwoHot<A> hot[kMaxTargets] = {};
 #pragma unroll
   for (int m = 0; m < kMaxTargets; ++m)
-    if (p.target[m])
-      hot[m] = two_hot(static_cast<const A*>(p.target[m])[row], static_cast<const A*>(p.edges), p.bins);
+    if (p.target[m]) hot[m] = two_hot(static_cast<const A*>(p.target[m])[row], static_cast<const A*>(p.edges), p.bins);
   for (int64_t k = threadIdx.x % kWarp; k < p.bins; k += kWarp) {
     A d = all * vexp_normal(widen(x[k]) - logsumexp);
 #pragma unroll
@@ -109,16 +108,16 @@ __global__ void __launch_bounds__(kThreads) mean_backward(TwoHotMeanBackward p) 
 
 }  // namespace
 
-#define FASTWM_LAUNCH(name, Params, kernel)                                                              \
-  const char* name(const Params& p, void* stream) {                                                      \
-    if (p.rows == 0) return nullptr;                                                                     \
-    const auto on = static_cast<cudaStream_t>(stream);                                                   \
-    switch (p.dtype) {                                                                                   \
-      case Dtype::f32: kernel<float><<<blocks_for(p.rows * kWarp), kThreads, 0, on>>>(p); break;         \
-      case Dtype::f64: kernel<double><<<blocks_for(p.rows * kWarp), kThreads, 0, on>>>(p); break;        \
-      case Dtype::bf16: kernel<bf16><<<blocks_for(p.rows * kWarp), kThreads, 0, on>>>(p); break;         \
-    }                                                                                                    \
-    return launch_error();                                                                               \
+#define FASTWM_LAUNCH(name, Params, kernel)                                                       \
+  const char* name(const Params& p, void* stream) {                                               \
+    if (p.rows == 0) return nullptr;                                                              \
+    const auto on = static_cast<cudaStream_t>(stream);                                            \
+    switch (p.dtype) {                                                                            \
+      case Dtype::f32: kernel<float><<<blocks_for(p.rows * kWarp), kThreads, 0, on>>>(p); break;  \
+      case Dtype::f64: kernel<double><<<blocks_for(p.rows * kWarp), kThreads, 0, on>>>(p); break; \
+      case Dtype::bf16: kernel<bf16><<<blocks_for(p.rows * kWarp), kThreads, 0, on>>>(p); break;  \
+    }                                                                                             \
+    return launch_error();                                                                        \
   }
 
 FASTWM_LAUNCH(two_hot_loss_kernel, TwoHotLoss, loss)

@@ -24,7 +24,9 @@ FASTWM_FN BlockGruGates<A> block_gru_gates(A reset, A cand, A update) {
 // h' as the sequences of DreamerV3 round it. Single cells and DreamerV2's GRU round it as mix(update, cand, h). Both stay,
 // so that every kernel keeps its results bit for bit.
 template <typename A>
-FASTWM_FN A block_gru_carry(A update, A cand, A h) { return update * cand + (1 - update) * h; }
+FASTWM_FN A block_gru_carry(A update, A cand, A h) {
+  return update * cand + (1 - update) * h;
+}
 
 // The gradients of the three sums, and of h as far as it does not pass through them.
 template <typename A>

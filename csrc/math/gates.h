@@ -32,23 +32,33 @@ namespace {
 // The activations that a cell uses unless its kernel names others (cuda/fast_math.cuh).
 struct GateMath {
   template <typename A>
-  FASTWM_FN A sigmoid(A x) { return gate_sigmoid(x); }
+  FASTWM_FN A sigmoid(A x) {
+    return gate_sigmoid(x);
+  }
   template <typename A>
-  FASTWM_FN A tanh(A x) { return gate_tanh(x); }
+  FASTWM_FN A tanh(A x) {
+    return gate_tanh(x);
+  }
 };
 
 }  // namespace
 
 // The gradient of x, from that of y = sigmoid(x).
 template <typename A>
-FASTWM_FN A sigmoid_backward(A d_y, A y) { return d_y * y * (1 - y); }
+FASTWM_FN A sigmoid_backward(A d_y, A y) {
+  return d_y * y * (1 - y);
+}
 
 // The gradient of x, from that of y = tanh(x).
 template <typename A>
-FASTWM_FN A tanh_backward(A d_y, A y) { return d_y * (1 - y * y); }
+FASTWM_FN A tanh_backward(A d_y, A y) {
+  return d_y * (1 - y * y);
+}
 
 // share * x + (1 - share) * rest, by one multiplication.
 template <typename A>
-FASTWM_FN A mix(A share, A x, A rest) { return rest + share * (x - rest); }
+FASTWM_FN A mix(A share, A x, A rest) {
+  return rest + share * (x - rest);
+}
 
 }  // namespace fastwm

@@ -22,7 +22,9 @@ FASTWM_FN GruGates<A> gru_gates(A reset, A update, A x_n, A h_n) {
 
 // h'
 template <typename A>
-FASTWM_FN A gru_carry(A update, A cand, A h) { return mix(update, h, cand); }
+FASTWM_FN A gru_carry(A update, A cand, A h) {
+  return mix(update, h, cand);
+}
 
 // The gradients of the sums of r and z, of x_n and h_n, and of h as far as it does not pass through them.
 template <typename A>

@@ -29,7 +29,9 @@ FASTWM_FN LstmGates<A> lstm_gates(LstmGates<A> sums) {
 
 // c'
 template <typename A>
-FASTWM_FN A lstm_cell(A in, A forget, A cand, A c) { return forget * c + in * cand; }
+FASTWM_FN A lstm_cell(A in, A forget, A cand, A c) {
+  return forget * c + in * cand;
+}
 
 // The gradients of the sums, and of c as far as it does not pass through them.
 template <typename A>

@@ -12,7 +12,9 @@ namespace fastwm {
 
 // h', from the gates u and c.
 template <typename A>
-FASTWM_FN A planet_carry(A update, A cand, A h) { return mix(update, h, cand); }
+FASTWM_FN A planet_carry(A update, A cand, A h) {
+  return mix(update, h, cand);
+}
 
 // The gradients of the gate u, of the candidate's sum, and of h as far as it does not pass through them.
 template <typename A>

@@ -7,9 +7,9 @@
 namespace fastwm {
 
 template <auto kernel>
-void laprop_step_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> nu,
-                  std::vector<Tensor> mu, int64_t step, std::optional<Tensor> step_at, double lr,
-                  std::optional<Tensor> lr_at, std::optional<Tensor> apply_at, double beta1, double beta2, double eps, double agc, double pmin,
+void laprop_step_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> nu, std::vector<Tensor> mu,
+                  int64_t step, std::optional<Tensor> step_at, double lr, std::optional<Tensor> lr_at,
+                  std::optional<Tensor> apply_at, double beta1, double beta2, double eps, double agc, double pmin,
                   int64_t warmup) {
   STD_TORCH_CHECK(grads.size() == params.size() && nu.size() == params.size() && mu.size() == params.size(),
                   "fastwm: expected lists of the same length");
@@ -30,8 +30,8 @@ void laprop_step_(std::vector<Tensor> params, std::vector<Tensor> grads, std::ve
   for (size_t i = 0; i < params.size(); ++i) {
     const int64_t count = params[i].numel();
     for (const Tensor* x : {&params[i], &grads[i], &nu[i], &mu[i]})
-      STD_TORCH_CHECK(x->numel() == count && x->scalar_type() == first.scalar_type() &&
-                          x->device() == first.device() && x->is_contiguous(),
+      STD_TORCH_CHECK(x->numel() == count && x->scalar_type() == first.scalar_type() && x->device() == first.device() &&
+                          x->is_contiguous(),
                       "fastwm: expected contiguous tensors of one dtype and device, a gradient, nu and mu each like "
                       "its parameter");
     if (count == 0) continue;

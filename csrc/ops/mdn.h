@@ -10,7 +10,7 @@ namespace fastwm {
 
 // The stride of x's leading dimensions walked as one, or -1; `event` dimensions are left at the end.
 inline int64_t row_stride(const Tensor& x, int64_t event) {
-  if (x.numel() == 0) return 0;  // whose strides may be anything
+  if (x.numel() == 0) return 0;    // whose strides may be anything
   int64_t stride = -1, reach = 0;  // of the dimension seen last, and the stride the next one must have
   for (int64_t d = x.dim() - event; d-- > 0;) {
     if (x.size(d) == 1) continue;
@@ -28,10 +28,8 @@ struct MixtureTensors {
   Mixtures view;
 
   MixtureTensors(const Tensor& logits_, const Tensor& mean_, const Tensor& log_std_)
-      : logits(walkable(logits_, logits_.dim() < mean_.dim() ? 1 : 2)),
-        mean(walkable(mean_, 2)),
-        log_std(walkable(log_std_, 2)),
-        joint(logits_.dim() < mean_.dim()) {
+      : logits(walkable(logits_, logits_.dim() < mean_.dim() ? 1 : 2)), mean(walkable(mean_, 2)),
+        log_std(walkable(log_std_, 2)), joint(logits_.dim() < mean_.dim()) {
     const int64_t n = mean.dim();
     bool same = n >= 2 && logits.dim() == n - joint && log_std.dim() == n;
     for (int64_t d = 0; same && d < n; ++d) {

@@ -27,10 +27,18 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
 static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
@@ -42,7 +50,9 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 static inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 template <typename F>
-static inline cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, int) { return cudaSuccess; }
+static inline cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
 
 static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 static inline uint32_t __float_as_uint(float x) {
@@ -54,7 +64,9 @@ static inline double rsqrt(double x) { return 1 / sqrt(x); }
 using std::max;
 using std::min;
 template <typename T>
-static inline T __ldg(const T* x) { return *x; }
+static inline T __ldg(const T* x) {
+  return *x;
+}
 
 namespace emulated {
 
@@ -85,7 +97,8 @@ struct Launch {
 template <typename... Params, typename... Args>
 void start(void (*kernel)(Params...), const Launch<Args...>& launch, bool together) {
   auto thread = [&] { std::apply([&](const Args&... args) { kernel(args...); }, launch.args); };
-  run(launch.grid, launch.block, launch.shared, together, [](void* f) { (*static_cast<decltype(thread)*>(f))(); },
+  run(
+      launch.grid, launch.block, launch.shared, together, [](void* f) { (*static_cast<decltype(thread)*>(f))(); },
       &thread);
 }
 
@@ -96,11 +109,15 @@ struct Config {
   Config(dim3 grid, dim3 block, size_t shared = 0, cudaStream_t = nullptr) : grid(grid), block(block), shared(shared) {}
 
   template <typename... Args>
-  Launch<Args...> operator()(const Args&... args) const { return {grid, block, shared, {args...}}; }
+  Launch<Args...> operator()(const Args&... args) const {
+    return {grid, block, shared, {args...}};
+  }
 };
 
 template <typename... Params, typename... Args>
-void operator%(void (*kernel)(Params...), const Launch<Args...>& launch) { start(kernel, launch, false); }
+void operator%(void (*kernel)(Params...), const Launch<Args...>& launch) {
+  start(kernel, launch, false);
+}
 
 template <typename T>
 T shuffle(T value, int lane) {

@@ -67,8 +67,7 @@ struct Packed {
     constexpr int64_t kBlock = 16;  // the rest in squares too, so that both sides stay in cache
     for (int64_t k0 = whole; k0 < K; k0 += kBlock)
       for (int64_t n = 0; n < valid; ++n)
-        for (int64_t k = k0; k < K && k < k0 + kBlock; ++k)
-          panel[k * kPanel<T> + n] = source[k * w.sk + n * w.sn];
+        for (int64_t k = k0; k < K && k < k0 + kBlock; ++k) panel[k * kPanel<T> + n] = source[k * w.sk + n * w.sn];
   }
 };
 
@@ -241,10 +240,8 @@ struct GradGemm {
         if (ahead) fetch_part(p, m, rows, K, kPanel<T>, ahead);
         const int64_t within = m % kSlice;
         const T* slice = slices + (m - within) * K;
-        if (many)
-          multiply_part<true>(rows, valid, slice + within, kSlice, panel, K, start, c, p.N, slice + kSlice * K);
-        else
-          multiply_part<true>(rows, valid, a + m, p.lda, panel, K, start, c, p.N, panel);
+        if (many) multiply_part<true>(rows, valid, slice + within, kSlice, panel, K, start, c, p.N, slice + kSlice * K);
+        else multiply_part<true>(rows, valid, a + m, p.lda, panel, K, start, c, p.N, panel);
       }
     }
   }

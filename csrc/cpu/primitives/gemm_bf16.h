@@ -109,7 +109,8 @@ __attribute__((target("avx512bf16"))) inline void pair_rows(int64_t K, int64_t w
 __attribute__((target("avx512bf16"))) inline void to_bf16(int64_t width, const float* from, bf16* to) {
   int64_t i = 0;
   for (; i + 32 <= width; i += 32)
-    _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i)));
+    _mm512_storeu_si512(to + i,
+                        (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i)));
   for (; i < width; i += 16) {
     const auto there = static_cast<__mmask16>(width - i < 16 ? (1u << (width - i)) - 1 : 0xffffu);
     _mm256_mask_storeu_epi16(to + i, there, (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, from + i)));
@@ -159,7 +160,8 @@ struct Packed<bf16> {
     if (w.sn == 1) return pair_rows(K, valid, source, w.sk, panel);
     const int64_t whole_k = w.sk == 1 ? K / 32 * 32 : 0, whole_n = valid / 16 * 16;
     for (int64_t k = 0; k < whole_k; k += 32)
-      for (int64_t n = 0; n < whole_n; n += 16) pack_square(source + k + n * w.sn, w.sn, panel + k * kBf16Panel + 2 * n);
+      for (int64_t n = 0; n < whole_n; n += 16)
+        pack_square(source + k + n * w.sn, w.sn, panel + k * kBf16Panel + 2 * n);
     for (int64_t n = 0; n < valid; ++n)
       for (int64_t k = n < whole_n ? whole_k : 0; k < K; ++k)
         narrow(source[k * w.sk + n * w.sn], panel[(k / 2 * kBf16Panel + n) * 2 + k % 2]);
@@ -168,15 +170,13 @@ struct Packed<bf16> {
 
 // c += a W for whole tiles of 16 rows, or the rest of them: K is a multiple of 32, c has 32 columns.
 template <bool rest>
-inline void multiply_amx(const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* c, int64_t ldc,
-                         bool fetch) {
+inline void multiply_amx(const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* c, int64_t ldc, bool fetch) {
   const int64_t c_stride = ldc * 4, a_stride = lda * 2, w_stride = kBf16Panel * 4;
 #define FASTWM_TILE_LOAD(tile, base, stride) \
-  __asm__ volatile("tileloadd (%0,%1,1), %%" tile ::"r"(static_cast<const void*>(base)), "r"(stride) : "memory")
+  __asm__ volatile("tileloadd (%0,%1,1), %%" tile::"r"(static_cast<const void*>(base)), "r"(stride) : "memory")
 #define FASTWM_TILE_STORE(tile, base, stride) \
   __asm__ volatile("tilestored %%" tile ", (%0,%1,1)" ::"r"(static_cast<void*>(base)), "r"(stride) : "memory")
-#define FASTWM_TILE_SUM(weights, rows, sums) \
-  __asm__ volatile("tdpbf16ps %%" weights ", %%" rows ", %%" sums ::)
+#define FASTWM_TILE_SUM(weights, rows, sums) __asm__ volatile("tdpbf16ps %%" weights ", %%" rows ", %%" sums::)
   if constexpr (rest) {
     FASTWM_TILE_LOAD("tmm5", c, c_stride);
     FASTWM_TILE_LOAD("tmm6", c + 16, c_stride);
@@ -302,7 +302,8 @@ void multiply_panel(int64_t M, const bf16* a, int64_t lda, const bf16* panel, in
       for (int64_t r = 0; r < rows; ++r) {
         float* sum = sums + r * stride;
         if (!from.data) std::memset(sum, 0, valid * sizeof(float));
-        else if (from.data + r * from.stride != sum) std::memcpy(sum, from.data + r * from.stride, valid * sizeof(float));
+        else if (from.data + r * from.stride != sum)
+          std::memcpy(sum, from.data + r * from.stride, valid * sizeof(float));
       }
       const bool fetch = rest && m == 0;
       rows == kAmxRows ? multiply_amx<false>(a, lda, panel, K, sums, stride, fetch)
@@ -353,8 +354,8 @@ struct GradGemm<float, bf16> {
         const int64_t count = p.M - m < kAmxRows ? p.M - m : kAmxRows;
         if (ahead) fetch_part(p, m, count, K, kBf16Panel, ahead);
         float* c = p.c + (g * p.M + m) * p.N + n;
-        multiply_panel<true>(count, rows + m * even(K), even(K), panel, valid, K, has_amx() && K % kAmxDepth == 0, false,
-                             Start<float>{p.first ? nullptr : c, p.N}, c, p.N);
+        multiply_panel<true>(count, rows + m * even(K), even(K), panel, valid, K, has_amx() && K % kAmxDepth == 0,
+                             false, Start<float>{p.first ? nullptr : c, p.N}, c, p.N);
       }
     }
   }
@@ -375,7 +376,9 @@ struct AmxTiles {
 #endif
 
 template <typename O>
-bool use_amx() { return sizeof(O) == 2 && has_amx(); }
+bool use_amx() {
+  return sizeof(O) == 2 && has_amx();
+}
 
 // Calls f(T{}, O{}) with what a kernel's sums and state are in, and what its products multiply.
 template <typename Params, typename F>
@@ -401,8 +404,8 @@ void add_product(const GradProduct<T>& p, int64_t K, const Team& team, O* scratc
   if (p.blocks > 1 || p.M <= p.N) return Gemm::add(p, team.range(Gemm::tasks(p)), K, scratch);
   const Range parts = team.range((p.M + kColumns - 1) / kColumns);
   const int64_t first = parts.first * kColumns, last = parts.last * kColumns;
-  const GradProduct<T> share{1,   (last < p.M ? last : p.M) - first, p.N, p.a + first, p.lda, 0, p.b, p.ldb,
-                             p.c + first * p.N, p.first};
+  const GradProduct<T> share{
+      1, (last < p.M ? last : p.M) - first, p.N, p.a + first, p.lda, 0, p.b, p.ldb, p.c + first * p.N, p.first};
   Gemm::add(share, {0, Gemm::tasks(share)}, K, scratch);
 }
 

@@ -18,7 +18,9 @@ const O* as_operand(int64_t count, const T* x, O* scratch) {
 }
 
 template <typename T, typename O>
-int64_t operand_size(int64_t count) { return kSame<T, O> ? 0 : count; }
+int64_t operand_size(int64_t count) {
+  return kSame<T, O> ? 0 : count;
+}
 
 // Rows over which a weight's gradient is one product. AMX reads and writes the sums through the cache at each.
 template <typename O>

@@ -26,7 +26,8 @@ void rms_silu(int64_t rows, int64_t width, const T* pre, int64_t ldp, const T* s
     inverse_rms(group, width, pre, ldp, eps, inverse);
     for (int64_t r = 0; r < group; ++r) {
       const T *x = pre + r * ldp, by = inverse[r];
-      fill<T>(width, act + r * lda, [=](int64_t i) __attribute__((always_inline)) { return vsilu(x[i] * by * scale[i]); });
+      fill<T>(width, act + r * lda,
+              [=](int64_t i) __attribute__((always_inline)) { return vsilu(x[i] * by * scale[i]); });
     }
   }
 }
@@ -70,8 +71,8 @@ template <typename T>
 Moments<T> moments(int64_t width, const T* x, T eps) {
   const T mean = sum(width, x) / width;
   const auto square = [mean](auto x) { return (x - mean) * (x - mean); };
-  const T squares = sum_of<T>(
-      width, [=](int64_t i) { return square(vector_at(x + i)); }, [=](int64_t i) { return square(x[i]); });
+  const T squares =
+      sum_of<T>(width, [=](int64_t i) { return square(vector_at(x + i)); }, [=](int64_t i) { return square(x[i]); });
   return {mean, 1 / static_cast<T>(__builtin_sqrt(squares / width + eps))};
 }
 

@@ -8,9 +8,9 @@ namespace {
 
 // Rows are independent, so threads that split them never wait for each other; but each reads all the weights.
 // Weights beyond a core's own cache are better read once: the threads then split the columns, with barriers.
-constexpr int64_t kOwnCache = 3 << 19;      // bytes of weights that a core keeps to itself
-constexpr int64_t kManyRows = 64;           // rows a thread from which reading the weights hardly matters
-constexpr int64_t kColumnWork = 1 << 17;    // multiplications a thread and step from which barriers pay
+constexpr int64_t kOwnCache = 3 << 19;    // bytes of weights that a core keeps to itself
+constexpr int64_t kManyRows = 64;         // rows a thread from which reading the weights hardly matters
+constexpr int64_t kColumnWork = 1 << 17;  // multiplications a thread and step from which barriers pay
 
 // Calls body(first row, number of rows) for each part of B rows, by threads that never wait for each other. Parts are
 // whole tiles, kManyRows rows at most, and as many for every thread.

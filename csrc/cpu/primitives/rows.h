@@ -9,9 +9,13 @@ namespace fastwm::FASTWM_ISA {
 namespace {
 
 template <typename T>
-const T* ptr(const void* p) { return static_cast<const T*>(p); }
+const T* ptr(const void* p) {
+  return static_cast<const T*>(p);
+}
 template <typename T>
-T* ptr(void* p) { return static_cast<T*>(p); }
+T* ptr(void* p) {
+  return static_cast<T*>(p);
+}
 
 // T is what sums are in, O what products multiply.
 template <typename T, typename O>

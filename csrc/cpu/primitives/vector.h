@@ -34,9 +34,13 @@ template <typename T>
 constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(T));
 
 template <typename T>
-typename Vector<T>::type& vector_at(T* x) { return *reinterpret_cast<typename Vector<T>::type*>(x); }
+typename Vector<T>::type& vector_at(T* x) {
+  return *reinterpret_cast<typename Vector<T>::type*>(x);
+}
 template <typename T>
-const typename Vector<T>::type& vector_at(const T* x) { return *reinterpret_cast<const typename Vector<T>::type*>(x); }
+const typename Vector<T>::type& vector_at(const T* x) {
+  return *reinterpret_cast<const typename Vector<T>::type*>(x);
+}
 
 template <typename T>
 T total(typename Vector<T>::type lanes) {
@@ -84,7 +88,8 @@ T sum(int64_t count, const T* x) {
 template <typename T>
 T dot(int64_t count, const T* x, const T* y) {
   return sum_of<T>(
-      count, [x, y](int64_t i) { return vector_at(x + i) * vector_at(y + i); }, [x, y](int64_t i) { return x[i] * y[i]; });
+      count, [x, y](int64_t i) { return vector_at(x + i) * vector_at(y + i); },
+      [x, y](int64_t i) { return x[i] * y[i]; });
 }
 
 // The largest of whole vectors.

@@ -116,16 +116,17 @@ void for_each_team_summing(int64_t B, int64_t weights, int64_t bytes, int thread
   const Arena arena([&](Arena& a) { norms = a.take<T>(threads * width); });
   for_each_team<Shared>(B, weights, bytes, threads, make,
                         [&](int64_t first, int64_t rows, Team team, const Shared& shared) {
-    if (team.size == 1) return body(first, rows, team, shared, sums.mine(), static_cast<T*>(nullptr));
-    T* mine = norms + team.rank * width;
-    std::memset(mine, 0, width * sizeof(T));
-    body(first, rows, team, shared, all, mine);
-    team.wait();
-    if (team.rank > 0) return;
-    for (const T* sum = norms; sum < norms + team.size * width;)
-      for (const Range& part : by_row)
-        for (int64_t i = part.first; i < part.last; ++i) all[i] += *sum++;
-  });
+                          if (team.size == 1)
+                            return body(first, rows, team, shared, sums.mine(), static_cast<T*>(nullptr));
+                          T* mine = norms + team.rank * width;
+                          std::memset(mine, 0, width * sizeof(T));
+                          body(first, rows, team, shared, all, mine);
+                          team.wait();
+                          if (team.rank > 0) return;
+                          for (const T* sum = norms; sum < norms + team.size * width;)
+                            for (const Range& part : by_row)
+                              for (int64_t i = part.first; i < part.last; ++i) all[i] += *sum++;
+                        });
   sums.finish();
 }
 

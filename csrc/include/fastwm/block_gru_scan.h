@@ -15,16 +15,18 @@ struct BlockGruSizes {
 
   FASTWM_HD int64_t J() const { return D / G; }
   FASTWM_HD int64_t X() const { return E * U; }
-  FASTWM_HD int64_t weights() const { return D * U + D * J() + D * X() + 3 * D * J() + 2 * U + 4 * D; }  // elements, of E = 1
+  FASTWM_HD int64_t weights() const {
+    return D * U + D * J() + D * X() + 3 * D * J() + 2 * U + 4 * D;
+  }  // elements, of E = 1
 };
 
 struct BlockGruWeights {
-  Weight carry;                       // [D, U]
-  Weight own;                         // [G, J, J]
-  Weight embeds;                      // [G, E U, J]
-  Weight gates;                       // [G, J, 3J]
-  const void *b_carry, *b_gates;      // [U] [3D]
-  const void *n_carry, *n_hidden;     // scales of the norms [U] [D]
+  Weight carry;                    // [D, U]
+  Weight own;                      // [G, J, J]
+  Weight embeds;                   // [G, E U, J]
+  Weight gates;                    // [G, J, 3J]
+  const void *b_carry, *b_gates;   // [U] [3D]
+  const void *n_carry, *n_hidden;  // scales of the norms [U] [D]
 };
 
 // The arrays that the forward saves: the layers before their norms, and the gates as r, cand before its tanh, u; null where no

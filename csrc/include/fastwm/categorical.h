@@ -38,7 +38,7 @@ FASTWM_FN double vlog_normal(double x) { return log(x); }
 
 template <typename A>
 struct Unimix {
-  A keep, floor;                    // 1 - unimix, unimix / C
+  A keep, floor;  // 1 - unimix, unimix / C
   bool on;
 };
 

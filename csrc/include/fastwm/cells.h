@@ -203,8 +203,8 @@ struct Lstm {
 
 template <bool ijfo>
 struct LstmBackward {
-  static constexpr Slot in[] = {{Stored::carry, 1}, {Stored::carry, 1}, {Stored::gate, 4}, {Stored::gate, 4},
-                                {Stored::carry, 1}};
+  static constexpr Slot in[] = {
+      {Stored::carry, 1}, {Stored::carry, 1}, {Stored::gate, 4}, {Stored::gate, 4}, {Stored::carry, 1}};
   static constexpr Slot out[] = {{Stored::gate, 4}, {Stored::carry, 1}};
 
   template <typename A>

@@ -24,7 +24,10 @@ struct bf16 {
 FASTWM_FN float widen(float x) { return x; }
 FASTWM_FN double widen(double x) { return x; }
 FASTWM_FN float widen(bf16 x) {
-  union { uint32_t u; float f; } w = {static_cast<uint32_t>(x.bits) << 16};
+  union {
+    uint32_t u;
+    float f;
+  } w = {static_cast<uint32_t>(x.bits) << 16};
   return w.f;
 }
 
@@ -35,7 +38,10 @@ using accumulate_t = decltype(widen(T{}));
 FASTWM_FN void narrow(float x, float& out) { out = x; }
 FASTWM_FN void narrow(double x, double& out) { out = x; }
 FASTWM_FN void narrow(float x, bf16& out) {
-  union { float f; uint32_t u; } w = {x};
+  union {
+    float f;
+    uint32_t u;
+  } w = {x};
   const uint32_t rounded = (w.u + 0x7fffu + ((w.u >> 16) & 1u)) >> 16;
   out.bits = static_cast<uint16_t>((w.u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
 }

@@ -24,17 +24,17 @@ struct GruRssmWeights {
   GruCell cell;
   Activation activation;
   double unimix, eps;
-  Weight stoch;        // [Z, U]: the latent's part of the input layer
-  LayerNorm n_input;   // [U]
-  Weight x;            // [U, 3D]
-  Weight h;            // [D, 3D]; planet_gru's new gate reads reset * h
-  const void* b_x;     // [3D] or null
-  const void* b_h;     // [3D], of gru alone, or null
-  LayerNorm n_gates;   // [3D], of layernorm_gru alone
-  Weight layer;        // [D, U]: deter's part of the posterior's (or prior's) layer
-  LayerNorm n_layer;   // [U]
-  Weight stats;        // [U, O]
-  const void* b_stats; // [O] or null
+  Weight stoch;                      // [Z, U]: the latent's part of the input layer
+  LayerNorm n_input;                 // [U]
+  Weight x;                          // [U, 3D]
+  Weight h;                          // [D, 3D]; planet_gru's new gate reads reset * h
+  const void* b_x;                   // [3D] or null
+  const void* b_h;                   // [3D], of gru alone, or null
+  LayerNorm n_gates;                 // [3D], of layernorm_gru alone
+  Weight layer;                      // [D, U]: deter's part of the posterior's (or prior's) layer
+  LayerNorm n_layer;                 // [U]
+  Weight stats;                      // [U, O]
+  const void* b_stats;               // [O] or null
   double update_bias = kUpdateBias;  // of layernorm_gru
 
   // Numbers saved for every element's gates: the sums that enter them; gru's h part of `new` is one of its own.
@@ -85,11 +85,11 @@ struct GruRssmObserveBackward {
   GruRssmWeights w;
   const bool* is_first;
   const void *deter0, *stoch0, *noise, *deter, *stoch, *stats;
-  const void *input, *gates, *layer;         // what the forward saved
-  const void *g_deter, *g_stoch, *g_stats;   // [T, B, D] [T, B, Z] [T, B, O]
-  void *d_input, *d_layer;                   // [T, B, U]: of input_in and layer_in
-  void *d_deter0, *d_stoch0;                 // [B, D] [B, Z]
-  void* d_weights;                           // see GruRssmGrads
+  const void *input, *gates, *layer;        // what the forward saved
+  const void *g_deter, *g_stoch, *g_stats;  // [T, B, D] [T, B, Z] [T, B, O]
+  void *d_input, *d_layer;                  // [T, B, U]: of input_in and layer_in
+  void *d_deter0, *d_stoch0;                // [B, D] [B, Z]
+  void* d_weights;                          // see GruRssmGrads
 };
 
 }  // namespace fastwm

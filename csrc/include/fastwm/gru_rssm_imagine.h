@@ -23,8 +23,8 @@ struct ActorLayer {
 constexpr int64_t kMaxActorLayers = 16;
 
 struct ActorNet {
-  const void* params;         // [size]
-  const ActorLayer* layers;   // the hidden ones, then the outputs
+  const void* params;        // [size]
+  const ActorLayer* layers;  // the hidden ones, then the outputs
   int64_t count;
   const PolicyHead* heads;
   int64_t n_heads;
@@ -34,19 +34,19 @@ struct ActorNet {
 
 struct GruRssmImagine {
   Dtype dtype;
-  bool bf16;           // products in bfloat16, where the CPU has them
-  GruRssmSizes n;      // T: steps H; B: rows N
-  GruRssmWeights w;    // its layer is the prior's
-  Weight action;       // [A, U]: the action's part of the input layer
-  const void *b_input, *b_layer;        // [U] [U]
+  bool bf16;                      // products in bfloat16, where the CPU has them
+  GruRssmSizes n;                 // T: steps H; B: rows N
+  GruRssmWeights w;               // its layer is the prior's
+  Weight action;                  // [A, U]: the action's part of the input layer
+  const void *b_input, *b_layer;  // [U] [U]
   ActorNet actor;
-  const void *deter0, *stoch0;          // [N, D] [N, Z]
-  const void *noise, *action_noise;     // [H, N, S] [H, N, draws]
-  const void* given;                    // [H, N, A]: the actions, without an actor; or null
-  void *deter, *stoch, *stats;          // [H, N, D] [H, N, Z] [H, N, O]
-  void* actions;                        // [H, N, A], encoded; unused where they are given
+  const void *deter0, *stoch0;       // [N, D] [N, Z]
+  const void *noise, *action_noise;  // [H, N, S] [H, N, draws]
+  const void* given;                 // [H, N, A]: the actions, without an actor; or null
+  void *deter, *stoch, *stats;       // [H, N, D] [H, N, Z] [H, N, O]
+  void* actions;                     // [H, N, A], encoded; unused where they are given
   GruRssmSaved saved;
-  void* actor_pre;                      // [H, N, actor.pre]: its layers before norms, and its outputs; or null
+  void* actor_pre;  // [H, N, actor.pre]: its layers before norms, and its outputs; or null
 };
 
 struct GruRssmImagineBackward {
@@ -57,9 +57,9 @@ struct GruRssmImagineBackward {
   Weight action;
   ActorNet actor;
   const void *deter0, *stoch0, *noise, *action_noise, *deter, *stoch, *stats;
-  const void *input, *gates, *layer, *actor_pre;           // what the forward saved
+  const void *input, *gates, *layer, *actor_pre;  // what the forward saved
   const void *g_deter, *g_stoch, *g_stats, *g_action;
-  void* d_actor;                                           // [actor.size]
+  void* d_actor;  // [actor.size]
 };
 
 }  // namespace fastwm

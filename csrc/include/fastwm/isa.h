@@ -18,19 +18,27 @@ FASTWM_API void set_isa(Isa);  // the caller has checked it against best_isa()
 
 #if defined(__x86_64__)
 #define FASTWM_CPU_KERNEL(name, Params)                                                     \
-  namespace baseline { void name(const Params&); }                                          \
-  namespace avx2 { void name(const Params&); }                                              \
-  namespace avx512 { void name(const Params&); }                                            \
+  namespace baseline {                                                                      \
+  void name(const Params&);                                                                 \
+  }                                                                                         \
+  namespace avx2 {                                                                          \
+  void name(const Params&);                                                                 \
+  }                                                                                         \
+  namespace avx512 {                                                                        \
+  void name(const Params&);                                                                 \
+  }                                                                                         \
   static void name(const Params& p, int /*device*/) {                                       \
     constexpr void (*levels[])(const Params&) = {baseline::name, avx2::name, avx512::name}; \
     levels[static_cast<int>(isa())](p);                                                     \
     throw_if_stopped();                                                                     \
   }
 #else
-#define FASTWM_CPU_KERNEL(name, Params)            \
-  namespace baseline { void name(const Params&); } \
+#define FASTWM_CPU_KERNEL(name, Params)               \
+  namespace baseline {                                \
+  void name(const Params&);                           \
+  }                                                   \
   static void name(const Params& p, int /*device*/) { \
-    baseline::name(p);                               \
-    throw_if_stopped();                              \
+    baseline::name(p);                                \
+    throw_if_stopped();                               \
   }
 #endif

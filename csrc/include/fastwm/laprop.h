@@ -12,25 +12,25 @@ namespace fastwm {
 constexpr int64_t kChunk = 16384;
 
 struct LaPropTensor {
-  void* param;         // [count], as all four
+  void* param;  // [count], as all four
   const void* grad;
   void *nu, *mu;
   int64_t count;
-  int64_t first_chunk; // in a numbering over all tensors
+  int64_t first_chunk;  // in a numbering over all tensors
 };
 
 struct LaProp {
-  Dtype dtype;                   // f32 or f64
-  const LaPropTensor* tensors;   // [tensor_count], on the host
+  Dtype dtype;                  // f32 or f64
+  const LaPropTensor* tensors;  // [tensor_count], on the host
   int64_t tensor_count, chunks;
-  int64_t step;                  // updates done before this one
-  const int64_t* step_at;        // where to read it instead, on the tensors' device; nullptr: `step`
+  int64_t step;            // updates done before this one
+  const int64_t* step_at;  // where to read it instead, on the tensors' device; nullptr: `step`
   double lr;
-  const float* lr_at;            // likewise
-  const bool* apply_at;          // on the tensors' device: false leaves them as they are; nullptr: true
+  const float* lr_at;    // likewise
+  const bool* apply_at;  // on the tensors' device: false leaves them as they are; nullptr: true
   double beta1, beta2, eps, agc, pmin;
   int64_t warmup;
-  double* squares;               // [chunks, 2] sums over param^2 and grad^2; scratch
+  double* squares;  // [chunks, 2] sums over param^2 and grad^2; scratch
 };
 
 static inline int64_t laprop_chunks(int64_t count) { return (count + kChunk - 1) / kChunk; }
@@ -39,8 +39,8 @@ FASTWM_FN bool laprop_applies(const LaProp& p) { return !p.apply_at || *p.apply_
 
 // Factors that depend on the step alone.
 struct LaPropRates {
-  double step_size;     // lr_t / (1 - beta1^t)
-  double nu_unbias;     // 1 / (1 - beta2^t)
+  double step_size;  // lr_t / (1 - beta1^t)
+  double nu_unbias;  // 1 / (1 - beta2^t)
 };
 
 FASTWM_FN LaPropRates laprop_rates(const LaProp& p) {
@@ -63,7 +63,7 @@ struct LaPropScalars {
   A beta2, fresh1, fresh2, eps, step_size, nu_unbias;  // fresh: 1 - beta
 
   FASTWM_FN LaPropScalars make(const LaProp& p, const LaPropRates& rates) {
-    return {static_cast<A>(p.beta2), static_cast<A>(1 - p.beta1),      static_cast<A>(1 - p.beta2),
+    return {static_cast<A>(p.beta2), static_cast<A>(1 - p.beta1),     static_cast<A>(1 - p.beta2),
             static_cast<A>(p.eps),   static_cast<A>(rates.step_size), static_cast<A>(rates.nu_unbias)};
   }
 };

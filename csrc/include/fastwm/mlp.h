@@ -8,8 +8,8 @@ namespace fastwm {
 
 // Linear -> RMSNorm -> SiLU, `count` layers of equal shape, one after the other in memory.
 struct DenseLayers {
-  Weight w;                  // [count, K, N]
-  const void *bias, *norm;   // [count, N]
+  Weight w;                 // [count, K, N]
+  const void *bias, *norm;  // [count, N]
   int64_t count, K, N;
 };
 
@@ -19,7 +19,7 @@ struct MlpLayers {
   Weight out;         // [U, O]
   const void* b_out;
   int64_t D, Z, O;
-  int64_t norms;  // vectors [U] of a layer's norm: none, RMSNorm's scale, or LayerNorm's scale and shift
+  int64_t norms;          // vectors [U] of a layer's norm: none, RMSNorm's scale, or LayerNorm's scale and shift
   Activation activation;  // SiLU after an RMSNorm
   double eps;
 

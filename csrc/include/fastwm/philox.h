@@ -86,7 +86,10 @@ struct PhiloxDraw {
 // The four numbers of a block, as the 32-bit words to be stored.
 FASTWM_FN Philox philox_numbers(Philox words, PhiloxKind kind) {
   if (kind == PhiloxKind::bits) return words;
-  union { float f[4]; uint32_t u[4]; } n;
+  union {
+    float f[4];
+    uint32_t u[4];
+  } n;
   if (kind == PhiloxKind::uniform) {
     n.f[0] = philox_uniform(words.x[0]);
     n.f[1] = philox_uniform(words.x[1]);

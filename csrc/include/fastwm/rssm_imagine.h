@@ -26,26 +26,26 @@ struct Readout {
 
 struct RssmImagine {
   Dtype dtype;
-  bool bf16;  // products in bfloat16, where the CPU has them
-  RssmSizes n;  // T: steps H; B: rows N
+  bool bf16;                         // products in bfloat16, where the CPU has them
+  RssmSizes n;                       // T: steps H; B: rows N
   DenseLayers deter, stoch, action;  // embeddings [D, U] [Z, U] [A, U]
   Weight own, embeds;                // hidden layer [G, J, J] [G, 3U, J]
   const void *b_hidden, *n_hidden;
-  Weight gates;                      // [G, J, 3J]
+  Weight gates;  // [G, J, 3J]
   const void* b_gates;
-  MlpLayers prior;                   // [D] -> [Z]
-  const Readout* readouts;           // [D + Z] -> [O], the actor first
+  MlpLayers prior;          // [D] -> [Z]
+  const Readout* readouts;  // [D + Z] -> [O], the actor first
   int64_t n_readouts;
-  const int64_t* heads;              // [n_heads, 2]: count, classes of the actor's outputs
+  const int64_t* heads;  // [n_heads, 2]: count, classes of the actor's outputs
   int64_t n_heads;
   double unimix, policy_unimix, eps;
-  const void *deter0, *stoch0;       // [N, D] [N, Z]
-  const void* uniform;               // [H, N, S]
-  const void* noise;                 // [H + 1, N, sum of counts]: uniform for categoricals, normal for reals
-  void *deters, *stochs;             // [H + 1, N, D] [H + 1, N, Z]: the start states and what follows
-  void* all_logits;                  // [H, N, Z]
-  void* actions;                     // [H + 1, N, A], encoded
-  const void* given;                 // [H, N, A], or null where the actor chooses
+  const void *deter0, *stoch0;  // [N, D] [N, Z]
+  const void* uniform;          // [H, N, S]
+  const void* noise;            // [H + 1, N, sum of counts]: uniform for categoricals, normal for reals
+  void *deters, *stochs;        // [H + 1, N, D] [H + 1, N, Z]: the start states and what follows
+  void* all_logits;             // [H, N, Z]
+  void* actions;                // [H + 1, N, A], encoded
+  const void* given;            // [H, N, A], or null where the actor chooses
   double update_bias = kUpdateBias;
 
   int64_t A() const { return action.K; }

@@ -17,16 +17,16 @@ struct RssmSizes {
 
 // What stands around the recurrent core.
 struct RssmWeights {
-  Weight stoch;                               // [Z, U]: the sample's embedding, the core's second
-  Weight post;                                // [D, U]
-  Weight logits;                              // [U, Z]
-  const void *b_stoch, *b_logits;             // [U] [Z]
-  const void *n_stoch, *n_post;               // scales of the norms [U] [U]
+  Weight stoch;                    // [Z, U]: the sample's embedding, the core's second
+  Weight post;                     // [D, U]
+  Weight logits;                   // [U, Z]
+  const void *b_stoch, *b_logits;  // [U] [Z]
+  const void *n_stoch, *n_post;    // scales of the norms [U] [U]
   double unimix;
 };
 
 struct RssmObserve {
-  BlockGruScan gru;     // deter is its carry
+  BlockGruScan gru;  // deter is its carry
   RssmSizes n;
   RssmWeights w;
   const void* post_in;  // [T, B, U]: the tokens' part of the posterior layer, with its bias

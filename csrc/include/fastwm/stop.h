@@ -17,8 +17,8 @@ class Stop {
 
  private:
   const uint64_t caller_;
-  int64_t next_;         // milliseconds: when the user is asked again
-  int64_t at_;           // the step at which all leave
+  int64_t next_;  // milliseconds: when the user is asked again
+  int64_t at_;    // the step at which all leave
 };
 
 using StopQuestion = bool (*)();

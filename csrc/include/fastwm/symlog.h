@@ -15,22 +15,34 @@ struct Symlog {
 };
 
 template <typename A>
-FASTWM_FN A magnitude(A x) { return x < 0 ? -x : x; }
+FASTWM_FN A magnitude(A x) {
+  return x < 0 ? -x : x;
+}
 
 // y >= 0 with the sign of x.
 template <typename A>
-FASTWM_FN A with_sign_of(A x, A y) { return x < 0 ? -y : y; }
+FASTWM_FN A with_sign_of(A x, A y) {
+  return x < 0 ? -y : y;
+}
 
 template <typename A>
-FASTWM_FN A symlog(A x) { return with_sign_of(x, vlog1p(magnitude(x))); }
+FASTWM_FN A symlog(A x) {
+  return with_sign_of(x, vlog1p(magnitude(x)));
+}
 
 template <typename A>
-FASTWM_FN A symexp(A x) { return with_sign_of(x, vexpm1(magnitude(x))); }
+FASTWM_FN A symexp(A x) {
+  return with_sign_of(x, vexpm1(magnitude(x)));
+}
 
 template <typename A>
-FASTWM_FN A symlog_backward(A x, A grad) { return grad / (1 + magnitude(x)); }
+FASTWM_FN A symlog_backward(A x, A grad) {
+  return grad / (1 + magnitude(x));
+}
 
 template <typename A>
-FASTWM_FN A symexp_backward(A y, A grad) { return grad * (1 + magnitude(y)); }  // y is the output: e^|x| = 1 + |y|
+FASTWM_FN A symexp_backward(A y, A grad) {
+  return grad * (1 + magnitude(y));
+}  // y is the output: e^|x| = 1 + |y|
 
 }  // namespace fastwm

@@ -13,11 +13,11 @@ constexpr int kMaxTargets = 2;
 struct TwoHotLoss {
   Dtype dtype;
   int64_t rows, bins;
-  const void* logits;                // [rows, bins]
-  const void* edges;                 // [bins], ascending
-  const void* target[kMaxTargets];   // [rows]; nullptr: there is none
+  const void* logits;               // [rows, bins]
+  const void* edges;                // [bins], ascending
+  const void* target[kMaxTargets];  // [rows]; nullptr: there is none
   double share[kMaxTargets];
-  void *loss, *logsumexp;            // [rows]; a NaN target makes both NaN, and so the whole row's gradient
+  void *loss, *logsumexp;  // [rows]; a NaN target makes both NaN, and so the whole row's gradient
 };
 
 struct TwoHotLossBackward {
@@ -27,8 +27,8 @@ struct TwoHotLossBackward {
   const void* edges;
   const void* target[kMaxTargets];
   double share[kMaxTargets];
-  const void *grad, *logsumexp;      // [rows]
-  void* d_logits;                    // [rows, bins]
+  const void *grad, *logsumexp;  // [rows]
+  void* d_logits;                // [rows, bins]
 };
 
 // A target between bins below and above = below + 1, or at an end both the same; `weight` is that of `above`, NaN where

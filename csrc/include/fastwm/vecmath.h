@@ -25,12 +25,18 @@ FASTWM_FN float vdivide(float x, float y) { return __fdividef(x, y); }
 FASTWM_FN float vdivide(float x, float y) { return x / y; }
 
 FASTWM_FN uint32_t bits_of(float x) {
-  union { float f; uint32_t u; } w = {x};
+  union {
+    float f;
+    uint32_t u;
+  } w = {x};
   return w.u;
 }
 
 FASTWM_FN float float_of(uint32_t bits) {
-  union { uint32_t u; float f; } w = {bits};
+  union {
+    uint32_t u;
+    float f;
+  } w = {bits};
   return w.f;
 }
 
