@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 NATIVE := $(shell find csrc build_tools -type f -not -name '*.pyc')
+CPP    := $(shell find csrc tests/cuda_emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test test-triton test-emulated lint docs bench cuda-check sanitize
 
@@ -23,6 +24,7 @@ test-emulated: $(READY)  ## the CUDA kernels on the CPU, one fiber per CUDA thre
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 
 docs: $(VENV)/docs  ## the documentation site, in site/; a warning is an error
