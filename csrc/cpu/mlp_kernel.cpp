@@ -150,7 +150,7 @@ class Backward {
   explicit Backward(const MlpBackward& p)
       : p_(p), n_(p.n), U_(p.n.U()), norm_(p.n.norms * p.n.U()), sums_(p.d_weights ? p.n.weights() : 0),
         parts_(sums_ * static_cast<int64_t>(sizeof(T)) <= kOwnCache ? parts_of(p.rows) : 1), out_{1, n_.O, U_},
-        rest_{n_.rest.count, U_, U_}, x_{1, U_, p.d_x ? n_.D : 0}, z_{1, U_, p.d_x ? n_.Z : 0},
+        rest_{n_.rest.count, U_, U_}, x_{1, U_, p.d_x ? n_.D : 0}, z_{1, U_, p.d_z ? n_.Z : 0},
         packings_{{{&out_, n_.out.transposed()},
                    {&rest_, n_.rest.w.transposed()},
                    {&x_, n_.first.w.transposed()},
@@ -252,9 +252,9 @@ class Backward {
       const O* d = as_operand(rows * U_, static_cast<const T*>(d_pre), o_pre);
       if (i > 0) {
         linear(rows, d, U_, rest_, i - 1, no_bias, d_act, U_);
-      } else if (p_.d_x) {
-        linear(rows, d, U_, x_, 0, no_bias, ptr<T>(p_.d_x) + row * n_.D, n_.D);
-        linear(rows, d, U_, z_, 0, no_bias, ptr<T>(p_.d_z) + row * n_.Z, n_.Z);
+      } else {
+        if (p_.d_x) linear(rows, d, U_, x_, 0, no_bias, ptr<T>(p_.d_x) + row * n_.D, n_.D);
+        if (p_.d_z) linear(rows, d, U_, z_, 0, no_bias, ptr<T>(p_.d_z) + row * n_.Z, n_.Z);
       }
     }
   }

@@ -107,7 +107,7 @@ register(
         shared=[dict(lead=(1300,), D=40, U=48, O=33), dict(lead=(600,), D=800, U=256, O=33)],
         rows=dict(lead=(37,), D=6, latents=(2, 4), U=7, O=3, layers=2, full=True),  # what is 0 is not read
         ranges=dict(
-            lead=LEADS, D=(1, 33), latents=[None, (1, 1), (3, 5)], U=(1, 33), O=(1, 33), layers=[1, 2, 3],
+            lead=LEADS, D=(0, 33), latents=[None, (1, 1), (3, 5)], U=(1, 33), O=(1, 33), layers=[1, 2, 3],
         ),
         tolerance=1e-10,
         close="tensor",
