@@ -3,6 +3,7 @@
 Fails on a compile error, and on a spill that the .cu file does not explain by `// spill: <kernel>: <why>`.
 """
 
+import argparse
 import os
 import re
 import subprocess
@@ -54,6 +55,9 @@ def check(nvcc: str, source: Path) -> list[Kernel]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("files", nargs="*", type=Path, help="of csrc/cuda; none: all")
+    chosen = [path.resolve() for path in parser.parse_args().files]
     nvcc = find_nvcc()
     if nvcc is None:
         print("cuda-check: skipped, no nvcc found")
@@ -63,6 +67,9 @@ def main() -> None:
     print("|---|---|---|--:|--:|--:|")
     unexplained = []
     _, sources = cuda_sources()
+    if missing := [str(path) for path in chosen if path not in sources]:
+        parser.error(f"no CUDA source of csrc/cuda: {', '.join(missing)}")
+    sources = chosen or sources
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for source, kernels in zip(sources, pool.map(partial(check, nvcc), sources)):
             explained = re.findall(r"// spill: ([^:\s]+): \S", source.read_text())
