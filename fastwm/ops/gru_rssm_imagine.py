@@ -145,7 +145,8 @@ def _check(
     actor: tuple[LayerWeights, ...], actor_out: LinearWeights, heads: tuple[PolicyHead, ...],
 ) -> None:  # fmt: skip
     for head in heads:
-        if head.dist not in _DISTS or (head.dist == "onehot") != (head.classes > 0) or head.size < 1:
+        fits = head.classes >= 1 if head.dist == "onehot" else head.classes == 0
+        if head.dist not in _DISTS or not fits or head.size < 1:
             raise ValueError(f"expected heads with classes (onehot) or without (tanh_normal, trunc_normal), got {head}")
     if not heads:
         raise ValueError("the policy needs a head")
