@@ -183,11 +183,11 @@ def mdn_nll(logits: Tensor, mean: Tensor, log_std: Tensor, value: Tensor) -> Ten
 
 @operator
 def mdn_nll_backward(
-    grad: Tensor, logits: Tensor, mean: Tensor, log_std: Tensor, value: Tensor
+    logits: Tensor, mean: Tensor, log_std: Tensor, grad: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     sizes, block, grid = _tile(logits, mean)
     args = [x.contiguous() for x in (grad, logits, mean, log_std, value)]
-    d_logits, d_mean, d_log_std, d_value = map(empty, args[1:])
+    d_logits, d_mean, d_log_std, d_value = map(empty, (logits, mean, log_std, value))
     if grid[0]:
         with torch.cuda.device_of(mean):
             _backward[grid](*args, d_logits, d_mean, d_log_std, d_value, *sizes, **block)
