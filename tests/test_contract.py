@@ -308,7 +308,9 @@ def test_opcheck(native: Target, case: Case) -> None:
 
 @every_operator
 def test_compiles(on: Target, case: Case) -> None:
-    """In one graph, the kernels' of symbolic shapes."""
+    """In one graph, the kernels' of symbolic shapes. The reference's loops over time are traced for one form alone."""
+    if on.backend == "ref" and case is not next(other for other in CASES.values() if other.operator == case.operator):
+        pytest.skip("its loop is traced for another form")
     torch._dynamo.reset()
     call, leaves = function(case, small(case, on))
     dynamic = on.backend != "ref"  # whose loops over time are traced step by step
