@@ -502,7 +502,7 @@ def run_settings() -> str:
 
 @piece
 def stage_settings() -> str:
-    """What a run in stages takes beyond every run's settings."""
+    """Settings of a run in stages, without those of every run."""
     from fastwm.agents import agent_spec
     from fastwm.runner.config import RunConfig, StagedConfig
 
@@ -520,7 +520,7 @@ def presets(agent: str) -> str:
 
 @piece
 def healthy(agent: str) -> str:
-    """What a run that learnt logged: the means of some stretches of it."""
+    """Metrics of a run that learns, as means over stretches of it."""
     run = load(f"learning/healthy_{agent}.json")
     head = ["metric", *(f"{start:,} to {end:,}" for start, end in run["stretches"])]
     rows = [[f"`{name}`", *("" if value is None else f"{value:.3g}" for value in values)]

@@ -1,4 +1,4 @@
-"""What goes through one update: its noise, the model's view of the batch, and the dreams from there."""
+"""The parts of one update: its noise, the model's view of the batch, and the dreams from there."""
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar

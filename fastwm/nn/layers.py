@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fastwm import ops
 from fastwm.nn.fused import is_plain, plain
+from fastwm.ops._backend import autocast_is_on
 from fastwm.ops.norm_act import activate
 
 Widths = int | Sequence[int]
@@ -249,8 +250,7 @@ def few_rows(x: Tensor) -> bool:
 
     An exported program takes any number. Under autocast the fused call rounds less, and serves all.
     """
-    autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-    if torch.compiler.is_exporting() or autocast:
+    if torch.compiler.is_exporting() or autocast_is_on(x):
         return False
     return x.shape[:-1].numel() < FEW_ROWS
 

@@ -132,25 +132,28 @@ def select(x: Tensor, dtype: torch.dtype | None = None) -> Library | None:
     return library
 
 
+def autocast_is_on(like: Tensor) -> bool:
+    """Whether autocast is on for the device of `like`; PyTorch refuses the question for the meta device."""
+    return like.device.type != "meta" and torch.is_autocast_enabled(like.device.type)
+
+
 def autocast_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, the tensors in float32 at least, in which returns are computed; else as they are."""
-    device = tensors[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if not autocast_is_on(tensors[0]):
         return tensors
     return tuple(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in tensors)
 
 
 def bf16_products(like: Tensor) -> bool:
     """Whether autocast asks for products in bfloat16 (with float32 sums; all else stays float32)."""
-    device = like.device.type
-    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    return autocast_is_on(like) and torch.get_autocast_dtype(like.device.type) == torch.bfloat16
 
 
 def uncached_autocast(like: Tensor) -> AbstractContextManager[Any]:
     """Autocast as it is, in a region that shares no casts of weights with what follows."""
-    device = like.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if not autocast_is_on(like):
         return nullcontext()
+    device = like.device.type
     return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)
 
 

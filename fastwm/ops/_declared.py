@@ -69,7 +69,8 @@ class _Expressions(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         if ast.unparse(node.func) == "given":
-            return parse(f"({ast.unparse(node.args[0])} is not None)")
+            (argument,) = node.args
+            return parse(f"({ast.unparse(argument)} is not None)")
         self.generic_visit(node)
         return node
 
@@ -105,7 +106,7 @@ def _unpack(x: Value, wanted: set[str]) -> list[str]:
             parts.append(f"*{letter or '_'}")
         elif d.endswith("?"):
             parts.append("*rest")
-            after = [f"{letter} = rest[0] if rest else 0"] if letter else []
+            after = [f"({letter},) = rest or (0,)"] if letter else []
         else:
             parts.append(letter or "_")
     return [f"{', '.join(parts)}{',' if len(parts) == 1 else ''} = {x.name}.shape", *after]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastwm.ops._backend import autocast_is_on
 from fastwm.ops.cells import (
     GateOrder,
     block_gru_gates,
@@ -175,7 +176,7 @@ def lstm_step(
 
 def in_dtype_of(weight: Tensor, x: Tensor) -> Tensor:
     """A float32 carry beside 16-bit weights; autocast does this itself."""
-    return x if x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+    return x if x.dtype == weight.dtype or autocast_is_on(x) else x.to(weight.dtype)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

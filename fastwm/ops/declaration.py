@@ -214,7 +214,7 @@ def _backward(op: Op, entry: dict[str, Any], enums: dict[str, Any], groups: dict
 
 
 def _inherit(x: Value, known: dict[str, Value]) -> Value:
-    """What a backward says of a value, on top of what the forward has said."""
+    """How a backward refers to a value that the forward declares."""
     if x.shape or x.kind != "tensor" or x.name not in known:
         return x
     old = known[x.name]

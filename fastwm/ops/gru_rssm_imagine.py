@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, Library, Operator, Shapes, bf16_products, check_shapes, no_vmap
+from fastwm.ops._backend import (
+    KERNEL_DTYPES,
+    Library,
+    Operator,
+    Shapes,
+    autocast_is_on,
+    bf16_products,
+    check_shapes,
+    no_vmap,
+)
 from fastwm.ops.gru_rssm_observe import (
     _CELLS,
     _gates,
@@ -61,7 +70,7 @@ def gru_rssm_imagine(
     if library is None or len(actor) >= _MAX_LAYERS:
         return ref.gru_rssm_imagine(deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads)
     bf16 = bf16_products(deter)
-    if not torch.is_autocast_enabled(deter.device.type):
+    if not autocast_is_on(deter):
         return _dream(library, deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads, bf16)
     with torch.autocast(deter.device.type, enabled=False):
         return _dream(library, deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads, bf16)

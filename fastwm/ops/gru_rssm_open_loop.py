@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, Library, bf16_products, check_shapes
+from fastwm.ops._backend import KERNEL_DTYPES, Library, autocast_is_on, bf16_products, check_shapes
 from fastwm.ops.gru_rssm_imagine import _forward, gru_rssm_follow, start_shapes
 from fastwm.ops.gru_rssm_observe import gru_rssm_sequence
 from fastwm.weights import GRURSSMKind, GRURSSMWeights
@@ -43,7 +43,7 @@ def gru_rssm_open_loop(
     if library is None:
         return ref.gru_rssm_open_loop(deter, stoch, noise, action, w, kind)
     bf16 = bf16_products(deter)
-    if not torch.is_autocast_enabled(deter.device.type):
+    if not autocast_is_on(deter):
         return _imagine(library, deter, stoch, noise, action, w, kind, bf16)
     with torch.autocast(deter.device.type, enabled=False):
         return _imagine(library, deter, stoch, noise, action, w, kind, bf16)

@@ -8,6 +8,7 @@ from fastwm.ops._backend import (
     Library,
     Operator,
     Shapes,
+    autocast_is_on,
     bf16_products,
     check_shapes,
     check_widths,
@@ -59,7 +60,7 @@ def rssm_observe(
     if library is None:
         return ref.rssm_observe(tokens, action, is_first, deter, stoch, uniform, w, unimix, eps)
     bf16 = bf16_products(deter)
-    if torch.is_autocast_enabled(deter.device.type):
+    if autocast_is_on(deter):
         with torch.autocast(deter.device.type, enabled=False):
             return _observe(library, tokens, action, is_first, deter, stoch, uniform, w, unimix, eps, bf16)
     return _observe(library, tokens, action, is_first, deter, stoch, uniform, w, unimix, eps, bf16)

@@ -28,7 +28,7 @@ MAX_BYTES = 1 << 16  # of `config.yaml`; YAML is slow
 
 @dataclass
 class RunConfig(Settings, Generic[AgentConfig]):
-    """What every run has."""
+    """Settings of every run."""
 
     agent: AgentConfig
     env: str = ""

@@ -111,18 +111,11 @@ def evaluate(
     torch.manual_seed(seed)
     env = make_envs(config, episodes, seed, env)
     each = math.ceil(episodes / env.num_envs)
-    state: Any = None
-
-    def act(record: Record) -> Any:
-        nonlocal state
-        action, state = agent.act(record, state, mode="eval")
-        return action
-
     try:
         checkpoint.check_spaces(saved.meta, env.obs_space, env.act_space, config.env)
         with Progress(config.log_every) as progress:
             result: dict[str, Any] = {"env": config.env, "episodes": each * env.num_envs, "seed": seed}
-            result |= play(env, act, each, max_steps, partial(tell, progress, saved.name))
+            result |= play(env, policy_of(agent), each, max_steps, partial(tell, progress, saved.name))
             if baselines:
                 policies = agent.baselines(env.num_envs, seed)
                 result["baselines"] = {
@@ -145,6 +138,12 @@ def film(logdir: Path, seed: int = 1_000_000, device: str = "auto", trust: bool 
     check_env(logdir / "config.yaml", saved.config)
     agent = saved.agent(resolve_device(device))
     torch.manual_seed(seed)
+    frames, total = video.episode(saved.config, policy_of(agent), seed)
+    return video.write_video(logdir / "videos" / "episode", frames), total
+
+
+def policy_of(agent: Any) -> Callable[[Any], Any]:
+    """Records to actions, for evaluation; the agent's state is carried from one to the next."""
     state: Any = None
 
     def act(record: Any) -> Any:
@@ -152,8 +151,7 @@ def film(logdir: Path, seed: int = 1_000_000, device: str = "auto", trust: bool 
         action, state = agent.act(record, state, mode="eval")
         return action
 
-    frames, total = video.episode(saved.config, act, seed)
-    return video.write_video(logdir / "videos" / "episode", frames), total
+    return act
 
 
 def make_envs(config: Any, episodes: int, seed: int, env: Any = None) -> VecEnv:

@@ -71,7 +71,7 @@ def imagination(path: Path, agent: Any, replay: Replay) -> Path | None:
 
 
 def replayed_window(agent: Any, replay: Replay) -> dict[str, Tensor]:
-    """Of eight windows [T, 1, ...] drawn from replay, the one with the fewest resets."""
+    """One window [T, 1, ...] from replay: the one with the fewest resets of eight that are drawn."""
     batch = {key: value.to(agent.device) for key, value in replay.sample(8).items()}
     whole = int((~batch["is_first"][1:].bool()).sum(0).argmax())
     return {key: value[:, whole : whole + 1] for key, value in batch.items()}

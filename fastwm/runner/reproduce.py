@@ -23,6 +23,7 @@ from fastwm.runner.stages import train_stages
 from fastwm.writing import write_text
 
 COLUMNS = 3  # of panels in the picture
+SMOKE_SIZES = {"deter": 64, "hidden": 16, "classes": 4, "stoch": 4, "units": 16, "depth": 2, "precision": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def suites() -> dict[str, Suite]:
 
 @dataclass
 class Verdict:
-    """What an agent scored on a task, and what the gate asks for."""
+    """An agent's scores on a task, and the gate's bound."""
 
     task: str
     agent: str
@@ -153,12 +154,12 @@ def _play_steps(
     scores = [window_score(folder, repeat, reached - suite.window, reached) for folder in folders]
     if smoke:
         scores = [window_score(folder, repeat, 0, math.inf) for folder in folders]
-    at = None if curve is None else np.flatnonzero(curve.steps == reached)
-    mean = float(curve.mean[at[0]]) if curve is not None and at is not None and len(at) else None
-    if curve is not None and at is not None and len(at):
-        wanted: float | None = float(curve.mean[at[0]] - suite.deviations * curve.std[at[0]])
-    else:
-        wanted = suite.gate.get(task) if reached >= suite.steps else None
+    mean = wanted = None
+    if curve is not None and reached in curve.steps:
+        (at,) = np.flatnonzero(curve.steps == reached)
+        mean, wanted = float(curve.mean[at]), float(curve.mean[at] - suite.deviations * curve.std[at])
+    elif reached >= suite.steps:
+        wanted = suite.gate.get(task)
     drawn = band([read_curve(agent, folder, config) for folder, config in zip(folders, configs)])
     drawn = replace(drawn, steps=drawn.steps * suite.repeat)
     return Verdict(task, agent, reached, scores, wanted, mean, float(np.mean(seconds)), smoke), drawn
@@ -180,9 +181,6 @@ def _step_config(
             config = merge(config, {key: v for key, v in suite.smoke.items() if key != "steps"} | small)
     total = steps or (suite.smoke["steps"] if smoke else suite.steps)
     return replace(config, steps=max(1, total // (repeat_of(config) * suite.repeat)), logdir=str(folder))
-
-
-SMOKE_SIZES = {"deter": 64, "hidden": 16, "classes": 4, "stoch": 4, "units": 16, "depth": 2, "precision": "fp32"}
 
 
 def _play_stages(

@@ -90,7 +90,7 @@ class Case:
     smooth: Callable[[Any], Any] = lambda outputs: outputs
     """The outputs that finite differences know: all but samples."""
     reduced: str = "inputs"
-    """How bfloat16 comes in: as `inputs`, or under `autocast` of float32 ones."""
+    """How bfloat16 comes in: as `inputs`, under `autocast` of float32 ones, or served by PyTorch (`plain`)."""
     reduced_sizes: Sequence[Sizes] = ()
     autocast_dtype: torch.dtype = torch.float32
     """Of the first output under autocast, of bfloat16 inputs."""

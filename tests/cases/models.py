@@ -643,6 +643,7 @@ register(
         rows={},
         ranges=dict(shapes=[[], [(3,)], [(0, 3), (5, 1)], [(2, 2), (7,), ()]], step=(0, 33)),
         precision={F32: 1e-5, F64: 1e-11, F16: 3e-2},
+        reduced="plain",
         without=NO_GRADIENT | {
             "vmap": "it changes its arguments", "functional_gradients": "it has no gradient",
             "nan_in_is_nan_out": "clipping joins the numbers of a tensor: see test_laprop.py",
