@@ -1,4 +1,4 @@
-"""The command line: `fastwm train | eval | dream | compare | reproduce | bench | doctor`."""
+"""The command line: `fastwm COMMAND ...`; `USAGE` lists the commands."""
 
 import argparse
 import dataclasses
@@ -24,6 +24,7 @@ USAGE = """usage: fastwm COMMAND ...
   eval LOGDIR   score a trained agent on whole episodes
   dream LOGDIR  draw what its model imagines beside what happened
   compare       train several agents on one environment and plot them together
+  import-checkpoint FILE  make a run's folder from a checkpoint of another code
   reproduce     run a published benchmark again: curves, scores, pass or fail
   bench [update | FAMILY ...]  measure a whole update, or the operators
   doctor        what is installed, what works here, and what does not
@@ -191,6 +192,34 @@ def dream(args: Sequence[str]) -> None:
         print(f"wrote {picture}")
 
 
+def import_checkpoint(args: Sequence[str]) -> None:
+    """`fastwm import-checkpoint FILE --logdir DIR [--env E]`."""
+    from fastwm.agents.official_sizes import STOCH
+    from fastwm.runner.importing import import_checkpoint as run
+
+    parser = argparse.ArgumentParser(
+        prog="fastwm import-checkpoint",
+        description="Make a run's folder from a DreamerV3 checkpoint: the official code's agent.pkl, or r2dreamer's "
+        "latest.pt. Reading it runs no code of it.",
+    )
+    parser.add_argument("file", type=path)
+    parser.add_argument("--logdir", type=path, required=True, help="folder to be made")
+    parser.add_argument("--env", default="", help="environment of the agent; none: spaces as the weights name them")
+    parser.add_argument("--env-args", nargs="*", default=[], help="options of the environment, as in fastwm train")
+    parser.add_argument("--stoch", type=int, default=STOCH, help="latent variables, which no weight shows")
+    parser.add_argument("--vectors", nargs="*", default=[],
+                        help="vector observations in the order in which r2dreamer joined them")  # fmt: skip
+    options = parser.parse_args(args)
+    agent = run(options.file, options.logdir, options.env, options.stoch, options.vectors,
+                pairs("env_args", options.env_args))  # fmt: skip
+    print(f"dreamer_v3: {sum(p.numel() for p in agent.parameters()):,} parameters in {options.logdir}")
+    for what, spaces in (("observation", agent.obs_space), ("action", agent.act_space)):
+        for key, space in spaces.items():
+            print(f"  {what} {key}: {space}")
+    if not options.env:
+        print("no environment given: fastwm.load takes the folder, fastwm eval does not")
+
+
 def compare(args: Sequence[str]) -> None:
     """`fastwm compare --env E --agents A,B,... --steps N --logdir DIR`."""
     from fastwm.runner.compare import compare as run
@@ -313,6 +342,7 @@ COMMANDS = {
     "eval": evaluate,
     "dream": dream,
     "compare": compare,
+    "import-checkpoint": import_checkpoint,
     "reproduce": reproduce,
     "bench": bench,
     "doctor": doctor,
