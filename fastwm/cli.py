@@ -25,6 +25,7 @@ USAGE = """usage: fastwm COMMAND ...
   dream LOGDIR  draw what its model imagines beside what happened
   compare       train several agents on one environment and plot them together
   import-checkpoint FILE  make a run's folder from a checkpoint of another code
+  export LOGDIR write a run's acting and imagine steps as ONNX or AOTInductor files
   reproduce     run a published benchmark again: curves, scores, pass or fail
   bench [update | FAMILY ...]  measure a whole update, or the operators
   doctor        what is installed, what works here, and what does not
@@ -220,6 +221,30 @@ def import_checkpoint(args: Sequence[str]) -> None:
         print("no environment given: fastwm.load takes the folder, fastwm eval does not")
 
 
+def export(args: Sequence[str]) -> None:
+    """`fastwm export LOGDIR --format onnx|pt2`."""
+    from fastwm.runner.export import FORMATS
+    from fastwm.runner.export import export as run
+
+    parser = argparse.ArgumentParser(
+        prog="fastwm export",
+        description="Write a run's acting step and imagine step to its folder export/, with a manifest, and check them "
+        "against the agent in their runtime.",
+    )
+    parser.add_argument("logdir", type=path)
+    parser.add_argument("--format", choices=FORMATS, required=True,
+                        help="onnx (extra `export`), or pt2: AOTInductor, which needs a C++ compiler")  # fmt: skip
+    parser.add_argument("--steps", type=int, default=100, help="length of the check")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
+    options = parser.parse_args(args)
+    *files, manifest = run(options.logdir, options.format, options.trust, options.steps)
+    for file in files:
+        parity = json.loads(manifest.read_text())["files"][file.name]["parity"]
+        print(f"wrote {file}: within {parity['largest_error']:.1e} of the agent over {parity['steps']} steps "
+              f"({parity['runtime']})")  # fmt: skip
+    print(f"wrote {manifest}")
+
+
 def compare(args: Sequence[str]) -> None:
     """`fastwm compare --env E --agents A,B,... --steps N --logdir DIR`."""
     from fastwm.runner.compare import compare as run
@@ -343,6 +368,7 @@ COMMANDS = {
     "dream": dream,
     "compare": compare,
     "import-checkpoint": import_checkpoint,
+    "export": export,
     "reproduce": reproduce,
     "bench": bench,
     "doctor": doctor,

@@ -8,7 +8,10 @@ from typing import Any
 
 from fastwm.errors import FastwmError
 
-EXTRAS = {"agents": ("gymnasium", "envpool", "cma", "tyro", "safetensors", "yaml", "rich", "matplotlib")}
+EXTRAS = {
+    "agents": ("gymnasium", "envpool", "cma", "tyro", "safetensors", "yaml", "rich", "matplotlib"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+}
 """Extra -> the modules it installs; the distributions are in pyproject.toml."""
 
 
