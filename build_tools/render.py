@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
 REQUEST = re.compile(r"<!-- render: (.*?) -->")
@@ -531,13 +533,13 @@ def healthy(agent: str) -> str:
 
 
 @piece
-def metrics(agent: str) -> str:
-    """An agent's tables of docs/metrics.md."""
-    page = (ROOT / "docs/metrics.md").read_text()
-    found = re.findall(rf"^## {agent}\n+(.*?)(?=^## |\Z)", page, re.M | re.S)
-    if not found:
-        raise ValueError(f"docs/metrics.md has no section {agent!r}")
-    return str(found[0]).strip()
+def metrics(agent: str, stage: str = "") -> str:
+    """Every metric of an agent, or of one of its stages, and its meaning."""
+    meanings: dict[str, Any] = yaml.safe_load((ROOT / "fastwm/configs/metrics.yaml").read_text())[agent]
+    meanings = meanings[stage] if stage else meanings
+    if any(isinstance(each, dict) for each in meanings.values()):
+        return "\n\n".join(f"### {each}\n\n{metrics(agent, each)}" for each in meanings)
+    return table(["metric", "meaning"], [[f"`{name}`", meaning] for name, meaning in meanings.items()], left=2)
 
 
 @piece

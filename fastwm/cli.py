@@ -23,6 +23,7 @@ USAGE = """usage: fastwm COMMAND ...
   train AGENT   train an agent, or continue the run in --logdir   (fastwm train dreamer_v3 --help)
   eval LOGDIR   score a trained agent on whole episodes
   dream LOGDIR  draw what its model imagines beside what happened
+  view LOGDIR   open a page: play in its dreams, watch its agent, its curves, its replay
   compare       train several agents on one environment and plot them together
   import-checkpoint FILE  make a run's folder from a checkpoint of another code
   export LOGDIR write a run's acting and imagine steps as ONNX or AOTInductor files
@@ -191,6 +192,23 @@ def dream(args: Sequence[str]) -> None:
     options = parser.parse_args(args)
     for picture in run(options.logdir, options.seed, options.trust, options.video):
         print(f"wrote {picture}")
+
+
+def view(args: Sequence[str]) -> None:
+    """`fastwm view LOGDIR [--port N] [--no-browser]`."""
+    from fastwm.view.serve import view as run
+
+    parser = argparse.ArgumentParser(
+        prog="fastwm view",
+        description="Open a page of a run on this machine: its world model as a game, an episode of its agent, its "
+        "curves, and truth beside dream. Needs the extra `view`.",
+    )
+    parser.add_argument("logdir", type=path)
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--browser", action=argparse.BooleanOptionalAction, default=True, help="open a browser")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
+    options = parser.parse_args(args)
+    run(options.logdir, options.port, options.browser, options.trust)
 
 
 def import_checkpoint(args: Sequence[str]) -> None:
@@ -366,6 +384,7 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "dream": dream,
+    "view": view,
     "compare": compare,
     "import-checkpoint": import_checkpoint,
     "export": export,

@@ -11,6 +11,7 @@ from fastwm.errors import FastwmError
 EXTRAS = {
     "agents": ("gymnasium", "envpool", "cma", "tyro", "safetensors", "yaml", "rich", "matplotlib"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
+    "view": ("starlette", "uvicorn"),
 }
 """Extra -> the modules it installs; the distributions are in pyproject.toml."""
 

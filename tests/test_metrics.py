@@ -1,4 +1,4 @@
-"""docs/metrics.md lists what the agents log, no more and no less."""
+"""fastwm/configs/metrics.yaml lists what the agents log, no more and no less."""
 
 import re
 from pathlib import Path
@@ -7,19 +7,18 @@ import pytest
 
 from fastwm.agents import agent_spec
 from fastwm.runner.config import TrainConfig
-from fastwm.runner.log import read_lines
+from fastwm.runner.log import metric_meanings, read_lines
 from fastwm.runner.train import train
 from tests.agents_under_test import TINY, names
 
-DOCUMENT = Path(__file__).parent.parent / "docs/metrics.md"
 EVERYTHING = {"planet": {"overshooting_distance": 2}, "dreamer_v1": {"predict_cont": True},
               "dreamer_v2": {"predict_cont": True}}  # fmt: skip
 
 
-def documented(heading: str) -> dict[str, str]:
-    """Metric -> meaning, as the table under a heading has it."""
-    (section,) = re.findall(rf"^##+ {heading}\n(.*?)(?=^##|\Z)", DOCUMENT.read_text(), re.M | re.S)
-    return dict(re.findall(r"^\| `(\S+)` \| (.+) \|$", section, re.M))
+def documented(name: str) -> dict[str, str]:
+    """Metric -> meaning, of an agent, of a stage of World Models, or of `every` agent that learns from replay."""
+    meanings = metric_meanings()
+    return meanings[name] if name in meanings else meanings["world_models"][name]
 
 
 def written(file: Path) -> set[str]:
@@ -33,5 +32,5 @@ def test_the_list_is_what_a_run_writes(tmp_path: Path, name: str) -> None:
                          train_ratio=4, log_every=0, replay_capacity=1000)  # fmt: skip
     train(name, config, tmp_path)
     assert written(tmp_path / "metrics.jsonl") == {
-        *documented("Every agent that learns from replay"), *documented(name),
+        *documented("every"), *documented(name),
     }  # fmt: skip

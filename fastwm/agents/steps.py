@@ -159,16 +159,14 @@ class RSSMImagines(Step):
 
     def forward(self, given: Named, temperature: float = 1.0) -> Named:
         state = self.next(given, temperature)
-        features = state.parts
-        outputs: Named = {"deter": state.deter, "stoch": state.stoch}
-        if isinstance(self.agent, DreamerV3):
-            recon = self.world.decoder(state.deter, state.stoch.flatten(-2))
-            outputs["cont"] = self.world.cont(*features).prob
-        else:
-            recon = self.world.decoder(*features)
-            outputs["cont"] = self.world.discount_at(state)
-        for key, dist in recon.items():
-            centred = is_image(self.agent.obs_space[key]) and not isinstance(self.agent, DreamerV3)
+        return {"deter": state.deter, "stoch": state.stoch} | self.predict(state)
+
+    def predict(self, state: "State | GRUState") -> Named:
+        """Observations in their own units (images in [0, 1]), reward, continuation and value at a state [B, ...]."""
+        features, official = state.parts, isinstance(state, State)  # DreamerV3's images are in [0, 1]
+        outputs: Named = {"cont": self.world.cont(*features).prob if official else self.world.discount_at(state)}
+        for key, dist in self.world.decoder(*features).items():
+            centred = is_image(self.agent.obs_space[key]) and not official
             outputs[f"obs/{key}"] = dist.prediction + 0.5 * centred
         outputs |= scalar_outputs("reward", self.world.reward(*features))
         return outputs | (

@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -66,6 +68,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if broken:
         log.warning("%s: %d of %d lines cannot be read", path, broken, broken + len(lines))
     return lines
+
+
+def metric_meanings() -> dict[str, Any]:
+    """One line for each metric: agent -> metric -> meaning, with the stages of World Models between."""
+    meanings: dict[str, Any] = yaml.safe_load(resources.files("fastwm.configs").joinpath("metrics.yaml").read_text())
+    return meanings
 
 
 def _is_number(value: Any) -> bool:
