@@ -32,6 +32,8 @@ from tests.cases.run import (
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
+SCHEMA = ("test_schema", "test_autograd_registration", "test_faketensor")
+TRACED = (*SCHEMA, "test_aot_dispatch_dynamic")
 Test = Callable[..., None]
 
 
@@ -182,14 +184,13 @@ def test_autocast(on: Target, case: Case) -> None:
 
 
 @every_case
-def test_repeats_bitwise(on: Target, case: Case) -> None:
-    args = convert(case.args(case.wide, torch.float32), device=on.device)
-    args = args if fits(on, args) else small(case, on, torch.float32)
-    for count in (1,) if on.device == "cuda" or on.slow else (1, 2):
-        with threads(count):
-            first = run(case, args)
-            for _ in range(2 if on.slow else 5 if on.backend == "ref" else 20):
-                assert_equal(run(case, args), first, f"{count} threads")
+def test_repeats_bitwise(native: Target, case: Case) -> None:
+    args = convert(case.args(case.wide, torch.float32), device=native.device)
+    args = args if fits(native, args) else small(case, native, torch.float32)
+    with threads(1 if native.device == "cuda" or native.slow else 2):
+        first = run(case, args)
+        for _ in range(2 if native.slow else 20):
+            assert_equal(run(case, args), first)
 
 
 @every_case
@@ -293,17 +294,16 @@ def test_nothing_is_saved_without_gradients(native: Target, case: Case) -> None:
 @every_operator
 def test_opcheck(native: Target, case: Case) -> None:
     """Schema, fake, autograd registration and tracing of every raw operator that the case calls."""
-    dtypes = [torch.float32, torch.bfloat16] if case.reduced == "inputs" and not native.slow else [torch.float32]
-    for dtype in dtypes:
-        args = small(case, native, dtype)
-        calls = raw_calls(case, lay_out(args, "reversed") if dtype == torch.float32 else args)
-        if dtype == torch.float32:
-            calls += raw_calls(case, args, grad=False)
-        assert calls
+    args = small(case, native, torch.float32)
+    checks = [(raw_calls(case, lay_out(args, "reversed")), TRACED), (raw_calls(case, args, grad=False), SCHEMA)]
+    if case.reduced == "inputs" and not native.slow:
+        checks.append((raw_calls(case, small(case, native, torch.bfloat16)), SCHEMA))
+    assert checks[0][0]
+    for calls, tests in checks:
         for op, given, _ in calls:
             if not hasattr(getattr(torch.ops, op.namespace), f"{op._opname}_backward"):  # it has no derivative
                 given = pytree.tree_map_only(Tensor, Tensor.detach, given)
-            torch.library.opcheck(op, given)
+            torch.library.opcheck(op, given, test_utils=tests)
 
 
 @every_operator

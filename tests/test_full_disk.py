@@ -25,6 +25,7 @@ RUN = [
     "tmp-config.yaml", "tmp-metrics.jsonl", "metrics.jsonl", "agent.safetensors", "state.json", "state.safetensors",
     "meta.json", "tmp-tail.safetensors", "tmp-chunk-*.safetensors", "tmp-returns.png", "tmp-imagination.png",
 ]  # fmt: skip
+OF_THE_AGENT = ["agent.safetensors", "state.json", "state.safetensors", "tmp-imagination.png"]  # the rest is the loop's
 STAGED = [
     "tmp-config.yaml", "image.npy", "rows.npz", "collect/tmp-metrics.jsonl", "collect/metrics.jsonl", "tmp-done.json",
     "v/metrics.jsonl", "v/checkpoints/*/agent.safetensors", "v/checkpoints/*/state.json", "run/checkpoints/*/meta.json",
@@ -91,7 +92,8 @@ def fill_the_disk(name: str, logdir: Path) -> int:
     disk = Disk()
     sys.modules["fastwm.runner.train"].Replay = functools.partial(Replay, chunk_rows=16)  # type: ignore[attr-defined]
     if name in TINY:
-        patterns = RUN + ["tmp-latent-*.safetensors"] * bool(AGENTS[name].agent.latent_keys)
+        patterns = list(RUN if name == "dreamer_v3" else OF_THE_AGENT)
+        patterns += ["tmp-latent-*.safetensors"] * bool(AGENTS[name].agent.latent_keys)
         runs = [
             command(name, logdir, "--steps", str(60 + 30 * i), "--save-every", "60") for i in range(len(patterns) + 1)
         ]

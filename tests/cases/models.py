@@ -378,7 +378,7 @@ _GRU_OBSERVE_WITHOUT = {**CHAIN, "gradcheck": SAMPLES}
 
 def _observe_form(name: str, kind: ops.GRURSSMKind) -> dict[str, Any]:
     settle = settled(5, lambda outputs: outputs[2], lambda args: args[7].unimix) if kind.classes else None
-    form: dict[str, Any] = dict(kind=kind, settle=settle)
+    form: dict[str, Any] = dict(kind=kind, settle=settle, alike=name == "v1")
     if name in ("planet", "v1", "v2"):
         return form | dict(
             wrong=_WRONG_OBSERVE + _kinds(7) if name == "v2" else (),
@@ -463,7 +463,7 @@ _STEPS = {"reduced_precision": "a flipped sample parts trajectories: see test_gr
 
 
 def _model_form(name: str, kind: ops.GRURSSMKind, norm: bool) -> dict[str, Any]:
-    form: dict[str, Any] = dict(kind=kind, norm=norm)
+    form: dict[str, Any] = dict(kind=kind, norm=norm, alike=name in ("v1", "v3_2023"))
     return form | dict(
         wrong=_WRONG_STATE if name == "v2" else (), **({} if name in _WHOLE else dict(only=("equals_reference",)))
     )
