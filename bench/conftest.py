@@ -6,7 +6,6 @@ timed by its replay, or one by one with a synchronisation where they cannot be c
 
 import functools
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastwm
 from fastwm.errors import FastwmError
-from fastwm.info import provenance
+from fastwm.info import device_name, provenance
 
 Measure = Callable[..., None]
 
@@ -64,13 +63,6 @@ def seconds(fn: Callable[[], Any], repeats: int) -> float:
         synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def device_name() -> str:
-    if DEVICE == "cuda":
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def peak_bytes(fn: Callable[[], Any]) -> int:
@@ -189,7 +181,7 @@ def measure(benchmark: Any, served: dict[str, str | None]) -> Measure:
         benchmark.extra_info.update(
             variant=variant, calls=calls, bytes=bytes_moved, flops=flops,
             copy_us=1e6 * copy_seconds(bytes_moved), peak_bytes=peak, threads=torch.get_num_threads(),
-            device=device_name(), torch=torch.__version__, operators=sorted(operators), **served,
+            device=device_name(DEVICE), torch=torch.__version__, operators=sorted(operators), **served,
         )  # fmt: skip
         if benchmark.stats is not None:
             median = benchmark.stats.stats.median / calls

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastwm.errors import FastwmError
+from fastwm.info import device_name
 from fastwm.runner.curves import WINDOW, read_curve, repeat_of
 from fastwm.runner.evaluate import open_run
 from fastwm.runner.log import read_lines
@@ -31,11 +32,6 @@ def read_run(folder: Path) -> dict[str, Any]:
         "evaluation": {key: score[key] for key in ("mean", "std", "min", "max", "episodes")},
         "curve": {key: getattr(curve, key).tolist() for key in ("steps", "seconds", "returns")},
     }  # fmt: skip
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
 
 
 def draw(tasks: dict[str, list[dict[str, Any]]], path: Path) -> Path:
@@ -73,7 +69,7 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     for env, runs in tasks.items():
         lines = ",\n".join(map(json.dumps, runs))
-        head = json.dumps({"env": env, "cpu": cpu(), "note": options.note})[:-1]
+        head = json.dumps({"env": env, "cpu": device_name(), "note": options.note})[:-1]
         name = env.rpartition(":")[2]
         (options.results / f"{name}.json").write_text(f'{head}, "runs": [\n{lines}\n]}}\n')
         for run in runs:

@@ -226,6 +226,15 @@ class Toolchain:
         command = [self.cxx, *CXX_FLAGS, *OPENMP, *DEFINES, *self.includes, *flags, *self.extra]
         return Step(output, [*command, "-MMD", "-c", str(source), "-o", str(output)])
 
+    def compile_hosts(self, sources: list[Path]) -> Step:
+        """All of them as one source, since reading torch's headers takes longer than the rest."""
+        together = self.work / "hosts.cpp"
+        text = "".join(f'#include "{source}"\n' for source in sources)
+        if not together.exists() or together.read_text() != text:
+            together.parent.mkdir(parents=True, exist_ok=True)
+            together.write_text(text)
+        return self.compile(together)
+
     def compile_kernel(self, source: Path) -> list[Step]:
         return [
             self.compile(source, f"-DFASTWM_ISA={isa}", *KERNEL_FLAGS, *flags, label=f".{isa}")
@@ -300,8 +309,8 @@ def build(destination: Path, work: Path) -> list[Path]:
     archs = cuda_archs() if cuda else ""
     tools = Toolchain(cxx, torch, work / f"torch-{torch.version}")
 
-    sources, kernels = cpu_sources()
-    cpu = [tools.compile(source) for source in sources]
+    hosts, kernels = cpu_sources()
+    cpu = [tools.compile_hosts(hosts)]
     cpu += [step for source in kernels for step in tools.compile_kernel(source)]
     host = tools.compile_host(archs)
     gpu = []

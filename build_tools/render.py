@@ -375,6 +375,25 @@ def scores(task: str, agent: str = "") -> str:
 
 
 @piece
+def reproduced() -> str:
+    """Scores on published benchmarks, a row a task and agent, from the files that `fastwm reproduce` writes."""
+    rows = []
+    for path in sorted((RESULTS / "reproduce").glob("*.json")):
+        result = load(f"reproduce/{path.name}")
+        for row in result["rows"]:
+            passed = {True: "pass", False: "**fail**", None: "none"}[row["passed"]]
+            rows.append([
+                f"`{row['task']}`", NAMES[row["agent"]], passed, ", ".join(f"{score:.0f}" for score in row["scores"]),
+                *("" if row[key] is None else f"{row[key]:.0f}" for key in ("published", "wanted")),
+                f"{row['environment_steps']:,}" if row["environment_steps"] else "", f"{row['seconds'] / 60:.0f}",
+                f"{result['machine']['device']}, commit `{result['machine']['commit']}`{result.get('conditions', '')}",
+            ])  # fmt: skip
+    head = ["task", "agent", "gate", "score of each seed", "published", "at least", "environment steps", "minutes",
+            "machine"]  # fmt: skip
+    return table(head, rows, left=3) + "\n\nSource: `bench/results/reproduce/*.json`."
+
+
+@piece
 def world_models_scores(env: str) -> str:
     """Evaluations of World Models beside its baselines, one column a seed."""
     rows: dict[str, list[str]] = {}

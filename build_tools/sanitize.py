@@ -38,23 +38,14 @@ def link_package(package: Path) -> None:
             (package / entry.name).symlink_to(entry)
 
 
-def one_source(sources: list[Path], path: Path) -> Path:
-    """A file that includes them all, so that torch's headers are read once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(f'#include "{source}"\n' for source in sources)
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
-    return path
-
-
 def build() -> native.Toolchain:
     torch, cxx = native.find_torch(), native.find_compiler()
     if torch is None or cxx is None:
         raise native.BuildError("the sanitizers' build needs torch and a C++ compiler")
     link_package(SANITIZED / "fastwm")
     tools = native.Toolchain(cxx, torch, SANITIZED / "objects", FLAGS)
-    sources, kernels = native.cpu_sources()
-    cpu = [tools.compile(one_source(sources, tools.work / "hosts.cpp"))]
+    hosts, kernels = native.cpu_sources()
+    cpu = [tools.compile_hosts(hosts)]
     cpu += [step for source in kernels for step in tools.compile_kernel(source)]
     host = tools.compile_host("")
     native.run_parallel([*cpu, host])

@@ -67,6 +67,15 @@ def commit() -> str | None:
     return (_lib.host.build_info().get("commit") or None) if _lib.host else None
 
 
+def device_name(device: str = "cpu") -> str:
+    """The processor's or the graphics card's name."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
 def provenance(device: str) -> dict[str, str | None]:
     """Which fastwm serves float32 tensors on a device: version, commit and library file, to go beside every figure.
 

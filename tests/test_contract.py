@@ -298,7 +298,7 @@ def test_opcheck(native: Target, case: Case) -> None:
     checks = [(raw_calls(case, lay_out(args, "reversed")), TRACED), (raw_calls(case, args, grad=False), SCHEMA)]
     if case.reduced == "inputs" and not native.slow:
         checks.append((raw_calls(case, small(case, native, torch.bfloat16)), SCHEMA))
-    assert checks[0][0]
+    assert any(calls for calls, _ in checks)
     for calls, tests in checks:
         for op, given, _ in calls:
             if not hasattr(getattr(torch.ops, op.namespace), f"{op._opname}_backward"):  # it has no derivative

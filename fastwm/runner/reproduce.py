@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
+import fastwm
 from fastwm.agents import agent_name, agent_spec
 from fastwm.errors import FastwmError, Interrupted
+from fastwm.info import commit, device_name
 from fastwm.runner import plots
 from fastwm.runner.compare import Run
 from fastwm.runner.config import StagedConfig, TrainConfig, merge, read_config, with_presets
@@ -217,11 +220,18 @@ def _write(
                 "std": b.std.tolist(), "seconds": b.seconds.tolist()} for b in own]
         for task, own in bands.items()
     }  # fmt: skip
-    result = {"suite": suite.name, "smoke": smoke, "note": suite.note, "rows": rows, "curves": curves}
+    result = {"suite": suite.name, "smoke": smoke, "note": suite.note, "machine": machine()}
+    result |= {"rows": rows, "curves": curves}
     write_text(logdir / "reproduce.json", json.dumps(_without_nan(result), indent=1))
     write_text(logdir / "reproduce.md", table(suite, verdicts, smoke))
     if bands:
         draw(suite, bands, logdir / "reproduce.png")
+
+
+def machine() -> dict[str, Any]:
+    """Where a score comes from: the device and the code."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {"device": device_name(device), "fastwm": fastwm.__version__, "commit": commit(), "torch": torch.__version__}
 
 
 def _without_nan(value: Any) -> Any:
