@@ -75,6 +75,8 @@ def check(case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
 
 @every_case
 def test_nan_in_is_nan_out(on: Target, case: Case) -> None:
+    if on.backend == "cpu":
+        pytest.skip("at every instruction set, below")
     check(case, torch.float32, on.device)
 
 
