@@ -161,10 +161,11 @@ def evaluate(args: Sequence[str]) -> None:
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True,
                         help="also score the simple policies that belong to the agent, where it has any")  # fmt: skip
     parser.add_argument("--video", action="store_true", help="also film one episode: videos/episode.gif, and .mp4")
+    parser.add_argument("--best", action="store_true", help="the best checkpoint by --eval-every, not the newest")
     options = parser.parse_args(args)
     result = run(
         options.logdir, options.episodes, options.seed, options.device, options.baselines, trust=options.trust,
-        max_steps=options.max_steps,
+        max_steps=options.max_steps, best=options.best,
     )  # fmt: skip
     cut = f"; {result['cut']} of them cut after {options.max_steps:,} steps (--max-steps)" if result["cut"] else ""
     print(
@@ -174,7 +175,7 @@ def evaluate(args: Sequence[str]) -> None:
     for name, score in result.get("baselines", {}).items():
         print(f"  {name}: {score['mean']:.1f} +- {score['std']:.1f} (standard error {score['stderr']:.1f})")
     if options.video:
-        paths, total = film(options.logdir, options.seed, options.device, options.trust)
+        paths, total = film(options.logdir, options.seed, options.device, options.trust, options.best)
         print(f"wrote {', '.join(map(str, paths))}: an episode of return {total:.1f}")
 
 

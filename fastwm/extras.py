@@ -11,6 +11,8 @@ from fastwm.errors import FastwmError
 EXTRAS = {
     "agents": ("gymnasium", "envpool", "cma", "tyro", "safetensors", "yaml", "rich", "matplotlib"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
+    "log": ("tensorboardX",),
+    "wandb": ("wandb",),
     "view": ("starlette", "uvicorn"),
 }
 """Extra -> the modules it installs; the distributions are in pyproject.toml."""

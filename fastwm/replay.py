@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -143,6 +144,16 @@ class Replay:
         out["is_last"][:-1] |= out["is_first"][1:]
         out["is_first"][0] = True
         return out | {"index": index}
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """What is sampled inside changes nothing of what is sampled later."""
+        queue, generator = self._queue.copy(), self._generator.get_state()
+        try:
+            yield
+        finally:
+            self._queue = queue
+            self._generator.set_state(generator)
 
     def write_back(self, index: Tensor, values: Mapping[str, Tensor]) -> None:
         """Replaces the latents of rows `index` int64 [T, B] by `values` {key: [T, B, ...]}.

@@ -29,7 +29,7 @@ def written(file: Path) -> set[str]:
 def test_the_list_is_what_a_run_writes(tmp_path: Path, name: str) -> None:
     agent = agent_spec(name).config(**(TINY[name] | EVERYTHING.get(name, {})))
     config = TrainConfig(agent, env="pendulum", steps=440, num_envs=2, batch_size=2, batch_length=8, prefill=400,
-                         train_ratio=4, log_every=0, replay_capacity=1000)  # fmt: skip
+                         train_ratio=4, log_every=0, replay_capacity=1000, eval_every=440, eval_episodes=1)  # fmt: skip
     train(name, config, tmp_path)
     assert written(tmp_path / "metrics.jsonl") == {
         *documented("every"), *documented(name),

@@ -470,7 +470,7 @@ def test_unreadable_metrics_are_passed_over(tmp_path: Path, caplog: pytest.LogCa
     (tmp_path / "metrics.jsonl").write_bytes("\n".join(lines).encode("latin-1"))
     assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1, "a": 2.0}, {"step": 3}]
     assert "8 of 10 lines cannot be read" in caplog.text
-    MetricsLog(tmp_path, 2, tensorboard=False)
+    MetricsLog(tmp_path, 2)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "a": 2.0}\n'
 
 

@@ -25,12 +25,11 @@ from fastwm.writing import TEMPORARY, disk_errors, remove, remove_temporaries, s
 
 log = logging.getLogger("fastwm")
 
-KEEP = 2
 REPLACED, UNREADABLE = "old-", "unreadable-"
 EXTRA = "_extra_state"
 WEIGHTS, STATE, STATE_TENSORS = "agent.safetensors", "state.json", "state.safetensors"
 META = {"step": int, "files": dict}
-RUN_META = {"agent": str, "obs_space": dict, "act_space": dict, "oldest_row": int, "starts": int}
+RUN_META = {"agent": str, "obs_space": dict, "act_space": dict, "oldest_row": int, "starts": int, "score": float}
 MAX_ENTRIES = 1 << 24  # of one observation or action: a Box takes ten bytes for each
 
 
@@ -45,9 +44,9 @@ def checkpoints(logdir: Path) -> list[Path]:
 
 def save(
     logdir: Path, step: int, agent: nn.Module, state: dict[str, Any], meta: dict[str, Any],
-    write_more: Callable[[Path], dict[str, Any]] | None = None,
+    write_more: Callable[[Path], dict[str, Any]] | None = None, keep: int = 2,
 ) -> Path:  # fmt: skip
-    """Write a checkpoint and return its folder.
+    """Write a checkpoint and return its folder; the newest `keep` stay.
 
     `state` is what `pack` takes, `meta` is JSON; `write_more(path)` may put further files in and returns what
     `state["more"]` shall hold. The folder gets its name only when all of it is on disk.
@@ -72,7 +71,7 @@ def save(
                 final.rename(final.with_name(REPLACED + final.name))
             temporary.rename(final)
             sync(final.parent)
-        for old in [*checkpoints(logdir)[KEEP:], *folder(logdir).glob(f"{UNREADABLE}*")]:
+        for old in [*checkpoints(logdir)[keep:], *folder(logdir).glob(f"{UNREADABLE}*")]:
             shutil.rmtree(old, ignore_errors=True)
     finally:
         clean(logdir)

@@ -51,8 +51,12 @@ class RunConfig(Settings, Generic[AgentConfig]):
     """Seconds between lines of progress."""
     save_every: Weight = 300.0
     """Seconds between checkpoints."""
+    keep: Annotated[int, Range(1, 1000)] = 2
+    """Checkpoints kept: the newest ones. More than one lets a run go on where the newest is damaged."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs the extra `log`)."""
+    wandb: bool = False
+    """Also log to Weights & Biases (needs the extra `wandb`); with `WANDB_MODE=offline` it stays in the folder."""
     trust: bool = False
     """Let the folder of a run name code to import (`env: module:factory`), and files and links outside of it."""
 
@@ -79,6 +83,12 @@ class TrainConfig(RunConfig[AgentConfig]):
     """Steps between bursts of the updates that are due."""
     replay_capacity: Count = 5_000_000
     """Rows kept in replay."""
+    eval_every: Whole = 0
+    """Steps between evaluations while training; the best checkpoint by them is kept in `best/`. 0: none."""
+    eval_episodes: Annotated[int, Range(1, 10_000)] = 10
+    """Episodes of such an evaluation."""
+    video_every: Whole = 0
+    """Steps between films while training, of an episode and of what the model imagines. 0: none."""
     fresh_replay: bool = False
     """Continue with the saved weights and an empty replay, where the saved rows are damaged or of no use."""
 

@@ -27,13 +27,15 @@ from fastwm.runner.config import (
     replay_rows,
     resolve_device,
 )
+from fastwm.runner.episodes import Episodes
 from fastwm.runner.log import Progress
-from fastwm.runner.train import Episodes
 from fastwm.runner.trust import check_env
 from fastwm.writing import write_text
 
 log = logging.getLogger("fastwm")
 
+BEST = "best"
+"""Folder in a run's, with the best checkpoint by evaluation while training."""
 FPS_DREAM = 5  # slow enough to see each frame
 MAX_STEPS = 100_000
 """Steps after which the evaluation cuts an episode off."""
@@ -56,15 +58,15 @@ class Saved(NamedTuple):
         return agent.eval()
 
 
-def open_run(logdir: Path, trust: bool = False) -> Saved:
-    """The settings and the newest checkpoint of a run."""
+def open_run(logdir: Path, trust: bool = False, best: bool = False) -> Saved:
+    """The settings and the newest checkpoint of a run, or the best one by `eval_every`."""
     path = logdir / "config.yaml"
     if not path.is_file():
         raise FastwmError(f"{logdir} is not the folder of a run: it has no config.yaml")
     check_folder(logdir, trust)
-    newest = checkpoint.newest(logdir, Path)
+    newest = checkpoint.newest(logdir / BEST if best else logdir, Path)
     if newest is None:
-        raise FastwmError(f"{logdir} has no checkpoint yet")
+        raise FastwmError(f"{logdir} has no {'best checkpoint: train with --eval-every' if best else 'checkpoint yet'}")
     meta = checkpoint.describe(newest)
     check(meta, {"agent": str, "obs_space": dict, "act_space": dict}, str(newest / "meta.json"))
     name = agent_name(meta["agent"])
@@ -74,13 +76,14 @@ def open_run(logdir: Path, trust: bool = False) -> Saved:
     return Saved(name, replace(config, trust=trust), newest, meta)
 
 
-def load(logdir: str | Path, device: str = "cpu", trust: bool = False) -> Any:
+def load(logdir: str | Path, device: str = "cpu", trust: bool = False, best: bool = False) -> Any:
     """The agent of a run, ready to `act`.
 
     `logdir` is the folder given to `fastwm train`. It may come from a stranger: no code of it runs, and without `trust`
-    no link leads out of it. Raises FastwmError where there is no run or no readable checkpoint.
+    no link leads out of it. With `best` it is the checkpoint that `eval_every` found best, else the newest. Raises
+    FastwmError where there is no run or no readable checkpoint.
     """
-    return open_run(Path(logdir).expanduser(), trust).agent(resolve_device(device))
+    return open_run(Path(logdir).expanduser(), trust, best).agent(resolve_device(device))
 
 
 def evaluate(
@@ -93,18 +96,19 @@ def evaluate(
     trust: bool = False,
     max_steps: int = MAX_STEPS,
     env: Any = None,
+    best: bool = False,
 ) -> dict[str, Any]:
     """Returns of whole episodes, the same number from each environment so that short ones are not favoured.
 
     An episode that does not end is cut after `max_steps`, counts as it is, and is counted in `cut`. The agent's
     baselines, where it has any, play as many. Writes `file` into the run's folder, if that can be written to, and
     returns what is in it. `env`, an object that `make_env` takes, replaces the name in the run's folder. With
-    `trust` the folder may name code to import for the environment.
+    `trust` the folder may name code to import for the environment. `best` is that of `load`.
     """
     logdir = Path(logdir).expanduser()
     if episodes < 1 or max_steps < 1:
         raise FastwmError(f"episodes and max_steps must be at least 1, got {episodes} and {max_steps}")
-    saved = open_run(logdir, trust)
+    saved = open_run(logdir, trust, best)
     config = saved.config
     check_env(logdir / "config.yaml", config, "" if env is None else config.env)
     agent = saved.agent(resolve_device(device))
@@ -132,9 +136,11 @@ def evaluate(
     return result
 
 
-def film(logdir: Path, seed: int = 1_000_000, device: str = "auto", trust: bool = False) -> tuple[list[Path], float]:
+def film(
+    logdir: Path, seed: int = 1_000_000, device: str = "auto", trust: bool = False, best: bool = False
+) -> tuple[list[Path], float]:
     """One episode of a trained agent as a GIF and an mp4 in the run's folder; returns their paths and its return."""
-    saved = open_run(logdir, trust)
+    saved = open_run(logdir, trust, best)
     check_env(logdir / "config.yaml", saved.config)
     agent = saved.agent(resolve_device(device))
     torch.manual_seed(seed)
@@ -214,11 +220,20 @@ def dream(logdir: Path, seed: int, trust: bool = False, film: bool = False) -> l
         raise FastwmError(f"{logdir}: there is no image and no continuous observation to draw")
     if not film:
         return [path]
-    batch = plots.replayed_window(agent, replay)
     try:
-        videos = agent.imagine_video(batch, min(plots.CONTEXT, len(batch["reward"]) - 2))
+        return [path, *film_dream(logdir / "videos" / "dream", agent, replay)]
     except ValueError as error:
         raise FastwmError(f"{logdir}: {error}") from error
-    pictures = [video.write_video(logdir / "videos" / f"dream-{key}", frames[:, 0].cpu().numpy(), FPS_DREAM)
+
+
+def film_dream(path: Path, agent: Any, replay: Replay) -> list[Path]:
+    """Truth, prediction and error of a replayed window, as `<path>-<image>` GIF and mp4.
+
+    Raises:
+        ValueError: for an agent that sees no image.
+    """
+    batch = plots.replayed_window(agent, replay)
+    videos = agent.imagine_video(batch, min(plots.CONTEXT, len(batch["reward"]) - 2))
+    pictures = [video.write_video(path.with_name(f"{path.name}-{key}"), frames[:, 0].cpu().numpy(), FPS_DREAM)
                 for key, frames in videos.items()]  # fmt: skip
-    return [path, *(each for paths in pictures for each in paths)]
+    return [each for paths in pictures for each in paths]

@@ -5,31 +5,40 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from fastwm.errors import FastwmError
 from fastwm.files import regular
 from fastwm.writing import disk_errors, write_text
 
 log = logging.getLogger("fastwm")
 
 
+class Sink(Protocol):
+    """Another place that shows what a run logs."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None: ...
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """A PNG or a GIF."""
+
+    def close(self) -> None: ...
+
+
 class MetricsLog:
     """Append scalars to `metrics.jsonl`, one object a line with its `step`."""
 
-    def __init__(self, logdir: Path, step: int, tensorboard: bool):
-        self.path = logdir / "metrics.jsonl"
+    def __init__(self, logdir: Path, step: int, sinks: Sequence[Sink] = ()):
+        self.path, self.sinks = logdir / "metrics.jsonl", sinks
         self._drop_after(step)
-        self.writer = summary_writer(logdir) if tensorboard else None
 
     def _drop_after(self, step: int) -> None:
         """A run that was killed may have logged past its last checkpoint: those steps will come again."""
@@ -39,17 +48,17 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         with disk_errors(self.path), self.path.open("a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
-        if self.writer:
-            for key, value in values.items():
-                self.writer.add_scalar(key, value, step)
+        for sink in self.sinks:
+            sink.scalars(step, values)
 
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Show a PNG or a GIF, which is in the run's folder already, where pictures can be shown."""
+        for sink in self.sinks:
+            sink.picture(step, name, path)
 
-def summary_writer(logdir: Path) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise FastwmError("tensorboard needs the extra: pip install 'fastwm[log]'") from error
-    return SummaryWriter(str(logdir))
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

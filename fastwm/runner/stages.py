@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fastwm.runner.config import StagedConfig, env_options, env_source, misfit_e
 from fastwm.runner.folder import run_folder
 from fastwm.runner.log import MetricsLog, Progress
 from fastwm.runner.signals import signals
+from fastwm.runner.sinks import sinks_of
 from fastwm.writing import disk_errors
 
 
@@ -41,7 +43,8 @@ class StageRun:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         if self.metrics is None:  # a run that was killed may have logged past what it saved
-            self.metrics = MetricsLog(self.folder, self.saved_at, self.trainer.config.tensorboard)
+            config = self.trainer.config
+            self.metrics = MetricsLog(self.folder, self.saved_at, sinks_of(config, self.folder, asdict(config)))
         self.metrics.write(step, values)
 
     def due(self, what: str) -> bool:
@@ -55,7 +58,7 @@ class StageRun:
         return self.trainer.stop is not None
 
     def save(self, step: int, module: nn.Module, state: dict[str, Any]) -> None:
-        checkpoint.save(self.folder, step, module, state, {})
+        checkpoint.save(self.folder, step, module, state, {}, keep=self.trainer.config.keep)
 
     def restore(self, module: nn.Module) -> dict[str, Any] | None:
         def load(path: Path) -> dict[str, Any]:
@@ -123,7 +126,7 @@ class StagedTrainer:
         meta = {"agent": self.name}
         for key, space in zip(("obs_space", "act_space"), self.spaces):
             meta[key] = checkpoint.space_to_json(space)
-        checkpoint.save(self.logdir, step, self.agent, {}, meta)
+        checkpoint.save(self.logdir, step, self.agent, {}, meta, keep=self.config.keep)
 
     def run(self) -> None:
         """Every stage that is not finished; a signal ends it after a save."""

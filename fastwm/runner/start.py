@@ -17,6 +17,7 @@ from fastwm.runner.config import (
     with_presets,
 )
 from fastwm.runner.stages import train_stages
+from fastwm.runner.train import Callback
 from fastwm.runner.train import train as train_steps
 from fastwm.runner.trust import check_env
 
@@ -46,13 +47,19 @@ def initial_settings(
     return config
 
 
-def start(name: str, config: Any, env: Any = None) -> Any:
+def start(name: str, config: Any, env: Any = None, callbacks: Sequence[Callback] = ()) -> Any:
     """Start or continue the run that `config` describes; returns its trainer. `env` replaces the name of `config`."""
-    run = train_stages if agent_spec(name).stages else train_steps
-    return run(name, config, Path(config.logdir), env)
+    if not agent_spec(name).stages:
+        return train_steps(name, config, Path(config.logdir), env, callbacks)
+    if callbacks:
+        raise FastwmError(f"{name} learns in stages, which call no callbacks")
+    return train_stages(name, config, Path(config.logdir), env)
 
 
-def train(name: str, env: Any = "", logdir: str | Path = "", preset: str | Sequence[str] = (), **settings: Any) -> Any:
+def train(
+    name: str, env: Any = "", logdir: str | Path = "", preset: str | Sequence[str] = (),
+    callbacks: Sequence[Callback] = (), **settings: Any,
+) -> Any:  # fmt: skip
     """Train an agent, or continue the run in `logdir`; returns the agent, ready to `act`.
 
         agent = fastwm.train("dreamer_v3", env=make_my_env, logdir="runs/mine", steps=50_000, agent={"lr": 1e-4})
@@ -63,6 +70,8 @@ def train(name: str, env: Any = "", logdir: str | Path = "", preset: str | Seque
             The folder remembers a name only: pass an object again to continue, and to `fastwm.evaluate`.
         logdir: folder of the run.
         preset: one or several; none takes the one that suits the machine, as the command line does.
+        callbacks: functions of the `Trainer`, called after every step of the environments. It has `step`, `updates`,
+            `agent`, `replay`, `episodes` and `log`; setting its `stop` to a reason ends the run, saved.
         settings: any others, as in `config.yaml`; those of the agent as a dictionary `agent`.
 
     Raises FastwmError for a setting that does not exist or is out of range.
@@ -79,4 +88,4 @@ def train(name: str, env: Any = "", logdir: str | Path = "", preset: str | Seque
         check_env(saved, config, named, settings.get("env_args", ()))
     if not config.env:
         raise FastwmError("train needs env: a name, or a function that makes an environment")
-    return start(name, config, None if isinstance(env, str) else env).agent.eval()
+    return start(name, config, None if isinstance(env, str) else env, callbacks).agent.eval()

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,22 @@ from fastwm.runner.config import (
     resolve_device,
     write_config,
 )
+from fastwm.runner.episodes import Episodes
 from fastwm.runner.folder import run_folder
 from fastwm.runner.graph import fastest_update
 from fastwm.runner.log import MetricsLog, Progress
 from fastwm.runner.pace import Pace, check_learns, duration, first_update, waiting
 from fastwm.runner.signals import signals
+from fastwm.runner.sinks import sinks_of
+from fastwm.runner.watch import Watch
 from fastwm.writing import remove_temporaries
 
 STATE: dict[str, Kinds] = {"step": int, "decisions": int, "updates": int, "owed": int, "seconds": float,
          "credit": (float, type(None)), "rng": dict}  # fmt: skip
+
+
+Callback = Callable[["Trainer"], None]
+"""Called after every step of the environments, with the trainer; setting its `stop` to a reason ends the run, saved."""
 
 
 class Ratio:
@@ -53,27 +61,12 @@ class Ratio:
         return due
 
 
-class Episodes:
-    """Returns and lengths of the running episodes; a length counts decisions."""
-
-    def __init__(self, num_envs: int):
-        self.total = np.zeros(num_envs)
-        self.length = np.zeros(num_envs, int)
-        self.recent: deque[float] = deque(maxlen=20)
-
-    def add(self, record: Record) -> list[tuple[float, int]]:
-        """Take in one row of every environment; returns (return, length) of the episodes that end with it."""
-        self.total = np.where(record["is_first"], 0, self.total) + record["reward"]
-        self.length = np.where(record["is_first"], 0, self.length + 1)
-        done = [(float(self.total[i]), int(self.length[i])) for i in np.flatnonzero(record["is_last"])]
-        self.recent.extend(value for value, _ in done)
-        return done
-
-
 class Trainer:
     """One run in one folder. `step` counts rows of replay, `decisions` those of them that were acted on."""
 
-    def __init__(self, name: str, config: TrainConfig[Any], logdir: Path, env: Any = None):
+    def __init__(
+        self, name: str, config: TrainConfig[Any], logdir: Path, env: Any = None, callbacks: Sequence[Callback] = ()
+    ):
         check_learns(config)
         self.name, self.config, self.logdir = name, config, logdir
         self.device = resolve_device(config.device)
@@ -109,6 +102,7 @@ class Trainer:
         self.begun = False
         self.resume()
         self.update = fastest_update(self.agent)
+        self.callbacks: list[Callback] = [Watch(self, env), *callbacks]
 
     # Checkpoints
 
@@ -157,15 +151,19 @@ class Trainer:
                 raise FastwmError(f"training diverged by step {self.step}: {name} is not finite; nothing was saved")
         state = {key: getattr(self, key) for key in ("step", "decisions", "updates", "owed", "seconds")}
         state |= {"credit": self.ratio.credit, "rng": checkpoint.rng_state()}
-        meta = {
+        keep = self.config.keep
+        checkpoint.save(self.logdir, self.step, self.agent, state, self.meta(), self._save_replay, keep)
+        self.replay.prune(self.logdir / "replay", checkpoint.oldest_row(self.logdir))
+
+    def meta(self) -> dict[str, Any]:
+        """A checkpoint's description of the run."""
+        return {
             "agent": self.name,
             "obs_space": checkpoint.space_to_json(self.env.obs_space),
             "act_space": checkpoint.space_to_json(self.env.act_space),
             "oldest_row": self.replay.oldest,
             "starts": self.starts,
         }
-        checkpoint.save(self.logdir, self.step, self.agent, state, meta, self._save_replay)
-        self.replay.prune(self.logdir / "replay", checkpoint.oldest_row(self.logdir))
 
     def _save_replay(self, path: Path) -> dict[str, Any]:
         return self.replay.save(path, self.logdir / "replay")
@@ -179,6 +177,7 @@ class Trainer:
         checkpoint.set_aside_newer(self.logdir, self.saved)
         remove_temporaries(self.logdir / "replay")
         with Progress(c.log_every) as progress, signals(self):
+            self.progress = progress
             progress.say(f"environment: {c.env}: {describe(self.env)}")
             progress.say(self._summary())
             progress.say(f"settings: {self._settings()}")
@@ -191,6 +190,7 @@ class Trainer:
             finally:
                 if self.begun:
                     self.save()
+                    self.log.close()
             progress.say(self._status())
         if self.stop:
             saved = f"saved at step {self.step:,}" if self.begun else "nothing new to save"
@@ -222,10 +222,15 @@ class Trainer:
                 self.save()
                 saved = time.monotonic()
             progress.show(self._status())
+            called = time.monotonic()
+            for callback in self.callbacks:
+                callback(self)
+            clock += time.monotonic() - called  # theirs is no time of training
 
     def _begin(self) -> None:
         """The first row was acted on and stored: the settings work, so they become the folder's."""
-        self.log = MetricsLog(self.logdir, self.step - self.config.num_envs, self.config.tensorboard)
+        sinks = sinks_of(self.config, self.logdir, asdict(self.config))
+        self.log = MetricsLog(self.logdir, self.step - self.config.num_envs, sinks)
         write_config(self.logdir / "config.yaml", self.name, self.config)
         self.begun = True
 
@@ -317,11 +322,13 @@ def env_seed(seed: int, starts: int) -> int:
     return seed if starts == 1 else int(np.random.SeedSequence(seed, spawn_key=(starts,)).generate_state(1)[0] >> 1)
 
 
-def train(name: str, config: TrainConfig[Any], logdir: Path, env: Any = None) -> Trainer:
+def train(
+    name: str, config: TrainConfig[Any], logdir: Path, env: Any = None, callbacks: Sequence[Callback] = ()
+) -> Trainer:
     """Start or continue the run in `logdir`; `env`, an object that `make_env` takes, replaces the name in `config`."""
     with run_folder(logdir):
         check_folder(logdir, config.trust)
-        trainer = Trainer(name, config, logdir, env)
+        trainer = Trainer(name, config, logdir, env, callbacks)
         try:
             trainer.run()
         finally:
