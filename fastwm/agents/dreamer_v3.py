@@ -5,13 +5,13 @@ from what the model dreams. Every equation is named in `loss`; tensors are time-
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastwm import ops
 from fastwm.agents.agent import Agent, WriteBack, fixed
@@ -23,7 +23,7 @@ from fastwm.nn.heads import Action, Actor, BernoulliHead, Policy, TwoHotHead
 from fastwm.nn.layers import RMSNorm
 from fastwm.nn.normalize import PercentileNormalizer
 from fastwm.nn.rssm import BlockRSSM, State, stoch_onehot
-from fastwm.nn.spaces import decode, encode, is_image, row_spaces, total_width
+from fastwm.nn.spaces import SpaceDict, decode, encode, is_image, row_spaces, total_width
 from fastwm.ops.philox import rand, randn
 from fastwm.optim import LaProp, gradient_norms
 
@@ -59,6 +59,9 @@ class DreamerV3(Agent):
 
     `obs_space` is a dictionary of Box, Discrete or MultiDiscrete spaces (images uint8 `[H, W, C]`); `act_space` is one
     such space or a dictionary of them. Actions are in [-1, 1] for Box spaces.
+
+    `encoder` makes an encoder of your own from the observations' spaces: a module with `out_dim`, whose `forward` takes
+    the observations by name [..., *shape], images as uint8, and returns tokens [..., out_dim], float32.
     """
 
     latent_keys = ("deter", "stoch")
@@ -70,13 +73,17 @@ class DreamerV3(Agent):
         obs_space: "spaces.Space | Mapping[str, spaces.Space]",
         act_space: "spaces.Space | Mapping[str, spaces.Space]",
         config: DreamerV3Config | None = None,
+        encoder: Callable[[SpaceDict], nn.Module] | None = None,
     ):
         super().__init__()
         self.config = c = config or DreamerV3Config()
         self.obs_space, self.act_space = row_spaces(obs_space, act_space, self.latent_keys)
         self.single_action = not isinstance(act_space, (Mapping, spaces.Dict))
         action_dim, stoch_dim = total_width(self.act_space), c.stoch * c.classes
-        self.encoder = Encoder(self.obs_space, c.units, c.encoder_layers, c.depth, c.mults, c.kernel)
+        if encoder is None:
+            self.encoder: Any = Encoder(self.obs_space, c.units, c.encoder_layers, c.depth, c.mults, c.kernel)
+        else:
+            self.encoder = encoder(self.obs_space)
         self.rssm = BlockRSSM(
             self.encoder.out_dim, action_dim, c.deter, c.hidden, c.stoch, c.classes, c.blocks, c.unimix,
             c.prior_layers, c.post_layers,
