@@ -8,7 +8,7 @@ from fastwm.process import ends_in_one_line, settle, wait_briefly
 wait_briefly()  # OpenMP reads this when torch is loaded
 
 with ends_in_one_line():  # importing torch takes seconds
-    from fastwm import _lib, ops
+    from fastwm import _lib, ops, renamed  # noqa: F401  (finds modules by their old paths)
     from fastwm.info import info
     from fastwm.ops import backend
 

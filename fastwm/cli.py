@@ -46,6 +46,7 @@ def train(args: Sequence[str]) -> None:
         import tyro
 
     from fastwm.agents import agent_name, agent_spec
+    from fastwm.runner.options import check, in_new_names
     from fastwm.runner.start import initial_settings, start
     from fastwm.runner.trust import check_env
 
@@ -54,7 +55,7 @@ def train(args: Sequence[str]) -> None:
         return
     if not args or args[0].startswith("-"):
         raise FastwmError("train needs an agent: fastwm train dreamer_v3 --env cartpole")
-    name, args = agent_name(args[0]), args[1:]
+    name, args = agent_name(args[0]), in_new_names(args[1:])
     spec = agent_spec(name)
     # What decides the defaults must be known before the settings themselves are read.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -70,6 +71,8 @@ def train(args: Sequence[str]) -> None:
     default = initial_settings(name, known.env, folder, known.preset, known.trust, env_args)
     for named in ("env_args", "keys"):
         setattr(default, named, getattr(default, named) | pairs(named, getattr(known, named)))
+    if not {"-h", "--help"} & {*args}:
+        check(default, without_pairs(args))
     try:
         config: Any = tyro.cli(
             type(default)[spec.config],

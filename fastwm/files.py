@@ -50,7 +50,7 @@ def seal(values: Mapping[str, Any]) -> str:
 
 
 def unseal(path: Path, schema: Mapping[str, Kinds], optional: Mapping[str, Kinds] | None = None) -> dict[str, Any]:
-    """What `seal` wrote to `path`, checked against its checksum and a schema.
+    """Read what `seal` wrote to `path`, checked against its checksum and a schema.
 
     A file without a checksum, of an earlier version, may hold the keys of the schema alone.
     """

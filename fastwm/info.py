@@ -1,4 +1,4 @@
-"""What of fastwm was built, what was loaded, what was not, and why."""
+"""The parts of fastwm: which were built and loaded, which were not, and why."""
 
 import ctypes
 import importlib.metadata

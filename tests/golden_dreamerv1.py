@@ -32,7 +32,7 @@ class Golden(KerasFile):
             deter=get("deter_size"), hidden=get("hidden_size"), stoch=get("stoch_size"), units=get("num_units"),
             depth=get("cnn_depth"), reward_layers=get("reward_layers"), cont_layers=get("pcont_layers"),
             actor_layers=get("actor_layers"), critic_layers=get("value_layers"), predict_cont=get("pcont"),
-            tanh_reward=get("clip_rewards") == "tanh",
+            clip_rewards="tanh" if get("clip_rewards") == "tanh" else "identity",
             free_nats=get("free_nats"), kl_scale=get("kl_scale"), cont_scale=get("pcont_scale"),
             discount=get("discount"), lam=get("disclam"), imag_length=get("horizon"),
             action_std=get("action_init_std"), model_lr=get("model_lr"), actor_lr=get("actor_lr"),

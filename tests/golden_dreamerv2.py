@@ -57,7 +57,7 @@ class Golden(KerasFile):
             encoder_layers=tuple(get("encoder.mlp_layers")), decoder_layers=tuple(get("decoder.mlp_layers")),
             reward_layers=head("reward_head"), cont_layers=head("discount_head"), actor_layers=head("actor"),
             critic_layers=head("critic"), predict_cont=get("pred_discount"),
-            tanh_reward=get("clip_rewards") == "tanh", free_nats=get("kl.free"), kl_balance=get("kl.balance"),
+            clip_rewards=get("clip_rewards"), free_nats=get("kl.free"), kl_balance=get("kl.balance"),
             kl_scale=get("loss_scales.kl"), reward_scale=get("loss_scales.reward"),
             cont_scale=get("loss_scales.discount"), discount=get("discount"), lam=get("discount_lambda"),
             imag_length=get("imag_horizon"), actor_grad=get("actor_grad"), actor_mix=get("actor_grad_mix"),

@@ -1,10 +1,15 @@
 """Old public names go on working for one version, and say the new one."""
 
+import sys
+from importlib import import_module
+
 import pytest
 import torch
 
 from fastwm import nn, ops
-from fastwm.agents import agent_name, agent_spec
+from fastwm.agents import DreamerV2Config, agent_name, agent_spec
+from fastwm.runner.config import TrainConfig, merge
+from fastwm.runner.options import in_new_names
 
 
 @pytest.mark.parametrize(
@@ -31,3 +36,28 @@ def test_agents() -> None:
     assert agent_spec("dreamerv3") is agent_spec("dreamer_v3")
     with pytest.raises(AttributeError, match="no attribute 'gru_rssm_sleep'"):
         ops.gru_rssm_sleep  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "new"),
+    [
+        ("fastwm.nn.keras", "DenseMLP", "fastwm.nn.layers and fastwm.nn.heads"),
+        ("fastwm.nn.keras_codec", "ConvEncoder", "fastwm.nn.codec"),
+        ("fastwm.nn.encoder", "Encoder", "fastwm.nn.codec"),
+        ("fastwm.agents.dreamerv3", "DreamerV3Config", "fastwm.agents.dreamer_v3"),
+        ("fastwm.runner.process", "settle", "fastwm.process"),
+    ],
+)  # fmt: skip
+def test_modules(old: str, name: str, new: str) -> None:
+    sys.modules.pop(old, None)
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
+        assert callable(getattr(import_module(old), name))
+    with pytest.raises(ModuleNotFoundError, match="fastwm.nn.torch"):
+        import_module("fastwm.nn.torch")
+
+
+def test_settings() -> None:
+    config = TrainConfig(DreamerV2Config())
+    with pytest.warns(DeprecationWarning, match="tanh_reward is now clip_rewards"):
+        assert merge(config, {"agent": {"tanh_reward": True}}).agent.clip_rewards == "tanh"
+    assert in_new_names(["--steps", "3", "--agent.tanh_reward"]) == ["--steps", "3", "--agent.clip-rewards", "tanh"]

@@ -181,3 +181,22 @@ def test_every_preset_is_in_range() -> None:
         kind: Any = StagedConfig if spec.stages else TrainConfig
         for name in preset_blocks(agent):
             with_presets(kind(spec.config()), agent, [name])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--stepz 5", "no option --stepz; did you mean --steps?"),
+        ("--agent.imag-horizn=3", "no option --agent.imag-horizn; did you mean --agent.imag-length?"),
+        ("--steps abc", "--steps must be an integer, got abc"),
+        ("--steps", "--steps must be an integer, got nothing"),
+        ("--agent.discount 2", "--agent.discount must be at least 0 and at most 1, got 2"),
+        ("--agent.precision fp99", "--agent.precision must be one of fp32, bf16, got fp99"),
+        ("--agent.norm maybe", "--agent.norm takes no value, got 'maybe'"),
+        ("stray", "expected an option, got 'stray'"),
+    ],
+)
+def test_a_wrong_option_is_one_line(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "dreamer_v2", *options.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

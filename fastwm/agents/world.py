@@ -4,7 +4,7 @@ The agents say what the divergence between posterior and prior costs, how an act
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,10 @@ from fastwm.nn.heads import Action, BernoulliHead, NormalHead
 from fastwm.nn.layers import Style
 from fastwm.nn.spaces import SpaceDict, classes, encode, is_image, random_values, row_spaces, total_width
 from fastwm.settings import Fraction, Layers, Range, Settings, Weight, Width
+
+CLIP_REWARDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda reward: reward, "sign": torch.sign, "tanh": torch.tanh
+}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -53,8 +57,8 @@ class WorldConfig(Settings):
     """Names of the observations in the order in which vectors, and images, are concatenated; empty: sorted by name."""
     predict_cont: bool = False
     """Learn where episodes end; otherwise the discount is the same in every state."""
-    tanh_reward: bool = False
-    """Learn tanh of the rewards."""
+    clip_rewards: Literal["identity", "sign", "tanh"] = "identity"
+    """The reward that is learnt: as it is, its sign, or its tanh."""
     free_nats: Weight = 3.0
     """KL in nats below which the KL loss gives no gradient."""
     kl_scale: Weight = 1.0
@@ -122,7 +126,7 @@ class WorldModel(nn.Module):
         state, post_stats = self.rssm.observe(start, prev_action, tokens, rows["is_first"].bool(), noise)
         recon, reward = self.decoder(*state.parts), self.reward(*state.parts)
         losses = {f"rec/{key}": over_time(dist.loss(obs[key])) for key, dist in recon.items()}
-        losses["reward"] = reward.loss(torch.tanh(rows["reward"]) if self.config.tanh_reward else rows["reward"])
+        losses["reward"] = reward.loss(CLIP_REWARDS[self.config.clip_rewards](rows["reward"]))
         cont = self.cont(*state.parts) if self.cont is not None else None
         if cont is not None:
             losses["cont"] = cont.loss(self.discount_after(rows["is_terminal"]))

@@ -232,7 +232,7 @@ def _makes_env(found: Any) -> bool:
 
 
 def _contents(module: ModuleType, name: str) -> str:
-    """What a module defines that could make an environment, the names most like `name` first."""
+    """Names in a module that could make an environment, those most like `name` first."""
     public = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")}
     own = [key for key, value in public.items() if getattr(value, "__module__", None) == module.__name__]
     close = difflib.get_close_matches(name, own, n=3)

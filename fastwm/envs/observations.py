@@ -35,7 +35,7 @@ log = logging.getLogger("fastwm")
 
 @dataclass(frozen=True)
 class Kind:
-    """What an observation is taken for: an image of a layout, a vector of numbers, symbols of so many classes."""
+    """The kind of an observation: an image of a layout, a vector of numbers, symbols of so many classes."""
 
     name: Literal["image", "vector", "symbols"]
     layout: Literal["", "hwc", "chw"] = ""
@@ -133,7 +133,7 @@ class ObsAdapter:
                     )
 
     def describe(self) -> str:
-        """What each key was taken for."""
+        """The kind that each key was taken for."""
         left_out = f", left out: {', '.join(self.left_out)}" if self.left_out else ""
         return ", ".join(map(str, self.leaves.values())) + left_out
 
@@ -190,7 +190,7 @@ def parse_kind(key: str, text: str, space: Space) -> Kind:
 
 
 def guess_kind(space: Space) -> Kind:
-    """What a space usually holds. Gymnasium's convention for pixels is uint8 in 0..255."""
+    """The kind that a space usually holds. Gymnasium's convention for pixels is uint8 in 0..255."""
     if isinstance(space, (gs.Discrete, gs.MultiDiscrete)):
         return Kind("symbols")
     if not isinstance(space, gs.Box) or len(space.shape) not in (2, 3):

@@ -25,7 +25,7 @@ class UnknownEnv(FastwmError):
 
 
 class Backend(Protocol):
-    """What `VecEnv` needs of an engine: Gymnasium's next-step autoreset, spaces of one environment."""
+    """An engine as `VecEnv` needs it: Gymnasium's next-step autoreset, spaces of one environment."""
 
     num_envs: int
     obs_space: Space

@@ -152,7 +152,7 @@ def load_agent(path: Path, agent: nn.Module) -> dict[str, Any]:
 
 
 def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What a checkpoint holds beside the weights."""
+    """The parts of a checkpoint beside the weights."""
     tree, tensors = read_json(path / STATE), read_tensors(path / STATE_TENSORS, device)
     try:
         state: Any = unpack(tree, tensors)

@@ -1,4 +1,4 @@
-"""What a run is: one typed dataclass, filled from defaults, presets, the run's own folder and the command line."""
+"""The settings of a run: one typed dataclass, filled from defaults, presets, the run's folder and the command line."""
 
 import dataclasses
 import re
@@ -16,6 +16,7 @@ import yaml
 from fastwm.agents import agent_name
 from fastwm.errors import FastwmError, Misfit
 from fastwm.files import read_text
+from fastwm.renamed import warn_renamed
 from fastwm.settings import Count, Parallel, Range, SettingError, Settings, Weight, Whole, fits
 from fastwm.writing import write_text
 
@@ -36,7 +37,7 @@ class RunConfig(Settings, Generic[AgentConfig]):
     env_args: dict[str, str] = field(default_factory=dict)
     """Options of the environment, for example `size 64 repeat 2`."""
     keys: dict[str, str] = field(default_factory=dict)
-    """What observations are, for example `camera image:chw map symbols:11 debug out`; others are guessed."""
+    """Kinds of observations, for example `camera image:chw map symbols:11 debug out`; others are guessed."""
     logdir: str = ""
     """Folder of the run; the same command again continues it."""
     preset: tuple[str, ...] = ()
@@ -121,10 +122,20 @@ def with_presets(config: Any, agent: str, names: Iterable[str], env: str = "") -
     return config
 
 
+def in_new_names(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings, those of an earlier version under their new names."""
+    for name, value in values.items():
+        if name == "tanh_reward" and "clip_rewards" not in values:
+            warn_renamed("the setting tanh_reward", "clip_rewards", 4)
+            yield "clip_rewards", "tanh" if value else "identity"
+        else:
+            yield name, value
+
+
 def merge(config: Any, values: Mapping[str, Any]) -> Any:
     """A dataclass with nested `values` put in; unknown names are an error."""
     changes: dict[str, Any] = {}
-    for name, value in values.items():
+    for name, value in in_new_names(values):
         if name not in {f.name for f in dataclasses.fields(config)}:
             raise FastwmError(f"unknown setting {name!r}; {type(config).__name__} has: {field_names(config)}")
         old = getattr(config, name)

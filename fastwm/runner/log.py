@@ -1,4 +1,4 @@
-"""What a run tells: `metrics.jsonl` always, TensorBoard when asked, and a line of progress."""
+"""The log of a run: `metrics.jsonl` always, TensorBoard when asked, and a line of progress."""
 
 import errno
 import json

@@ -18,6 +18,7 @@ if Path(matplotlib.matplotlib_fname()).absolute().parent == Path.cwd():  # a str
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+WINDOW = 20  # episodes of the moving mean
 CONTEXT = 5
 MAX_CURVES = 6
 
@@ -31,17 +32,17 @@ def write_all(logdir: Path, agent: Any, replay: Replay) -> list[Path]:
 
 
 def returns(logdir: Path) -> Path | None:
-    """Episode returns against steps, with their moving mean."""
+    """Episode returns against steps; with more than WINDOW of them, their moving mean too."""
     lines = [line for line in read_lines(logdir / "metrics.jsonl") if "episode/return" in line]
     if not lines:
         return None
     step = np.array([line["step"] for line in lines])
     value = np.array([line["episode/return"] for line in lines])
-    window = min(20, len(value))
-    mean = np.convolve(value, np.ones(window) / window, "valid")
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(step, value, ".", color="tab:blue", alpha=0.25, label="episode")
-    axes.plot(step[window - 1 :], mean, color="tab:blue", label=f"mean of {window}")
+    if len(value) > WINDOW:
+        mean = np.convolve(value, np.ones(WINDOW) / WINDOW, "valid")
+        axes.plot(step[WINDOW - 1 :], mean, color="tab:blue", label=f"mean of {WINDOW}")
     axes.set(xlabel="environment steps", ylabel="return", title=logdir.name)
     axes.legend(loc="upper left")
     axes.grid(alpha=0.3)

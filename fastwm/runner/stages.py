@@ -122,7 +122,7 @@ class StagedTrainer:
         return self.logdir if iteration == 0 else self.logdir / f"iteration-{iteration}"
 
     def publish(self, step: int) -> None:
-        """What `fastwm.load`, `eval` and `dream` find."""
+        """Leave the agent where `fastwm.load`, `eval` and `dream` find it."""
         meta = {"agent": self.name}
         for key, space in zip(("obs_space", "act_space"), self.spaces):
             meta[key] = checkpoint.space_to_json(space)

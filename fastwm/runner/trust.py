@@ -1,4 +1,4 @@
-"""What the folder of a run may ask for: environments that are installed, and options that name no file."""
+"""Limits of what the folder of a run may ask for: installed environments, and options that name no file."""
 
 import re
 from collections.abc import Collection

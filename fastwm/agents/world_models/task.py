@@ -104,7 +104,7 @@ class HeldActions:
 
 
 class RandomControllers:
-    """What the public code's random V, M and C come to for CarRacing: `squash(W z + b)` with z standard normal.
+    """A policy like the public code's random V, M and C for CarRacing: `squash(W z + b)` with z standard normal.
 
     Every episode draws W and b: Cauchy numbers times a scale, uniform in [0, 0.01].
     """
