@@ -28,12 +28,13 @@ def _load() -> ModuleType:
 
 
 declaration = _load()
-Op, Value = declaration.Op, declaration.Value
-OPS, ENUMS = declaration.load()
+Op, Struct, Value = declaration.Op, declaration.Struct, declaration.Value
+OPS, NAMES = declaration.load()
+ENUMS = NAMES.enums
 
 SCALARS = {"int": "int64_t", "float": "double", "bool": "bool"}
 LISTS = {"int[]": "std::vector<int64_t>", "float[]": "std::vector<double>", "Tensor[]": "std::vector<Tensor>"}
-POINTERS = {"bool": "bool", "int64": "int64_t"}
+POINTERS = {"bool": "bool", "int64": "int64_t", "float32": "float"}
 SCALAR_TYPES = {"bool": "Bool", "int64": "Long", "int32": "Int", "float32": "Float", "float64": "Double",
                 "bfloat16": "BFloat16"}  # fmt: skip
 
@@ -88,32 +89,57 @@ class Cpp(ast.NodeVisitor):
 # ------------------------------------------------------------------------------------------------- params structs
 
 
+def declared(x: Value, output: bool = False) -> str:
+    """A value as a member of a struct."""
+    if not x.is_tensor:
+        return f"{SCALARS.get(x.kind, x.kind)} {x.field};"
+    shape = f"[{', '.join(x.shape)}]" + (f" {x.dtype}" if x.dtype != "dtype" else "")
+    empty = ", or null" if x.optional or x.when else ""
+    pointer = f"{'' if output else 'const '}{POINTERS.get(x.dtype, 'void')}*"
+    return f"{'Weight' if x.flags & {'linear', 'blocks'} else pointer} {x.field};  // {shape}{empty}"
+
+
 def struct(op: Op) -> str:
-    """The params of one operator, where they are not written by hand."""
-    letters = [d for _, new in op.bindings() for d in new]
-    letters += [c.name for c in op.conditions if c.name]
-    fields = [f"Dtype {', '.join(op.dtype_bindings())};"] if op.dtype_bindings() else []
-    fields += [f"int64_t {', '.join(letters)};"] if letters else []
-    for x in [*op.inputs, *op.outputs, *op.scratch]:
-        if x.is_tensor:
-            const = "" if x in op.outputs or x in op.scratch else "const "
-            shape = f"[{', '.join(x.shape)}]" + (f" {x.dtype}" if x.dtype != "dtype" else "")
-            empty = ", or null" if x.optional or x.when else ""
-            fields.append(f"{const}{POINTERS.get(x.dtype, 'void')}* {x.field};  // {shape}{empty}")
-        elif x.name != "save" and x.field != "-":
-            fields.append(f"{SCALARS.get(x.kind, x.kind)} {x.field};")
+    """The params of one operator: what is in no member of a type by hand."""
+    places = op.options.get("places", {})
+    dtypes = [places.get(letter, letter) for letter in op.dtype_bindings()]
+    prefix, _, named = op.options.get("sizes", "").rpartition(":")
+    letters = named.split() if "sizes" in op.options else op.letters
+    fields = [f"{each.strip()};" for each in op.options.get("members", "").split(";") if each]
+    fields += [f"Dtype {name};" for name in dtypes if name.isidentifier()]
+    fields += [f"int64_t {', '.join(letters)};"] if letters and not prefix else []
+    for x in op.structs:
+        if x.place == "-":
+            continue
+        fields += [f"const {x.type}* {x.place};", f"int64_t n_{x.place};"] if x.many else [f"{x.type} {x.place};"]
+    new = [*op.outputs, *op.scratch]
+    for x in [*op.inputs, *new]:
+        skipped = "raw" in x.flags or x.kind in declaration.LISTS or x.name == "save" or x.name in places
+        if x.field.isidentifier() and not skipped:
+            fields.append(declared(x, x in new))
+    if op.options.get("scratch") == "bytes":
+        fields.append("void* scratch;")
     return f"struct {op.params} {{\n" + "".join(f"  {line}\n" for line in fields) + "};\n"
 
 
-def params_header(ops: Iterable[Op]) -> str:
+def params_header(family: str, ops: list[Op]) -> str:
     parts = [struct(op) for op in ops if not op.options.get("params")]
-    include = '#include "fastwm/dtype.h"\n#include "fastwm/params/enums.h"\n'
+    held = {op.options["types"]: None for op in ops if "types" in op.options}  # where members' types are, by hand
+    include = "".join(f'#include "{path}"\n' for path in held)
+    include += '#include "fastwm/params/types.h"\n'
     return f"#pragma once\n\n{include}\nnamespace fastwm {{\n\n" + "\n".join(parts) + "\n}  // namespace fastwm\n"
 
 
-def enums_header() -> str:
-    enums = "".join(f"enum class {name} : int64_t {{ {', '.join(names)} }};\n" for name, names in ENUMS.items())
-    return f"#pragma once\n\n#include <cstdint>\n\nnamespace fastwm {{\n\n{enums}\n}}  // namespace fastwm\n"
+def types_header() -> str:
+    """Enumerations and the types of arguments."""
+    text = "".join(f"enum class {name} : int64_t {{ {', '.join(names)} }};\n" for name, names in ENUMS.items())
+    for name, members in NAMES.types.items():
+        letters = declaration.letters_of(members)
+        fields = [f"int64_t {', '.join(letters)};"] if letters else []
+        fields += map(declared, members)
+        text += f"\nstruct {name} {{\n" + "".join(f"  {line}\n" for line in fields) + "};\n"
+    include = '#include "fastwm/dtype.h"\n#include "fastwm/weight.h"\n'
+    return f"#pragma once\n\n{include}\nnamespace fastwm {{\n\n{text}\n}}  // namespace fastwm\n"
 
 
 # ------------------------------------------------------------------------------------------------- hosts
@@ -152,7 +178,10 @@ class Host:
     def text(self) -> str:
         op = self.op
         self.bind()
-        self.check()
+        self.check(op.tensors)
+        for x in op.structs:
+            if x.many:
+                self.read_list(x)
         for line in op.options.get("cpp", []):
             self.write(line)
         self.fill()
@@ -180,7 +209,26 @@ class Host:
         op = self.op
         first = next(x for x in op.tensors if not x.optional)
         self.write(f'const Host host{{"{op.name}", {first.name}_}};')
-        for x, new in op.bindings():
+        self.bind_letters(op.bindings())
+        for letter, x in op.dtype_bindings().items():
+            allowed = ", ".join(f"ScalarType::{SCALAR_TYPES[name]}" for name in op.dtypes)
+            self.write(f'const ScalarType {letter} = host.dtype({x.name}_, "{x.name}", {{{allowed}}});')
+        for x in op.inputs:
+            if x.kind in ENUMS:
+                self.write(f'host.enumerator({x.name}, {len(ENUMS[x.kind])}, "{x.name}");')
+        for condition in op.conditions:
+            value = self.expression(condition.expression)
+            if condition.name:
+                self.write(f"const int64_t {condition.name} = {value};")
+                continue
+            scalars = {x.name for x in op.inputs if x.kind in SCALARS}
+            shown = sorted(declaration.names_in(condition.expression) & (scalars | {*op.letters}))
+            got = "".join(f', "{", " if i else ", got "}{name} = ", {name}' for i, name in enumerate(shown))
+            wanted = condition.message or f"expected {condition.expression}"
+            self.write(f'STD_TORCH_CHECK({value}, "fastwm: {op.name}: {wanted}"{got});')
+
+    def bind_letters(self, bindings: Iterable[tuple[Value, tuple[str, ...]]]) -> None:
+        for x, new in bindings:
             stars = [d for d in x.shape if d.startswith("*")]
             maybe = sum(d.endswith("?") for d in x.shape)
             self.write(f'host.rank({x.name}_, "{x.text}", {len(x.shape) - len(stars) - maybe}, '
@@ -197,67 +245,86 @@ class Host:
                     self.write(f"const int64_t {letter} = {x.name}_.dim() > {i} ? {x.name}_.size({i}) : 0;")
                 else:
                     self.write(f"[[maybe_unused]] const int64_t {letter} = {x.name}_.size({where});")
-        for letter, x in op.dtype_bindings().items():
-            allowed = ", ".join(f"ScalarType::{SCALAR_TYPES[name]}" for name in op.dtypes)
-            self.write(f'const ScalarType {letter} = host.dtype({x.name}_, "{x.name}", {{{allowed}}});')
-        for x in op.inputs:
-            if x.kind in ENUMS:
-                self.write(f'host.enumerator({x.name}, {len(ENUMS[x.kind])}, "{x.name}");')
-        for condition in op.conditions:
-            value = self.expression(condition.expression)
-            if condition.name:
-                self.write(f"const int64_t {condition.name} = {value};")
-                continue
-            scalars = {x.name for x in op.inputs if x.kind in SCALARS}
-            letters = {d for _, new in op.bindings() for d in new} | {c.name for c in op.conditions if c.name}
-            shown = sorted(declaration.names_in(condition.expression) & (scalars | letters))
-            got = "".join(f', "{", " if i else ", got "}{name} = ", {name}' for i, name in enumerate(shown))
-            wanted = condition.message or f"expected {condition.expression}"
-            self.write(f'STD_TORCH_CHECK({value}, "fastwm: {op.name}: {wanted}"{got});')
 
-    def check(self) -> None:
-        for x in self.op.tensors:
+    def check(self, tensors: Iterable[Value]) -> None:
+        for x in tensors:
             if "raw" in x.flags:
                 continue
             shape, dtype = self.shape(x.shape), self.dtype(x.dtype)
             how = "linear" if "linear" in x.flags else "blocks" if "blocks" in x.flags else "dense"
             self.write(f'const auto {x.name} = host.{how}({x.name}_, "{x.text}", {shape}, {dtype});')
 
+    def read_list(self, x: Struct) -> None:
+        """Reads a list of a declared type, whose members came as lists of their own."""
+        members = [*x.members.items()]
+        self.write(f"std::vector<{x.type}> {x.name}({members[0][1].name}.size());")
+        sizes = ", ".join(f"{value.name}.size()" for _, value in members)
+        self.write(f'host.lengths("{x.name}", {{{sizes}}});')
+        tensors = [value for _, value in members if value.is_tensor]
+        if tensors:
+            self.write(f"std::vector<Tensor> {x.name}_kept;")
+        self.write(f"for (size_t i = 0; i < {x.name}.size(); ++i) {{")
+        known = {*self.op.letters}
+        shapes = dict(self.shapes)
+        for value in tensors:
+            self.write(f"const Tensor& {value.name}_ = {value.name}[i];")
+        for value, new in Op(self.op.name, "", tensors, [], [], (), {}).bindings():
+            self.bind_letters([(value, tuple(d for d in new if d not in known))])
+        self.check(tensors)
+        for letter, size in x.letters.items():
+            self.write(f"{x.name}[i].{letter} = {self.expression(size)};")
+        for name, value in members:
+            if value.is_tensor:
+                self.set(f"{x.name}[i].{name}", value)
+                if not value.flags & {"linear", "blocks"}:
+                    self.write(f"{x.name}_kept.push_back({value.name});")
+                continue
+            if value.kind in ENUMS:
+                self.write(f'host.enumerator({value.name}[i], {len(ENUMS[value.kind])}, "{x.name}.{name}");')
+            self.write(f"{x.name}[i].{name} = static_cast<{SCALARS.get(value.kind, value.kind)}>({value.name}[i]);")
+        self.write("}")
+        self.shapes = shapes  # those of the loop's body end with it
+
+    def set(self, field: str, x: Value) -> None:
+        """Sets a field of a struct to an argument."""
+        value = x.name
+        if x.is_tensor and not x.flags & {"linear", "blocks"}:
+            data = f"data_or_null({x.name})" if x.optional else f"{x.name}.const_data_ptr()"
+            value = f"static_cast<const {POINTERS[x.dtype]}*>({data})" if x.dtype in POINTERS else data
+        elif x.kind in ENUMS:
+            value = f"static_cast<{x.kind}>({x.name})"
+        self.write(f"{field} = {value};")
+
     def fill(self) -> None:
         op = self.op
         self.write(f"{op.params} p{{}};")
-        letters = [d for _, new in op.bindings() for d in new]
         generated = not op.options.get("params")
         prefix, _, named = op.options.get("sizes", "").rpartition(":")
-        sizes = [*letters, *(c.name for c in op.conditions if c.name)] if generated else named.split()
-        for letter in sizes:
+        for letter in op.letters if generated and "sizes" not in op.options else named.split():
             self.write(f"p.{f'{prefix.strip()}.' if prefix else ''}{letter} = {letter};")
         places = op.options.get("places", {})
         for letter in op.dtype_bindings():
             if places.get(letter) != "-":
                 self.write(f"p.{places.get(letter, letter)} = dtype_of({letter});")
-        slot = op.options.get("slots", "").split()
+        for x in op.structs:
+            if x.place == "-":
+                continue
+            if x.many:
+                self.write(f"p.{x.place} = {x.name}.data();")
+                self.write(f"p.n_{x.place} = {x.name}.size();")
+                continue
+            for letter, size in x.letters.items():
+                self.write(f"p.{x.place}.{letter} = {self.expression(size)};")
         for x in op.inputs:
             field = x.place or places.get(x.name, x.name)
-            if field == "-" or x.name == "save" or "raw" in x.flags or x.kind in declaration.LISTS:
-                continue
-            if slot and x.is_tensor:
-                field = f"{slot[0]}[{op.tensors.index(x)}]"
-            if x.flags & {"linear", "blocks"}:
-                self.write(f"p.{field} = {x.name};")
-            elif x.is_tensor:
-                data = f"data_or_null({x.name})" if x.optional else f"{x.name}.const_data_ptr()"
-                pointer = POINTERS.get(x.dtype)
-                self.write(f"p.{field} = {f'static_cast<const {pointer}*>({data})' if pointer else data};")
-            else:
-                self.write(f"p.{field} = {f'static_cast<{x.kind}>({x.name})' if x.kind in ENUMS else x.name};")
+            if field != "-" and x.name != "save" and "raw" not in x.flags and x.kind not in declaration.LISTS:
+                self.set(f"p.{field}", x)
         for line in op.options.get("fields", []):
             self.write(f"p.{line};")
 
     def allocate(self) -> list[str]:
         op = self.op
         given = {x.name: x for x in op.inputs}
-        slot = op.options.get("slots", "").split()
         for x in [*op.outputs, *op.scratch]:
             if not x.is_tensor:
                 continue
@@ -279,8 +346,7 @@ class Host:
             data = f"{x.name}.mutable_data_ptr()"
             data = f"static_cast<{pointer}*>({data})" if pointer else data
             data = f"{x.when} ? {data} : nullptr" if x.when else data
-            place = f"{slot[1]}[{op.outputs.index(x)}]" if slot else x.field
-            self.write(f"p.{place} = {data};")
+            self.write(f"p.{x.field} = {data};")
         return [x.name for x in op.outputs]
 
     def call(self) -> None:
@@ -293,7 +359,9 @@ class Host:
 
 
 def host_header(family: str, ops: list[Op]) -> str:
-    includes = {f"fastwm/{family}.h": None} | {op.options["header"]: None for op in ops if "header" in op.options}
+    own = [f"fastwm/{family}.h"] if (ROOT / "csrc" / "include" / "fastwm" / f"{family}.h").exists() else []
+    headers = [op.options["header"] for op in ops if "header" in op.options]
+    includes = dict.fromkeys([*own, f"fastwm/params/{family}.h", *headers])
     hosts = "\n".join(Host(op).text() for op in ops if "host" not in op.options)
     by_hand = {op.options["host"]: None for op in ops if "host" in op.options}
     lines = "".join(f'#include "{path}"\n' for path in (*includes, *by_hand, "host_check.h"))
@@ -330,10 +398,10 @@ def schema_source() -> str:
 
 def files() -> dict[str, str]:
     """Every generated file, by its path."""
-    out = {"schema.cpp": schema_source(), "fastwm/params/enums.h": enums_header()}
+    out = {"schema.cpp": schema_source(), "fastwm/params/types.h": types_header()}
     for family in dict.fromkeys(op.family for op in OPS.values()):
         ops = [op for op in OPS.values() if op.family == family]
-        out[f"fastwm/params/{family}.h"] = params_header(ops)
+        out[f"fastwm/params/{family}.h"] = params_header(family, ops)
         out[f"hosts/{family}.h"] = host_header(family, ops)
         for device in ("cpu", "cuda"):
             if any(device in op.devices for op in ops):

@@ -115,6 +115,11 @@ struct Host {
     STD_TORCH_CHECK(0 <= value && value < count, "fastwm: ", op, ": no such ", name, ": ", value);
   }
 
+  void lengths(const char* name, std::initializer_list<size_t> sizes) const {
+    for (const size_t size : sizes)
+      STD_TORCH_CHECK(size == *sizes.begin(), "fastwm: ", op, ": expected lists of one length for ", name);
+  }
+
   void check(const Tensor& x, const char* text, torch::headeronly::IntHeaderOnlyArrayRef shape,
              ScalarType dtype) const {
     bool fits = x.dim() == static_cast<int64_t>(shape.size()) && x.scalar_type() == dtype &&

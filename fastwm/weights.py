@@ -84,12 +84,13 @@ class PolicyHead(NamedTuple):
     onehot: straight-through one-hots; noise uniform in [0, 1).
     tanh_normal: tanh of a Normal with mean 5 tanh(raw / 5), std softplus(raw + shift) + min_std; noise standard normal.
     trunc_normal: Normal cut at -1 and 1, mean tanh(raw), std 2 sigmoid(raw / 2) + min_std; noise uniform in [0, 1).
+    bounded_normal: Normal with mean tanh(raw), std 0.9 sigmoid(raw + 2) + 0.1, the reals of `ActionHead`.
     The outputs of a real head are all raw means, then all raw deviations.
     """
 
     size: int
     classes: int
-    dist: Literal["onehot", "tanh_normal", "trunc_normal"]
+    dist: Literal["onehot", "tanh_normal", "trunc_normal", "bounded_normal"]
     min_std: float = 0.1
     shift: float = 0.0
 

@@ -50,13 +50,14 @@ def test_given_actions_and_no_step() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"layers": [2**62, 0]}, {"layers": [2**31, 0, 2**31, 0]}, {"layers": [-1, 0]}, {"layers": [1]},
-        {"heads": [0, 2**62, 4]}, {"heads": [0, 2**32, 2**32]}, {"heads": [1, 2**63 - 1, 0]}, {"heads": [7, 1, 0]},
-        {"cell": 9}, {"activation": 9}, {"activation": -1}, {"actor": torch.zeros(0)},
+        {"heads_size": [2**62, 2, 1]}, {"heads_size": [-1, 2, 1]}, {"heads_size": [1]},
+        {"heads_classes": [2**62, 0, 0]}, {"heads_classes": [4, 1, 0]}, {"heads_dist": [7, 3, 2]}, {"w_cell": 9},
+        {"w_activation": 9}, {"w_activation": -1}, {"actor_w": torch.zeros(0, 0)}, {"actor_w_out": torch.zeros(3, 7)},
     ],
 )  # fmt: skip
-def test_sizes_that_overflow_are_refused(changed: dict[str, Any]) -> None:
+def test_raw_actors_that_do_not_fit_are_refused(changed: dict[str, Any]) -> None:
     op, args = raw("gru_rssm_imagine-v2")
+    changed = {name: x.to(args["actor_w"].dtype) if isinstance(x, torch.Tensor) else x for name, x in changed.items()}
     with pytest.raises(RuntimeError, match="fastwm: "):
         op(*(args | changed).values())
 
@@ -65,8 +66,11 @@ def test_sizes_that_overflow_are_refused(changed: dict[str, Any]) -> None:
 @pytest.mark.parametrize("heads", [[[2**62, 0]] * 4, [[2**32, 2**32]], [[-1, 0]], [[1, -1]]])
 def test_heads_that_overflow_are_refused(heads: list[list[int]]) -> None:
     op, args = raw("rssm_imagine")
-    with pytest.raises(RuntimeError, match="fastwm: "):
-        op(*(args | {"heads": torch.tensor(heads)}).values())
+    lists: dict[str, Any] = dict(zip(("heads_size", "heads_classes"), map(list, zip(*heads))))
+    lists["heads_dist"] = [int(size == 0) for size in lists["heads_classes"]]
+    lists |= dict.fromkeys(("heads_min_std", "heads_shift"), [0.0] * len(heads))
+    with pytest.raises(RuntimeError, match="fastwm: rssm_imagine: heads that do not fit"):
+        op(*(args | lists).values())
 
 
 @needs_cpu

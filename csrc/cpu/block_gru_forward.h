@@ -1,7 +1,7 @@
 // The steps of DreamerV3's recurrent core, for the kernels that walk through sequences of it.
 #pragma once
 
-#include "fastwm/block_gru_scan.h"
+#include "fastwm/params/block_gru_scan.h"
 #include "primitives/norms.h"
 #include "primitives/pack.h"
 #include "primitives/parts.h"
@@ -179,7 +179,7 @@ class GruSteps {
 
   // Where embedding i of row r is put together before its norm.
   T* embedding(int64_t t, int64_t r, int64_t i) const {
-    return saved(t, p_.saved.embeds, s_.embeds, n_.X()) + r * n_.X() + i * n_.U;
+    return saved(t, p_.embeds, s_.embeds, n_.X()) + r * n_.X() + i * n_.U;
   }
 
   void norm_embedding(int64_t t, int64_t r, int64_t i, const void* scale) const {
@@ -192,15 +192,15 @@ class GruSteps {
   }
 
   void hidden(int64_t t) const {
-    step_.hidden({ptr<T>(p_.hidden_in) + base(t) * n_.D, n_.D}, saved(t, p_.saved.hidden, s_.hidden, n_.D));
+    step_.hidden({ptr<T>(p_.hidden_in) + base(t) * n_.D, n_.D}, saved(t, p_.hidden, s_.hidden, n_.D));
   }
 
-  void norm_hidden(int64_t t) const { step_.norm_hidden(saved(t, p_.saved.hidden, s_.hidden, n_.D)); }
+  void norm_hidden(int64_t t) const { step_.norm_hidden(saved(t, p_.hidden, s_.hidden, n_.D)); }
 
   void gates(int64_t t) const {
     const T* before = t > 0 ? ptr<T>(p_.h) + base(t - 1) * n_.D : ptr<T>(p_.h0) + row0_ * n_.D;
     step_.gates([&](int64_t r) { return first(t, r) ? nullptr : before + r * n_.D; }, ptr<T>(p_.h) + base(t) * n_.D,
-                p_.saved.gates ? ptr<T>(p_.saved.gates) + base(t) * 3 * n_.D : nullptr);
+                p_.gates ? ptr<T>(p_.gates) + base(t) * 3 * n_.D : nullptr);
   }
 
  private:

@@ -5,18 +5,18 @@
 namespace fastwm::FASTWM_ISA {
 namespace {
 
-template <typename Cell, typename G, typename C>
-void run(const Cells& params) {
+template <typename Cell, typename G, typename C, typename Params>
+void run(const Params& params) {
 #pragma omp parallel for schedule(static) if (params.rows * params.width > kParallelElements)
   for (int64_t row = 0; row < params.rows; ++row) {
-    const Cells p = params;  // a copy that no store can alias
+    const Params p = params;  // a copy that no store can alias
 #pragma omp simd
-    for (int64_t j = 0; j < p.width; ++j) element<Cell, G, C>(p, row, j);
+    for (int64_t j = 0; j < p.width; ++j) Cell::run(p, Element<G, C>{row, j, p.width});
   }
 }
 
-template <typename Cell>
-void run(const Cells& p) {
+template <typename Cell, typename Params>
+void run(const Params& p) {
   dispatch(p, [&p](auto g, auto c) { run<Cell, decltype(g), decltype(c)>(p); });
 }
 
@@ -26,7 +26,7 @@ FASTWM_FN float square_root(float x) { return __builtin_sqrtf(x); }
 FASTWM_FN double square_root(double x) { return __builtin_sqrt(x); }
 
 template <typename G, typename C>
-void layernorm_forward(const LayerNormGru& p) {
+void layernorm_forward(const LayernormGruGates& p) {
   using A = accumulate_t<C>;
   const int64_t D = p.width, wide = 3 * D;
   const A update_bias = static_cast<A>(p.update_bias);
@@ -35,7 +35,7 @@ void layernorm_forward(const LayerNormGru& p) {
   for (int64_t row = 0; row < p.rows; ++row) {
     const G* gates = static_cast<const G*>(p.gates) + row * wide;
     const C* h = static_cast<const C*>(p.h) + row * D;
-    C* out = static_cast<C*>(p.out) + row * D;
+    C* out = static_cast<C*>(p.y) + row * D;
     A sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < wide; ++j) sum += widen(gates[j]);
@@ -59,13 +59,13 @@ void layernorm_forward(const LayerNormGru& p) {
 
 // One row: d_h, the gradient of the normalised gates into `row`, its shares of d_weight and d_bias, d_gates.
 template <typename G, typename C, typename A>
-void layernorm_backward_row(const LayerNormGruBackward& p, int64_t row, A* d_weight, A* d_bias, A* d_norm) {
+void layernorm_backward_row(const LayernormGruGatesBackward& p, int64_t row, A* d_weight, A* d_bias, A* d_norm) {
   const int64_t D = p.width, wide = 3 * D;
   const A update_bias = static_cast<A>(p.update_bias);
   const A* stats = static_cast<const A*>(p.stats) + 2 * row;
   const A mean = stats[0], rstd = stats[1];
   const C *weight = static_cast<const C*>(p.weight), *bias = static_cast<const C*>(p.bias);
-  const C *grad = static_cast<const C*>(p.grad) + row * D, *h = static_cast<const C*>(p.h) + row * D;
+  const C *grad = static_cast<const C*>(p.g_y) + row * D, *h = static_cast<const C*>(p.h) + row * D;
   const G* gates = static_cast<const G*>(p.gates) + row * wide;
   C* d_h = static_cast<C*>(p.d_h) + row * D;
   G* d_gates = static_cast<G*>(p.d_gates) + row * wide;
@@ -99,7 +99,7 @@ void layernorm_backward_row(const LayerNormGruBackward& p, int64_t row, A* d_wei
 }
 
 template <typename G, typename C>
-void layernorm_backward(const LayerNormGruBackward& p) {
+void layernorm_backward(const LayernormGruGatesBackward& p) {
   using A = accumulate_t<C>;
   const int64_t wide = 3 * p.width;
   A* scratch = static_cast<A*>(p.scratch);  // [chunks, (d_weight, d_bias, d_norm), wide]
@@ -121,22 +121,22 @@ void layernorm_backward(const LayerNormGruBackward& p) {
 
 }  // namespace
 
-void gru_kernel(const Cells& p) { run<Gru>(p); }
-void gru_backward_kernel(const Cells& p) { run<GruBackward>(p); }
-void block_gru_kernel(const Cells& p) { run<BlockGru>(p); }
-void block_gru_backward_kernel(const Cells& p) { run<BlockGruBackward>(p); }
-void planet_reset_kernel(const Cells& p) { run<PlanetReset>(p); }
-void planet_reset_backward_kernel(const Cells& p) { run<PlanetResetBackward>(p); }
-void planet_update_kernel(const Cells& p) { run<PlanetUpdate>(p); }
-void planet_update_backward_kernel(const Cells& p) { run<PlanetUpdateBackward>(p); }
-void lstm_kernel(const Cells& p) { p.ijfo ? run<Lstm<true>>(p) : run<Lstm<false>>(p); }
-void lstm_backward_kernel(const Cells& p) { p.ijfo ? run<LstmBackward<true>>(p) : run<LstmBackward<false>>(p); }
+void gru_gates_kernel(const GruCells& p) { run<Gru>(p); }
+void gru_gates_backward_kernel(const GruCellsBackward& p) { run<Gru>(p); }
+void block_gru_gates_kernel(const BlockGruCells& p) { run<BlockGru>(p); }
+void block_gru_gates_backward_kernel(const BlockGruCellsBackward& p) { run<BlockGru>(p); }
+void planet_gru_reset_kernel(const PlanetGruReset& p) { run<PlanetGru>(p); }
+void planet_gru_reset_backward_kernel(const PlanetGruResetBackward& p) { run<PlanetGru>(p); }
+void planet_gru_update_kernel(const PlanetGruUpdate& p) { run<PlanetGru>(p); }
+void planet_gru_update_backward_kernel(const PlanetGruUpdateBackward& p) { run<PlanetGru>(p); }
+void lstm_gates_kernel(const LstmCells& p) { p.ijfo ? run<Lstm<true>>(p) : run<Lstm<false>>(p); }
+void lstm_gates_backward_kernel(const LstmCellsBackward& p) { p.ijfo ? run<Lstm<true>>(p) : run<Lstm<false>>(p); }
 
-void layernorm_gru_kernel(const LayerNormGru& p) {
+void layernorm_gru_gates_kernel(const LayernormGruGates& p) {
   dispatch(p, [&p](auto g, auto c) { layernorm_forward<decltype(g), decltype(c)>(p); });
 }
 
-void layernorm_gru_backward_kernel(const LayerNormGruBackward& p) {
+void layernorm_gru_gates_backward_kernel(const LayernormGruGatesBackward& p) {
   dispatch(p, [&p](auto g, auto c) { layernorm_backward<decltype(g), decltype(c)>(p); });
 }
 

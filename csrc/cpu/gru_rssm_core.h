@@ -134,7 +134,8 @@ class GruRssmCore {
     for (int64_t r = rows.first; r < rows.last; ++r)
       if (first(s, r)) zero_rows(1, n_.D, h() + r * n_.D, n_.D);
     n_.C ? onehot(s, rows) : gaussian(s, rows);
-    for (int64_t r = rows.first; r < rows.last; ++r) activate_row(s.input + r * n_.U, w_.n_input, s_.x + r * n_.U);
+    for (int64_t r = rows.first; r < rows.last; ++r)
+      activate_row(s.input + r * n_.U, {w_.scale_input, w_.shift_input}, s_.x + r * n_.U);
   }
 
   void onehot(const Step& s, Range rows) const {
@@ -175,7 +176,7 @@ class GruRssmCore {
   }
 
   void gates(const Step& s) const {
-    const int64_t D = n_.D, panels = packed_.x.panels(), ld = w_.gates() * D;
+    const int64_t D = n_.D, panels = packed_.x.panels(), ld = gates_of(w_.cell) * D;
     const bool norm = w_.cell == GruCell::layernorm_gru;
     const Range tasks = team_.range(norm ? 3 * panels : panels);
     for (int64_t task = tasks.first; task < tasks.last; ++task) {
@@ -252,11 +253,11 @@ class GruRssmCore {
 
   void norm_gates(const Step& s) const {
     const int64_t D = n_.D;
-    const T bias = static_cast<T>(w_.update_bias);
+    const T bias = static_cast<T>(kUpdateBias);
     const Range rows = team_.range(rows_);
     for (int64_t r = rows.first; r < rows.last; ++r) {
       T* gate = s_.normal + r * 3 * D;
-      layer_row<Activation::none>(3 * D, s.gates + r * 3 * D, w_.n_gates, eps_, gate);
+      layer_row<Activation::none>(3 * D, s.gates + r * 3 * D, {w_.scale_gates, w_.shift_gates}, eps_, gate);
       const T* prev = past(s, r);
       T* deter = s.deter + r * D;
       O* operand = next_h() + r * D;
@@ -274,7 +275,8 @@ class GruRssmCore {
 
   void norm_layer(const Step& s) const {
     const Range rows = team_.range(rows_);
-    for (int64_t r = rows.first; r < rows.last; ++r) activate_row(s.layer + r * n_.U, w_.n_layer, s_.act + r * n_.U);
+    for (int64_t r = rows.first; r < rows.last; ++r)
+      activate_row(s.layer + r * n_.U, {w_.scale_layer, w_.shift_layer}, s_.act + r * n_.U);
   }
 
   void stats(const Step& s) const {

@@ -81,7 +81,7 @@ class GruRssmCoreBackward {
   GruRssmCoreBackward(const GruRssmSizes& n, const GruRssmWeights& w, const GruRssmPackedBackward<T, O>& packed,
                       int64_t rows, Team team, const Scratch& s, const Norms& d_norms)
       : n_(n), w_(w), packed_(packed), rows_(rows), team_(team), s_(s), d_norms_(d_norms), eps_(static_cast<T>(w.eps)),
-        wide_(w.gates() * n.D) {}
+        wide_(gates_of(w.cell) * n.D) {}
 
   // Before the last step.
   void start() {
@@ -156,7 +156,8 @@ class GruRssmCoreBackward {
     const Range rows = team_.range(rows_);
     for (int64_t r = rows.first; r < rows.last; ++r) {
       T* d_pre = s.d_layer + r * U;
-      layer_backward(s.layer + r * U, w_.n_layer, s_.d_act + r * U, d_pre, s.act + r * U, d_norms_.layer);
+      layer_backward(s.layer + r * U, {w_.scale_layer, w_.shift_layer}, s_.d_act + r * U, d_pre, s.act + r * U,
+                     d_norms_.layer);
       convert(U, d_pre, s_.o_layer + r * U);
     }
   }
@@ -239,12 +240,12 @@ class GruRssmCoreBackward {
 
   void norm_gates(const Step& s) const {
     const int64_t D = n_.D;
-    const T bias = static_cast<T>(w_.update_bias);
+    const T bias = static_cast<T>(kUpdateBias);
     const Range rows = team_.range(rows_);
     for (int64_t r = rows.first; r < rows.last; ++r) {
       const T *pre = s.gates + r * wide_, *h = s.past_h + r * D;
       T *gate = s_.normal + r * wide_, *d_gate = s_.d_normal + r * wide_, *d_h = s_.d_deter + r * D;
-      layer_row<Activation::none>(wide_, pre, w_.n_gates, eps_, gate);
+      layer_row<Activation::none>(wide_, pre, {w_.scale_gates, w_.shift_gates}, eps_, gate);
 #pragma omp simd
       for (int64_t i = 0; i < D; ++i) {
         const auto gates = block_gru_gates(gate[i], gate[D + i], gate[2 * D + i] + bias);
@@ -255,7 +256,8 @@ class GruRssmCoreBackward {
         d_h[i] = grads.h;
       }
       T* d_pre = s.d_gates + r * wide_;
-      layer_row_backward<Activation::none>(wide_, pre, w_.n_gates, eps_, d_gate, d_pre, gate, d_norms_.gates);
+      layer_row_backward<Activation::none>(wide_, pre, {w_.scale_gates, w_.shift_gates}, eps_, d_gate, d_pre, gate,
+                                           d_norms_.gates);
       keep_operand(wide_, d_pre, s_.o_gates + r * wide_);
     }
   }
@@ -288,7 +290,8 @@ class GruRssmCoreBackward {
     const Range rows = team_.range(rows_);
     for (int64_t r = rows.first; r < rows.last; ++r) {
       T* d_pre = s.d_input + r * U;
-      layer_backward(s.input + r * U, w_.n_input, s_.d_x + r * U, d_pre, s.x + r * U, d_norms_.input);
+      layer_backward(s.input + r * U, {w_.scale_input, w_.shift_input}, s_.d_x + r * U, d_pre, s.x + r * U,
+                     d_norms_.input);
       convert(U, d_pre, s_.o_input + r * U);
     }
   }

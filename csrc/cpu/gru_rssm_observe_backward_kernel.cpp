@@ -1,5 +1,6 @@
 #include "gru_rssm_core_backward.h"
 #include "primitives/weight_grads.h"
+#include "fastwm/params/gru_rssm.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -68,7 +69,7 @@ class ObserveBackward {
   }
 
   GruRssmStepBackward<T> step(int64_t t) const {
-    const int64_t D = n_.D, U = n_.U, Z = n_.Z(), wide = p_.w.gates() * D;
+    const int64_t D = n_.D, U = n_.U, Z = n_.Z(), wide = gates_of(p_.w.cell) * D;
     return {p_.is_first + base_,
             past_deter(t),
             at(p_.noise, n_.S),
@@ -83,9 +84,9 @@ class ObserveBackward {
             now(s_.past_h, D),
             now(s_.reset_h, D),
             now(s_.act, U),
-            now_in(p_.d_input, s_.d_input, U),
+            now_in(p_.d_input_in, s_.d_input, U),
             now(s_.d_gates, wide),
-            now_in(p_.d_layer, s_.d_layer, U),
+            now_in(p_.d_layer_in, s_.d_layer, U),
             now(s_.d_stats, n_.O())};
   }
 
@@ -105,15 +106,15 @@ class ObserveBackward {
     if (has_all_rows()) return;
     const Range rows = team_.range(rows_);
     const int64_t count = (rows.last - rows.first) * n_.U, first = rows.first * n_.U;
-    copy_rows(1, count, now(s_.d_input, n_.U) + first, 0, ptr<T>(p_.d_input) + base_ * n_.U + first, 0);
-    copy_rows(1, count, now(s_.d_layer, n_.U) + first, 0, ptr<T>(p_.d_layer) + base_ * n_.U + first, 0);
+    copy_rows(1, count, now(s_.d_input, n_.U) + first, 0, ptr<T>(p_.d_input_in) + base_ * n_.U + first, 0);
+    copy_rows(1, count, now(s_.d_layer, n_.U) + first, 0, ptr<T>(p_.d_layer_in) + base_ * n_.U + first, 0);
   }
 
   void weights(int64_t t, int64_t count) const {
-    const int64_t D = n_.D, U = n_.U, wide = p_.w.gates() * D;
+    const int64_t D = n_.D, U = n_.U, wide = gates_of(p_.w.cell) * D;
     const GruCell cell = p_.w.cell;
     const T* new_input = cell == GruCell::planet_gru ? s_.reset_h : s_.past_h;
-    const T *d_input = now_in(p_.d_input, s_.d_input, U), *d_layer = now_in(p_.d_layer, s_.d_layer, U);
+    const T *d_input = now_in(p_.d_input_in, s_.d_input, U), *d_layer = now_in(p_.d_layer_in, s_.d_layer, U);
     const T* deter = has_all_rows() ? at(p_.deter, D) : s_.deter;
     const GradProduct<T> products[] = {
         {1, 3 * D, U, s_.d_gates, wide, 0, s_.x, U, sums_ + at_.x},

@@ -1,4 +1,5 @@
 #include "gru_rssm_core.h"
+#include "fastwm/params/gru_rssm.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -27,9 +28,9 @@ void observe(const GruRssmObserve& p) {
                                     ptr<T>(p.input_in) + at * n.U,
                                     ptr<T>(p.layer_in) + at * n.U,
                                     ptr<T>(p.noise) + at * n.S,
-                                    saved(p.saved.input, n.U, scratch.input),
-                                    saved(p.saved.gates, p.w.gates() * n.D, scratch.gates),
-                                    saved(p.saved.layer, n.U, scratch.layer),
+                                    saved(p.input, n.U, scratch.input),
+                                    saved(p.gates, gates_of(p.w.cell) * n.D, scratch.gates),
+                                    saved(p.layer, n.U, scratch.layer),
                                     ptr<T>(p.deter) + at * n.D,
                                     ptr<T>(p.stoch) + at * n.Z(),
                                     ptr<T>(p.stats) + at * n.O()};

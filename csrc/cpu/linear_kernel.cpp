@@ -1,7 +1,7 @@
 #include "primitives/linear.h"
 #include "primitives/pack.h"
 #include "primitives/weight_grads.h"
-#include "fastwm/linear.h"
+#include "fastwm/params/linear.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {

@@ -1,6 +1,6 @@
 // Tiles of neighbouring lanes are brought into class-major order, [classes, kTile], where every loop is over
 // lanes and vectorises; classes are a handful.
-#include "fastwm/mdn.h"
+#include "fastwm/params/mdn.h"
 
 #include <stdlib.h>
 

@@ -1,4 +1,4 @@
-#include "fastwm/mdn_rnn_imagine.h"
+#include "fastwm/params/mdn_rnn_imagine.h"
 
 #include <sched.h>
 #include <time.h>

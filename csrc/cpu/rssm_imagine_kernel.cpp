@@ -1,7 +1,7 @@
+#include "actor_rows.h"
 #include "block_gru_forward.h"
-#include "latent_rows.h"
 #include "primitives/linear.h"
-#include "fastwm/rssm_imagine.h"
+#include "fastwm/params/rssm_imagine.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {
@@ -10,7 +10,7 @@ constexpr int64_t kEmbeddings = 3;  // of the deter, the stoch and the action
 
 inline BlockGruSizes core_sizes(const RssmSizes& n) { return {n.T, n.B, n.D, n.U, kEmbeddings, n.G}; }
 inline BlockGruWeights core_weights(const RssmImagine& p) {
-  return {p.deter.w, p.own, p.embeds, p.gates, p.deter.bias, p.b_gates, p.deter.norm, p.n_hidden};
+  return {p.w_deter, p.w_own, p.w_embeds, p.w_gates, p.b_deter, p.b_gates, p.n_deter, p.n_hidden};
 }
 
 // T is what sums, norms and the state are in, O what products multiply.
@@ -30,9 +30,9 @@ struct Weights {
   static_assert(7 + 3 * (1 + kMaxReadouts) <= Packings<O>::kMost);
 
   explicit Weights(const RssmImagine& p) : gru(core_sizes(p.n), core_weights(p), packings), p_(p) {
-    add(action, p.action.w, 1, p.A(), p.n.U);
+    add(action, p.w_action, 1, p.A, p.n.U);
     add(prior, p.prior);
-    for (int64_t i = 0; i < p.n_readouts; ++i) add(readouts[i], p.readouts[i].n);
+    for (int64_t i = 0; i < p.n_readouts; ++i) add(readouts[i], p.readouts[i].net);
   }
   Weights(const Weights&) = delete;
 
@@ -40,15 +40,15 @@ struct Weights {
     packings.place(arena);
     stoch = arena.take<T>(p_.n.Z() * p_.n.U);
     prior.stoch = nullptr;
-    for (int64_t i = 0; i < p_.n_readouts; ++i) readouts[i].stoch = arena.take<T>(p_.n.Z() * p_.readouts[i].n.U());
+    for (int64_t i = 0; i < p_.n_readouts; ++i) readouts[i].stoch = arena.take<T>(p_.n.Z() * p_.readouts[i].net.U);
   }
   void pack(int threads) const {
     const int64_t Z = p_.n.Z();
     packings.pack(threads);
-    pack_rows(p_.stoch.w, 0, Z, p_.n.U, stoch);
+    pack_rows(p_.w_stoch, 0, Z, p_.n.U, stoch);
     for (int64_t i = 0; i < p_.n_readouts; ++i) {  // which read [deter, stoch]
-      const MlpLayers& n = p_.readouts[i].n;
-      pack_rows(n.first.w, n.D, Z, n.U(), readouts[i].stoch);
+      const MlpLayers& net = p_.readouts[i].net;
+      pack_rows(net.w, net.K - Z, Z, net.U, readouts[i].stoch);
     }
   }
 
@@ -58,9 +58,9 @@ struct Weights {
     packings.add(packed, w);
   }
   void add(MlpWeights<T, O>& w, const MlpLayers& n) {
-    add(w.first, n.first.w, 1, n.D, n.U());
-    add(w.rest, n.rest.w, n.rest.count, n.U(), n.U());
-    add(w.out, n.out, 1, n.U(), n.O);
+    add(w.first, n.w, 1, p_.n.D, n.U);
+    add(w.rest, n.ws, n.L, n.U, n.U);
+    add(w.out, n.w_out, 1, n.U, n.O);
   }
 
   const RssmImagine& p_;
@@ -86,7 +86,7 @@ struct Scratch {
     gru.place(arena, core_sizes(p.n), rows, 1);
     act = arena.take<O>(rows * widest);
     pre = arena.take<T>(rows * widest);
-    scaled = arena.take<O>(rows * p.A());
+    scaled = arena.take<O>(rows * p.A);
     index = arena.take<int64_t>(p.n.S);
     counts = arena.take<int64_t>(rows);
     places = arena.take<int32_t>(rows * places_of(p.n));
@@ -100,7 +100,7 @@ class Imagine {
   Imagine(const RssmImagine& p, const Weights<T, O>& w, int64_t first_row, int64_t rows, const Scratch<T, O>& s,
           Stop& stop)
       : p_(p), n_(p.n), w_(w), row0_(first_row), rows_(rows), s_(s), stop_(stop), eps_(p.eps),
-        gru_(core_sizes(p.n), core_weights(p), w.gru, rows, kAlone, s.gru, p.update_bias, p.eps) {}
+        gru_(core_sizes(p.n), core_weights(p), w.gru, rows, kAlone, s.gru, kUpdateBias, p.eps) {}
 
   void run() {
     convert(rows_ * n_.D, at(p_.deter0, 0, n_.D), s_.gru.h);
@@ -110,11 +110,11 @@ class Imagine {
       find_latents(t);
       for (int64_t i = 0; i < p_.n_readouts; ++i) {
         const Readout& head = p_.readouts[i];
-        mlp(head.n, w_.readouts[i], t, head.pre, at(head.y, t, head.n.O));
+        mlp(head.net, w_.readouts[i], t, head.pre, at(head.y, t, head.net.O));
       }
-      if (!p_.given) act(t);
+      if (!p_.action) act(t);
       if (t == n_.T) return;
-      scale(p_.given ? at(p_.given, t, p_.A()) : at(p_.actions, t, p_.A()));
+      scale(at(p_.action ? p_.action : p_.actions, t, p_.A));
       embed();
       core(t);
       prior(t);
@@ -147,16 +147,16 @@ class Imagine {
 
   // All layers and the output of an MLP that reads the state; `saved` [count, H + 1, N, U] or null.
   void mlp(const MlpLayers& n, const MlpWeights<T, O>& w, int64_t t, void* saved, T* y) const {
-    const int64_t U = n.U();
-    for (int64_t i = 0; i < n.count(); ++i) {
+    const int64_t U = n.U;
+    for (int64_t i = 0; i <= n.L; ++i) {
       T* pre = saved ? at(saved, i * (n_.T + 1) + t, U) : s_.pre;
       if (i == 0) {
-        linear(rows_, s_.gru.h, n_.D, w.first, 0, ptr<T>(n.first.bias), pre, U);
+        linear(rows_, s_.gru.h, n_.D, w.first, 0, ptr<T>(n.b), pre, U);
         if (w.stoch) add_latents(w.stoch, U, pre, U);
-        norm(U, pre, ptr<T>(n.first.norm), s_.act);
+        norm(U, pre, ptr<T>(n.norm), s_.act);
       } else {
-        linear(rows_, s_.act, U, w.rest, i - 1, ptr<T>(n.rest.bias) + (i - 1) * U, pre, U);
-        norm(U, pre, ptr<T>(n.rest.norm) + (i - 1) * U, s_.act);
+        linear(rows_, s_.act, U, w.rest, i - 1, ptr<T>(n.bs) + (i - 1) * U, pre, U);
+        norm(U, pre, ptr<T>(n.norms) + (i - 1) * U, s_.act);
       }
     }
     linear(rows_, s_.act, U, w.out, 0, ptr<T>(n.b_out), y, n.O);
@@ -165,35 +165,16 @@ class Imagine {
   // The actor is the first readout.
   void act(int64_t t) const {
     const Readout& actor = p_.readouts[0];
-    const int64_t outputs = actor.n.O;
-    int64_t draws = 0;
-    for (int64_t i = 0; i < p_.n_heads; ++i) draws += p_.head(i).count;
+    const int64_t outputs = actor.net.O;
     for (int64_t r = 0; r < rows_; ++r)
-      sample_action(at(actor.y, t, outputs) + r * outputs, at(p_.noise, t, draws) + r * draws,
-                    at(p_.actions, t, p_.A()) + r * p_.A());
+      policy_row(p_, static_cast<T>(p_.policy_unimix), at(actor.y, t, outputs) + r * outputs,
+                 at(p_.noise, t, p_.draws) + r * p_.draws, at(p_.actions, t, p_.A) + r * p_.A);
   }
 
   void scale(const T* actions) const {
-    for (int64_t a = 0; a < rows_ * p_.A(); ++a) {
+    for (int64_t a = 0; a < rows_ * p_.A; ++a) {
       const T size = actions[a] < 0 ? -actions[a] : actions[a];
       narrow(actions[a] / (size > 1 ? size : 1), s_.scaled[a]);
-    }
-  }
-
-  void sample_action(const T* out, const T* noise, T* action) const {
-    for (int64_t i = 0; i < p_.n_heads; ++i) {
-      const ActionHead head = p_.head(i);
-      if (head.classes > 0) {
-        for (int64_t k = 0; k < head.count; ++k) {
-          int64_t index;
-          const int64_t at = k * head.classes;
-          sample_row(1, head.classes, out + at, static_cast<T>(p_.policy_unimix), noise + k, action + at, &index);
-        }
-      } else {
-        for (int64_t k = 0; k < head.count; ++k)
-          action[k] = vtanh(out[k]) + (T(0.9) * vsigmoid(out[head.count + k] + 2) + T(0.1)) * noise[k];
-      }
-      out += head.outputs(), noise += head.count, action += head.width();
     }
   }
 
@@ -201,12 +182,12 @@ class Imagine {
     const int64_t U = n_.U, X = kEmbeddings * U;
     T *stoch = s_.gru.embeds + U, *action = stoch + U;
     gru_.embed_carry({0, w_.gru.carry.tasks()});
-    rms_silu(rows_, U, s_.gru.carry, U, ptr<T>(p_.deter.norm), eps_, s_.gru.x, X);
-    copy_rows(rows_, U, ptr<T>(p_.stoch.bias), 0, stoch, X);
+    rms_silu(rows_, U, s_.gru.carry, U, ptr<T>(p_.n_deter), eps_, s_.gru.x, X);
+    copy_rows(rows_, U, ptr<T>(p_.b_stoch), 0, stoch, X);
     add_latents(w_.stoch, U, stoch, X);
-    rms_silu(rows_, U, stoch, X, ptr<T>(p_.stoch.norm), eps_, s_.gru.x + U, X);
-    linear(rows_, s_.scaled, p_.A(), w_.action, 0, ptr<T>(p_.action.bias), action, X);
-    rms_silu(rows_, U, action, X, ptr<T>(p_.action.norm), eps_, s_.gru.x + 2 * U, X);
+    rms_silu(rows_, U, stoch, X, ptr<T>(p_.n_stoch), eps_, s_.gru.x + U, X);
+    linear(rows_, s_.scaled, p_.A, w_.action, 0, ptr<T>(p_.b_action), action, X);
+    rms_silu(rows_, U, action, X, ptr<T>(p_.n_action), eps_, s_.gru.x + 2 * U, X);
   }
 
   void core(int64_t t) const {
@@ -218,10 +199,10 @@ class Imagine {
 
   void prior(int64_t t) const {
     const int64_t Z = n_.Z();
-    mlp(p_.prior, w_.prior, t, nullptr, at(p_.all_logits, t, Z));
+    mlp(p_.prior, w_.prior, t, nullptr, at(p_.logits, t, Z));
     for (int64_t r = 0; r < rows_; ++r)
-      sample_row(n_.S, n_.C, at(p_.all_logits, t, Z) + r * Z, static_cast<T>(p_.unimix),
-                 at(p_.uniform, t, n_.S) + r * n_.S, at(p_.stochs, t + 1, Z) + r * Z, s_.index);
+      sample_row(n_.S, n_.C, at(p_.logits, t, Z) + r * Z, static_cast<T>(p_.unimix), at(p_.uniform, t, n_.S) + r * n_.S,
+                 at(p_.stochs, t + 1, Z) + r * Z, s_.index);
   }
 
   const RssmImagine& p_;
@@ -242,8 +223,8 @@ void imagine(const RssmImagine& p) {
   const Arena arena([&](Arena& a) { weights.place(a); });
   weights.pack(threads);
   int64_t widest = p.n.D;
-  for (int64_t width : {p.n.U, p.prior.U()}) widest = width > widest ? width : widest;
-  for (int64_t i = 0; i < p.n_readouts; ++i) widest = p.readouts[i].n.U() > widest ? p.readouts[i].n.U() : widest;
+  for (int64_t width : {p.n.U, p.prior.U}) widest = width > widest ? width : widest;
+  for (int64_t i = 0; i < p.n_readouts; ++i) widest = p.readouts[i].net.U > widest ? p.readouts[i].net.U : widest;
   Stop stop;
   for_each_part(p.n.B, weights.packings.weights(), threads, [&](int64_t first, int64_t rows) {
     const Scratch<T, O> scratch(p, rows, widest);

@@ -1,6 +1,6 @@
 #include "block_gru_backward.h"
 #include "latent_rows.h"
-#include "fastwm/rssm_observe.h"
+#include "fastwm/params/rssm_observe.h"
 
 namespace fastwm::FASTWM_ISA {
 namespace {

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "primitives/norms.h"
-#include "fastwm/scans.h"
+#include "fastwm/params/scans.h"
 #include "math/gru.h"
 #include "math/lstm.h"
 #include "math/planet_gru.h"

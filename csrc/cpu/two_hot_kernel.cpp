@@ -59,11 +59,12 @@ void loss(const TwoHotLoss& p) {
     const A most = at.load(static_cast<const T*>(p.logits) + row * p.bins);
     const A logsumexp = most + vlog(at.exponentials(most));
     A loss = 0, undefined = 0;  // NaN where a target is
-    for (int m = 0; m < kMaxTargets && p.target[m]; ++m) {
-      const A target = static_cast<const A*>(p.target[m])[row];
+    for (int m = 0; m < kMaxTargets && target_of(p, m); ++m) {
+      const A target = static_cast<const A*>(target_of(p, m))[row];
       const TwoHot<A> hot = two_hot(target, static_cast<const A*>(p.edges), p.bins);
       const A below = logsumexp - at.x[hot.below], above = logsumexp - at.x[hot.above];
-      loss += static_cast<A>(p.share[m]) * (hot.weight == 0 ? below : (1 - hot.weight) * below + hot.weight * above);
+      loss +=
+          static_cast<A>(share_of(p, m)) * (hot.weight == 0 ? below : (1 - hot.weight) * below + hot.weight * above);
       undefined += 0 * hot.weight;
     }
     static_cast<A*>(p.loss)[row] = loss;
@@ -79,12 +80,12 @@ void loss_backward(const TwoHotLossBackward& p) {
     T* d_x = static_cast<T*>(p.d_logits) + row * p.bins;
     const A grad = static_cast<const A*>(p.grad)[row];
     at.load(static_cast<const T*>(p.logits) + row * p.bins);
-    const A all = grad * static_cast<A>(p.share[0] + (p.target[1] ? p.share[1] : 0));
+    const A all = grad * static_cast<A>(1 + (p.second_target ? p.second_weight : 0));
     at.exponentials(static_cast<const A*>(p.logsumexp)[row], all);
-    for (int m = 0; m < kMaxTargets && p.target[m]; ++m) {
-      const A target = static_cast<const A*>(p.target[m])[row];
+    for (int m = 0; m < kMaxTargets && target_of(p, m); ++m) {
+      const A target = static_cast<const A*>(target_of(p, m))[row];
       const TwoHot<A> hot = two_hot(target, static_cast<const A*>(p.edges), p.bins);
-      const A share = grad * static_cast<A>(p.share[m]);
+      const A share = grad * static_cast<A>(share_of(p, m));
       at.y[hot.below] -= share * (1 - hot.weight);
       at.y[hot.above] -= share * hot.weight;
     }

@@ -8,21 +8,21 @@
 namespace fastwm::cuda {
 namespace {
 
-template <typename Cell, typename G, typename C>
-__global__ void __launch_bounds__(kThreads) pointwise(Cells p) {
+template <typename Cell, typename G, typename C, typename Params>
+__global__ void __launch_bounds__(kThreads) pointwise(Params p) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= p.rows * p.width) return;
   const bool is_small = (i >> 32) == 0 && (p.width >> 32) == 0;  // a 64-bit division costs ten times as much
   const int64_t row = is_small ? static_cast<uint32_t>(i) / static_cast<uint32_t>(p.width) : i / p.width;
-  element<Cell, G, C>(p, row, i - row * p.width);
+  Cell::run(p, Element<G, C>{row, i - row * p.width, p.width});
 }
 
-template <typename Cell>
-const char* run(const Cells& p, void* stream) {
+template <typename Cell, typename Params>
+const char* run(const Params& p, void* stream) {
   const unsigned blocks = blocks_for(p.rows * p.width);
   if (blocks == 0) return nullptr;
   dispatch(p, [&](auto g, auto c) {
-    pointwise<Cell, decltype(g), decltype(c)><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(p);
+    pointwise<Cell, decltype(g), decltype(c), Params><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(p);
   });
   return launch_error();
 }
@@ -60,7 +60,7 @@ __device__ __forceinline__ void block_sums(A& x, A& y) {
 }
 
 template <typename G, typename C>
-__global__ void __launch_bounds__(kThreads) layernorm_forward(LayerNormGru p) {
+__global__ void __launch_bounds__(kThreads) layernorm_forward(LayernormGruGates p) {
   using A = accumulate_t<C>;
   const int64_t row = blockIdx.x, D = p.width, wide = 3 * D;
   const G* gates = static_cast<const G*>(p.gates) + row * wide;
@@ -84,13 +84,13 @@ __global__ void __launch_bounds__(kThreads) layernorm_forward(LayerNormGru p) {
       sums[k] = norm_gate(widen(gates[k * D + j]), mean, rstd, widen(weight[k * D + j]), widen(bias[k * D + j])).value;
     const auto y = block_gru_gates(sums[0], sums[1], sums[2] + update_bias);
     const A h = widen(static_cast<const C*>(p.h)[row * D + j]);
-    narrow(mix(y.update, y.cand, h), static_cast<C*>(p.out)[row * D + j]);
+    narrow(mix(y.update, y.cand, h), static_cast<C*>(p.y)[row * D + j]);
   }
 }
 
 // Every thread owns the same columns of all rows of its chunk, so that its sums need no synchronisation.
 template <typename G, typename C>
-__global__ void __launch_bounds__(kThreads) layernorm_backward(LayerNormGruBackward p) {
+__global__ void __launch_bounds__(kThreads) layernorm_backward(LayernormGruGatesBackward p) {
   using A = accumulate_t<C>;
   const int64_t D = p.width, wide = 3 * D;
   const int64_t first = blockIdx.x * p.rows / p.chunks, end = (blockIdx.x + 1) * p.rows / p.chunks;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) layernorm_backward(LayerNormGruBackw
     A sum = 0, dot = 0;
 #pragma unroll 1
     for (int64_t j = threadIdx.x; j < D; j += kThreads) {
-      const A grad = widen(static_cast<const C*>(p.grad)[row * D + j]);
+      const A grad = widen(static_cast<const C*>(p.g_y)[row * D + j]);
       NormedGate<A> sums[3];
 #pragma unroll
       for (int k = 0; k < 3; ++k)
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kThreads) layernorm_backward(LayerNormGruBackw
 }
 
 template <typename C>
-__global__ void __launch_bounds__(kThreads) sum_chunks(LayerNormGruBackward p) {
+__global__ void __launch_bounds__(kThreads) sum_chunks(LayernormGruGatesBackward p) {
   using A = accumulate_t<C>;
   const int64_t wide = 3 * p.width, j = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (j >= wide) return;
@@ -157,22 +157,28 @@ __global__ void __launch_bounds__(kThreads) sum_chunks(LayerNormGruBackward p) {
 
 }  // namespace
 
-const char* gru_kernel(const Cells& p, void* stream) { return run<Gru>(p, stream); }
-const char* gru_backward_kernel(const Cells& p, void* stream) { return run<GruBackward>(p, stream); }
-const char* block_gru_kernel(const Cells& p, void* stream) { return run<BlockGru>(p, stream); }
-const char* block_gru_backward_kernel(const Cells& p, void* stream) { return run<BlockGruBackward>(p, stream); }
-const char* planet_reset_kernel(const Cells& p, void* stream) { return run<PlanetReset>(p, stream); }
-const char* planet_reset_backward_kernel(const Cells& p, void* stream) { return run<PlanetResetBackward>(p, stream); }
-const char* planet_update_kernel(const Cells& p, void* stream) { return run<PlanetUpdate>(p, stream); }
-const char* planet_update_backward_kernel(const Cells& p, void* stream) { return run<PlanetUpdateBackward>(p, stream); }
-const char* lstm_kernel(const Cells& p, void* stream) {
+const char* gru_gates_kernel(const GruCells& p, void* stream) { return run<Gru>(p, stream); }
+const char* gru_gates_backward_kernel(const GruCellsBackward& p, void* stream) { return run<Gru>(p, stream); }
+const char* block_gru_gates_kernel(const BlockGruCells& p, void* stream) { return run<BlockGru>(p, stream); }
+const char* block_gru_gates_backward_kernel(const BlockGruCellsBackward& p, void* stream) {
+  return run<BlockGru>(p, stream);
+}
+const char* planet_gru_reset_kernel(const PlanetGruReset& p, void* stream) { return run<PlanetGru>(p, stream); }
+const char* planet_gru_reset_backward_kernel(const PlanetGruResetBackward& p, void* stream) {
+  return run<PlanetGru>(p, stream);
+}
+const char* planet_gru_update_kernel(const PlanetGruUpdate& p, void* stream) { return run<PlanetGru>(p, stream); }
+const char* planet_gru_update_backward_kernel(const PlanetGruUpdateBackward& p, void* stream) {
+  return run<PlanetGru>(p, stream);
+}
+const char* lstm_gates_kernel(const LstmCells& p, void* stream) {
   return p.ijfo ? run<Lstm<true>>(p, stream) : run<Lstm<false>>(p, stream);
 }
-const char* lstm_backward_kernel(const Cells& p, void* stream) {
-  return p.ijfo ? run<LstmBackward<true>>(p, stream) : run<LstmBackward<false>>(p, stream);
+const char* lstm_gates_backward_kernel(const LstmCellsBackward& p, void* stream) {
+  return p.ijfo ? run<Lstm<true>>(p, stream) : run<Lstm<false>>(p, stream);
 }
 
-const char* layernorm_gru_kernel(const LayerNormGru& p, void* stream) {
+const char* layernorm_gru_gates_kernel(const LayernormGruGates& p, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   dispatch(p, [&](auto g, auto c) {
     layernorm_forward<decltype(g), decltype(c)><<<static_cast<unsigned>(p.rows), kThreads, 0, on>>>(p);
@@ -180,7 +186,7 @@ const char* layernorm_gru_kernel(const LayerNormGru& p, void* stream) {
   return launch_error();
 }
 
-const char* layernorm_gru_backward_kernel(const LayerNormGruBackward& p, void* stream) {
+const char* layernorm_gru_gates_backward_kernel(const LayernormGruGatesBackward& p, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   dispatch(p, [&](auto g, auto c) {
     layernorm_backward<decltype(g), decltype(c)><<<static_cast<unsigned>(p.chunks), kThreads, 0, on>>>(p);

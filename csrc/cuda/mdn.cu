@@ -2,7 +2,7 @@
 // threads read neighbouring classes' runs, so every sector that is fetched is used, by way of L1.
 #include "common.cuh"
 
-#include "fastwm/mdn.h"
+#include "fastwm/params/mdn.h"
 
 namespace fastwm::cuda {
 namespace {

@@ -4,7 +4,7 @@
 #include "reduce.cuh"
 
 #include "fastwm/mdn.h"
-#include "fastwm/mdn_rnn_imagine.h"
+#include "fastwm/params/mdn_rnn_imagine.h"
 #include "fastwm/philox.h"
 #include "math/lstm.h"
 

@@ -318,9 +318,9 @@ Observe<T, O> arrange(const RssmObserve& p, Scratch& scratch) {
     scratch.take(*w);
   scratch.take(a.gather);
   a.multiplied = scratch.take<O>(n.B * n.D);
-  a.kept = p.gru.saved.embeds ? 1 : 0;
-  a.embeds_raw = a.kept ? static_cast<T*>(p.gru.saved.embeds) : scratch.take<T>(n.B * 2 * n.U);
-  a.hidden_raw = a.kept ? static_cast<T*>(p.gru.saved.hidden) : scratch.take<T>(n.B * n.D);
+  a.kept = p.gru.embeds ? 1 : 0;
+  a.embeds_raw = a.kept ? static_cast<T*>(p.gru.embeds) : scratch.take<T>(n.B * 2 * n.U);
+  a.hidden_raw = a.kept ? static_cast<T*>(p.gru.hidden) : scratch.take<T>(n.B * n.D);
   a.post_raw = a.kept ? static_cast<T*>(p.post) : scratch.take<T>(n.B * n.U);
   for (T** sums : {&a.embed_sums[0], &a.embed_sums[1], &a.post_sums}) *sums = scratch.take<T>(n.B * tiles);
   a.hidden_sums = scratch.take<T>(n.B * n.G * a.own.tiles());

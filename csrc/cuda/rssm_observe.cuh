@@ -23,8 +23,8 @@ struct Observe {
   }
   __device__ bool first(int64_t t, int64_t row) const { return p.gru.is_first[t * p.n.B + row]; }
   __device__ void keep_gate(int64_t at, T x) const {
-    if (p.compact) narrow(static_cast<float>(x), static_cast<bf16*>(p.gru.saved.gates)[at]);
-    else static_cast<T*>(p.gru.saved.gates)[at] = x;
+    if (p.compact) narrow(static_cast<float>(x), static_cast<bf16*>(p.gru.gates)[at]);
+    else static_cast<T*>(p.gru.gates)[at] = x;
   }
   __device__ T* embeds_at(int64_t t) const { return embeds_raw + kept * t * p.n.B * 2 * p.n.U; }
   __device__ T* hidden_at(int64_t t) const { return hidden_raw + kept * t * p.n.B * p.n.D; }

@@ -35,9 +35,9 @@ class ClusterSteps {
   static bool fits(const RssmObserve& p) {
     const RssmSizes& n = p.n;
     return n.G == kClusterBlocks && n.J() == J && n.U == U && n.S == S && n.C == C && n.B * 3 * D <= INT32_MAX &&
-           (p.compact || !p.gru.saved.gates) &&
-           fits_pieces({p.gru.hidden_in, p.gru.h, p.post_in, p.logits, p.gru.saved.embeds, p.gru.saved.hidden, p.post,
-                        p.gru.w.b_gates});
+           (p.compact || !p.gru.gates) &&
+           fits_pieces(
+               {p.gru.hidden_in, p.gru.h, p.post_in, p.logits, p.gru.embeds, p.gru.hidden, p.post, p.gru.w.b_gates});
   }
 
   __device__ ClusterSteps(const Observe<float, bf16>& a, Shared& shared)
@@ -162,7 +162,7 @@ class ClusterSteps {
       const int i = 2 * half;
       write_pair(static_cast<float*>(a_.p.gru.h) + t * B_ * D + place(rows, half), before_[i], before_[i + 1]);
       if (!a_.kept) continue;
-      bf16* kept = static_cast<bf16*>(a_.p.gru.saved.gates) + t * B_ * 3 * D;
+      bf16* kept = static_cast<bf16*>(a_.p.gru.gates) + t * B_ * 3 * D;
       kept += row(rows, half) * 3 * D + 3 * g_ * J + column_;
       keep_pair(kept, reset[i], reset[i + 1]);
       keep_pair(kept + J, sums[1][i], sums[1][i + 1]);

@@ -3,7 +3,7 @@
 
 #include "rssm_rows.cuh"
 
-#include "fastwm/scans.h"
+#include "fastwm/params/scans.h"
 #include "math/block_gru.h"
 #include "math/gru.h"
 #include "math/lstm.h"

@@ -5,7 +5,7 @@
 #include "common.cuh"
 #include "mma.cuh"
 
-#include "fastwm/rssm_observe.h"
+#include "fastwm/params/rssm_observe.h"
 
 #include <initializer_list>
 #include <type_traits>

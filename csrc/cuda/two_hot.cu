@@ -31,11 +31,11 @@ __global__ void __launch_bounds__(kThreads) loss(TwoHotLoss p) {
   const A logsumexp = most + vlog(group_sum<kWarp>(sum));
   if (lane != 0) return;
   A loss = 0, undefined = 0;  // NaN where a target is
-  for (int m = 0; m < kMaxTargets && p.target[m]; ++m) {
-    const A target = static_cast<const A*>(p.target[m])[row];
+  for (int m = 0; m < kMaxTargets && target_of(p, m); ++m) {
+    const A target = static_cast<const A*>(target_of(p, m))[row];
     const TwoHot<A> hot = two_hot(target, static_cast<const A*>(p.edges), p.bins);
     const A below = logsumexp - widen(x[hot.below]), above = logsumexp - widen(x[hot.above]);
-    loss += static_cast<A>(p.share[m]) * (hot.weight == 0 ? below : (1 - hot.weight) * below + hot.weight * above);
+    loss += static_cast<A>(share_of(p, m)) * (hot.weight == 0 ? below : (1 - hot.weight) * below + hot.weight * above);
     undefined += 0 * hot.weight;
   }
   static_cast<A*>(p.loss)[row] = loss;
@@ -51,16 +51,17 @@ __global__ void __launch_bounds__(kThreads) loss_backward(TwoHotLossBackward p) 
   T* d_x = static_cast<T*>(p.d_logits) + row * p.bins;
   const A grad = static_cast<const A*>(p.grad)[row];
   const A logsumexp = static_cast<const A*>(p.logsumexp)[row];
-  const A all = static_cast<A>(p.share[0] + (p.target[1] ? p.share[1] : 0));
+  const A all = static_cast<A>(1 + (p.second_target ? p.second_weight : 0));
   TwoHot<A> hot[kMaxTargets] = {};
 #pragma unroll
   for (int m = 0; m < kMaxTargets; ++m)
-    if (p.target[m]) hot[m] = two_hot(static_cast<const A*>(p.target[m])[row], static_cast<const A*>(p.edges), p.bins);
+    if (target_of(p, m))
+      hot[m] = two_hot(static_cast<const A*>(target_of(p, m))[row], static_cast<const A*>(p.edges), p.bins);
   for (int64_t k = threadIdx.x % kWarp; k < p.bins; k += kWarp) {
     A d = all * vexp_normal(widen(x[k]) - logsumexp);
 #pragma unroll
     for (int m = 0; m < kMaxTargets; ++m) {
-      const A share = p.target[m] ? static_cast<A>(p.share[m]) : 0;
+      const A share = target_of(p, m) ? static_cast<A>(share_of(p, m)) : 0;
       if (k == hot[m].below) d -= share * (1 - hot[m].weight);
       if (k == hot[m].above) d -= share * hot[m].weight;
     }

@@ -42,22 +42,15 @@ void laprop_step_(std::vector<Tensor> params, std::vector<Tensor> grads, std::ve
   if (tensors.empty()) return;
   const int64_t size = 2 * chunks;
   Tensor squares = empty_dense(first, {&size, 1}, ScalarType::Double);
-  const LaProp p{dtype_of(first),
-                 tensors.data(),
-                 static_cast<int64_t>(tensors.size()),
-                 chunks,
-                 step,
-                 step_at ? static_cast<const int64_t*>(step_at->const_data_ptr()) : nullptr,
-                 lr,
-                 lr_at ? static_cast<const float*>(lr_at->const_data_ptr()) : nullptr,
-                 apply_at ? static_cast<const bool*>(apply_at->const_data_ptr()) : nullptr,
-                 beta1,
-                 beta2,
-                 eps,
-                 agc,
-                 pmin,
-                 warmup,
-                 static_cast<double*>(squares.mutable_data_ptr())};
+  LaProp p{};
+  p.dtype = dtype_of(first);
+  p.tensors = tensors.data(), p.tensor_count = tensors.size(), p.chunks = chunks;
+  p.step = step, p.lr = lr, p.warmup = warmup;
+  p.step_at = step_at ? static_cast<const int64_t*>(step_at->const_data_ptr()) : nullptr;
+  p.lr_at = lr_at ? static_cast<const float*>(lr_at->const_data_ptr()) : nullptr;
+  p.apply_at = apply_at ? static_cast<const bool*>(apply_at->const_data_ptr()) : nullptr;
+  p.beta1 = beta1, p.beta2 = beta2, p.eps = eps, p.agc = agc, p.pmin = pmin;
+  p.squares = static_cast<double*>(squares.mutable_data_ptr());
   kernel(p, first.get_device_index());
 }
 

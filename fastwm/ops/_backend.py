@@ -1,7 +1,7 @@
 """Which backend serves a call, and how an operator is registered: everything that operators share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -168,6 +168,23 @@ def check_alike(**tensors: Tensor) -> None:
         raise ValueError(f"expected floating-point tensors, got {', '.join(tensors)} of {first.dtype}")
 
 
+def check_tensor(name: str, x: Tensor, shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> None:
+    """Raises ValueError unless x has this shape, the device of `like`, and this dtype; without one, a floating one."""
+    fits = x.dtype == dtype if dtype else x.dtype.is_floating_point
+    if x.shape != shape or x.device != like.device or not fits:
+        raise ValueError(
+            f"expected {name} {list(shape)} {dtype or 'floating-point'} on {like.device}, "
+            f"got {list(x.shape)} {x.dtype} on {x.device}"
+        )
+
+
+def check_dims(**tensors: tuple[Tensor, str]) -> None:
+    """Raises ValueError unless each has as many dimensions as its shape, such as `[T, B, E]`."""
+    for name, (x, shape) in tensors.items():
+        if x.dim() != shape.count(",") + 1:
+            raise ValueError(f"expected {name} {shape}, got {list(x.shape)}")
+
+
 Shapes = dict[str, tuple[Tensor | None, tuple[int, ...]]]
 
 
@@ -186,6 +203,15 @@ def check_shapes(name: str, like: Tensor, expected: Shapes, data: Shapes) -> Non
             half = {x.dtype, like.dtype} & {torch.bfloat16, torch.float16}
             remedy = "keep the module in float32 and use torch.autocast" if half else "convert one of them with .to()"
             raise ValueError(f"expected one dtype, got {name} {like.dtype} and {part} {x.dtype}: {remedy}")
+
+
+def layer_shapes(name: str, layer: Any, shape: tuple[int, ...]) -> Shapes:
+    """The shapes of a layer's parameters: its weight's, [out, in] or [G, in, out] in blocks, and its vectors' [out]."""
+    weight, *vectors = layer
+    out = shape[0] if len(shape) == 2 else shape[0] * shape[2]
+    needed = not layer._field_defaults
+    given = {f"{name}.{part}": (x, (out,)) for part, x in zip(layer._fields[1:], vectors) if needed or x is not None}
+    return {f"{name}.weight": (weight, shape), **given}
 
 
 def check_widths(**widths: int) -> None:

@@ -21,12 +21,21 @@ from fastwm.ops.declaration import (
     stars,
 )
 
-OPS, ENUMS = load()
+OPS, NAMES = load()
 
 
 def numbers(enum: str) -> dict[str, int]:
     """An enumeration's names and the numbers that operators take."""
-    return {name: i for i, name in enumerate(ENUMS[enum])}
+    return {name: i for i, name in enumerate(NAMES.enums[enum])}
+
+
+def lists(type: str, items: Iterable[Any]) -> list[list[Any]]:
+    """Things of a declared type as operators take them: a list for each of its members."""
+
+    def convert(kind: str, value: Any) -> Any:
+        return numbers(kind)[value] if kind in NAMES.enums else float(value) if kind == "float" else int(value)
+
+    return [[convert(each.kind, getattr(item, each.name)) for item in items] for each in NAMES.types[type]]
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -52,7 +61,7 @@ class _Expressions(ast.NodeTransformer):
     def __init__(self, op: Op) -> None:
         self.stars = stars(op)
         letters = {letter for _, new in op.bindings() for letter in new}
-        kinds = [ENUMS[x.kind] for x in op.inputs if x.kind in ENUMS]
+        kinds = [NAMES.enums[x.kind] for x in op.inputs if x.kind in NAMES.enums]
         self.numbers = {name: i for names in kinds for i, name in enumerate(names) if name not in letters}
 
     def __call__(self, text: str) -> str:
@@ -162,6 +171,47 @@ def fake(op: Op, functions: dict[str, Any]) -> Callable[..., Any]:
     lines += _letters(op, names)
     lines.append(f"return {', '.join(outputs)}" if outputs else "return None")
     return _make(f"fake_{op.name}", list(given), lines, **functions)
+
+
+def check(op: Op) -> Callable[..., None]:
+    """`check(*args)`: a ValueError for what the host in C++ would refuse, in the same words."""
+    like = next(x for x in op.tensors if not x.optional).name
+    write, lines = _Expressions(op), []
+    for x, new in op.bindings():
+        fixed = sum(not d.startswith("*") and not d.endswith("?") for d in x.shape)
+        most = fixed if fixed == len(x.shape) else "None"
+        lines += [f"_dims({op.name!r}, {x.text!r}, {x.name}, {fixed}, {most})", *_unpack(x, {*new})]
+    lines += [f"_dtypes({op.name!r}, {x.name!r}, {x.name}, {op.dtypes})" for x in op.dtype_bindings().values()]
+    for condition in op.conditions:
+        if condition.name:
+            lines.append(f"{condition.name} = {write(condition.expression)}")
+            continue
+        shown = sorted(names_in(condition.expression) & {*op.letters, *(x.name for x in op.inputs if not x.is_tensor)})
+        text = f"{op.name}: {condition.message or f'expected {condition.expression}'}"
+        got = f", got {', '.join(f'{name} = {{{name}}}' for name in shown)}" if shown else ""
+        lines.append(f"if not ({write(condition.expression)}): raise ValueError(f{text + got!r})")
+    for x in op.tensors:
+        lines.append(f"_fits({op.name!r}, {x.text!r}, {x.name}, {_shape(op, x.shape)}, {_dtype(op, x)}, {like})")
+    return _make(f"check_{op.name}", [x.name for x in op.inputs], lines, _dims=_dims, _dtypes=_dtypes, _fits=_fits)
+
+
+def _dims(op: str, text: str, x: torch.Tensor, fixed: int, most: int | None) -> None:
+    if x.dim() < fixed or (most is not None and x.dim() > most):
+        raise ValueError(f"{op}: expected {text}, got {list(x.shape)}")
+
+
+def _dtypes(op: str, name: str, x: torch.Tensor, allowed: Sequence[str]) -> None:
+    if str(x.dtype).removeprefix("torch.") not in allowed:
+        raise ValueError(f"{op}: expected {name} of {' or '.join(allowed)}, got {x.dtype}")
+
+
+def _fits(
+    op: str, text: str, x: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, like: torch.Tensor
+) -> None:
+    if x is not None and (x.shape != shape or x.dtype != dtype or x.device != like.device):
+        wanted, got = (f"{list(size)} {kind} on {on}" for size, kind, on in
+                       ((shape, dtype, like.device), (x.shape, x.dtype, x.device)))  # fmt: skip
+        raise ValueError(f"{op}: expected {text} = {wanted}, got {got}")
 
 
 def _is_differentiable(x: Value) -> bool:

@@ -4,11 +4,19 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import KERNEL_DTYPES, Operator, Shapes, bf16_products, check_shapes, check_widths, no_vmap
+from fastwm.ops._backend import (
+    KERNEL_DTYPES,
+    Operator,
+    Shapes,
+    bf16_products,
+    check_shapes,
+    check_widths,
+    layer_shapes,
+    no_vmap,
+)
 from fastwm.ops.cell_steps import in_dtype_of
 from fastwm.ops.linear import linear
 from fastwm.ops.norm_act import rms_norm_silu
-from fastwm.ops.rssm_observe import dense_shapes
 from fastwm.weights import BlockGRUWeights
 
 __all__ = ["BlockGRUWeights", "block_gru_scan"]
@@ -65,9 +73,9 @@ def block_gru_scan(
 def _of_inputs(
     inputs: tuple[Tensor, ...], h: Tensor, w: BlockGRUWeights, weight: Tensor, eps: float, bf16: bool
 ) -> Tensor:
-    """What the inputs add to the hidden layer, with its bias [T, B, D]; `weight` [G, I U, D/G]."""
+    """The part of the hidden layer that comes from the inputs, with its bias [T, B, D]; `weight` [G, I U, D/G]."""
     embeds = [
-        rms_norm_silu(linear(x.to(h.dtype), *layer[:2], bf16), layer.norm, eps)
+        rms_norm_silu(linear(x.to(h.dtype), layer.weight, layer.bias, bf16), layer.norm, eps)
         for x, layer in zip(inputs, w.embed_inputs)
     ]  # fmt: skip
     return linear(torch.cat(embeds, -1), weight, w.hidden[0].bias, bf16)
@@ -90,15 +98,15 @@ def _check(inputs: tuple[Tensor, ...], h: Tensor, w: BlockGRUWeights, is_first: 
     J = D // G
     data: Shapes = {} if is_first is None else {"is_first": (is_first, (T, B))}
     expected: Shapes = {
-        "h": (h, (B, D)), **dense_shapes("embed_carry", w.embed_carry, (U, D)),
-        "gates": (w.gates.weight, (G, J, 3 * J)), "gates.bias": (w.gates.bias, (3 * D,)),
+        "h": (h, (B, D)), **layer_shapes("embed_carry", w.embed_carry, (U, D)),
+        **layer_shapes("gates", w.gates, (G, J, 3 * J)),
     }  # fmt: skip
     for i, (x, layer) in enumerate(zip(inputs, w.embed_inputs)):
         data[f"input {i}"] = x, (T, B, layer.weight.shape[-1])
-        expected |= dense_shapes(f"embedding {i}", layer, (U, layer.weight.shape[-1]))
+        expected |= layer_shapes(f"embedding {i}", layer, (U, layer.weight.shape[-1]))
     for i, layer in enumerate(w.hidden):
         width = J if i else J + (1 + len(inputs)) * U
-        expected |= dense_shapes(f"hidden layer {i}", layer, (G, width, J), D)
+        expected |= layer_shapes(f"hidden layer {i}", layer, (G, width, J))
     check_shapes("h", h, expected, data)
     check_widths(h=D, units=U)
 

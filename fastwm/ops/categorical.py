@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Library, Operator, check_alike, select, vmap_rows
+from fastwm.ops._backend import Library, Operator, check_alike, check_tensor, select, vmap_rows
 from fastwm.ops._declared import wide
 
 _MOST_CLASSES = 4096  # of the kernels; plain PyTorch serves more
@@ -169,11 +169,7 @@ def _check(logits: Tensor, unimix: float, dims: int) -> None:
 
 
 def _check_uniform(uniform: Tensor, shape: torch.Size, logits: Tensor) -> Tensor:
-    if uniform.shape != shape or uniform.device != logits.device or not uniform.dtype.is_floating_point:
-        raise ValueError(
-            f"expected uniform {list(shape)}, floating-point, on {logits.device}, "
-            f"got {list(uniform.shape)} {uniform.dtype} {uniform.device}"
-        )
+    check_tensor("uniform", uniform, shape, logits)
     if uniform.requires_grad:
         raise ValueError("uniform requires grad, but a sample has no gradient with respect to it: detach it")
     return uniform

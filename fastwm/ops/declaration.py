@@ -21,6 +21,11 @@ DTYPES = ("bool", "int64", "int32", "float32", "wide")  # any other name is a le
 FLAGS = ("linear", "blocks", "raw", "zeros", "packed")
 
 
+SHARED = {"dtypes", "devices", "sizes", "types", "members", "run", "fields", "places", "header", "cpp", "python",
+          "params"}  # fmt: skip
+"""The options that a backward has from its forward."""
+
+
 class DeclarationError(ValueError):
     """A declaration that cannot be read."""
 
@@ -60,6 +65,34 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Struct:
+    """An argument of a declared type, or a list of them: in the schema an argument for each member."""
+
+    name: str
+    type: str
+    members: dict[str, Value]  # by their names in the type; `net` has the argument `net_w` for its member `w`
+    letters: dict[str, str]  # what the type's letters are here
+    place: str
+    many: bool
+
+    @property
+    def values(self) -> list[Value]:
+        """The arguments of the schema."""
+        if not self.many:
+            return list(self.members.values())
+        return [Value(x.name, f"{x.schema_type}[]", place="-") for x in self.members.values()]
+
+
+@dataclass(frozen=True)
+class Names:
+    """Enumerations, groups and types that entries may refer to."""
+
+    enums: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+    types: dict[str, tuple[Value, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Condition:
     """`name = expression`, or, without a name, an expression that has to hold."""
 
@@ -79,6 +112,7 @@ class Op:
     conditions: list[Condition]
     dtypes: tuple[str, ...]
     options: dict[str, Any]
+    structs: tuple[Struct, ...] = ()
     backward: "Op | None" = None
     gradients: dict[str, str] = field(default_factory=dict)  # input -> Python, where it is not an output of backward
 
@@ -101,7 +135,7 @@ class Op:
     def scratch(self) -> list[Value]:
         """Tensors for the kernel alone."""
         text = self.options.get("scratch", "")
-        return [] if text == "bytes" else list(_values(text, {}, {}))
+        return [] if text == "bytes" else _flat(_values(text, Names()))
 
     @property
     def params(self) -> str:
@@ -128,6 +162,11 @@ class Op:
                 found.append((x, new))
         return found
 
+    @property
+    def letters(self) -> list[str]:
+        """All letters that have a size: bound by shapes, then defined."""
+        return [*(d for _, new in self.bindings() for d in new), *(c.name for c in self.conditions if c.name)]
+
     def dtype_bindings(self) -> dict[str, Value]:
         """Which tensor's dtype each letter of a dtype is."""
         found: dict[str, Value] = {}
@@ -143,13 +182,20 @@ def bare(dim: str) -> str | None:
     return letter if letter.isidentifier() else None
 
 
-def load(folder: Path = FOLDER) -> tuple[dict[str, Op], dict[str, tuple[str, ...]]]:
-    """All operators by name, and all enumerations."""
+def letters_of(members: Iterable[Value]) -> tuple[str, ...]:
+    """The letters of a type, in the order in which they appear."""
+    return tuple(dict.fromkeys(d for x in members for d in x.shape if bare(d)))
+
+
+def load(folder: Path = FOLDER) -> tuple[dict[str, Op], Names]:
+    """All operators by name, and what they refer to: enumerations, groups and types."""
     tables = {path.stem: tomllib.loads(path.read_text()) for path in sorted(folder.glob("*.toml"))}
-    enums: dict[str, tuple[str, ...]] = {}
+    names = Names()
     for table in tables.values():
-        enums |= {name: tuple(names.split()) for name, names in table.pop("enums", {}).items()}
-    groups = {name: group for table in tables.values() for name, group in table.pop("groups", {}).items()}
+        names.enums.update({name: tuple(each.split()) for name, each in table.pop("enums", {}).items()})
+        names.groups.update(table.pop("groups", {}))
+    for table in tables.values():
+        names.types.update({name: tuple(_flat(_values(text, names))) for name, text in table.pop("types", {}).items()})
     conditions = {name: each for table in tables.values() for name, each in table.pop("conditions", {}).items()}
     ops = {}
     for family, table in tables.items():
@@ -158,45 +204,55 @@ def load(folder: Path = FOLDER) -> tuple[dict[str, Op], dict[str, tuple[str, ...
             entry = defaults | entry
             for part in [entry, entry["backward"]] if "backward" in entry else [entry]:
                 part["where"] = _expand(part["where"], conditions) if "where" in part else []
-            op = _op(name, family, entry, enums, groups)
+            op = _op(name, family, entry, names)
             ops[name] = op
             if op.backward:
                 ops[op.backward.name] = op.backward
-    return ops, enums
+    return ops, names
 
 
 def _expand(where: list[str], groups: dict[str, list[str]]) -> list[str]:
     return [each for text in where for each in (groups[text[4:]] if text.startswith("use ") else [text])]
 
 
-def _op(name: str, family: str, entry: dict[str, Any], enums: dict[str, Any], groups: dict[str, str]) -> Op:
+def _flat(values: Iterable[Value | Struct]) -> list[Value]:
+    return [each for x in values for each in (x.values if isinstance(x, Struct) else [x])]
+
+
+def _op(name: str, family: str, entry: dict[str, Any], names: Names) -> Op:
     entry = dict(entry)
     backward = entry.pop("backward", None)
-    inputs = []
+    inputs: list[Value] = []
+    structs: list[Struct] = []
     for key in ("inputs", "weights", "options"):
         flags = {"packed"} if key == "weights" else {*()}
-        inputs += [replace(x, flags=x.flags | flags) for x in _values(entry.pop(key, ""), enums, groups)]
-    outputs = [*_values(entry.pop("outputs", ""), enums, groups)]
-    for x in _values(entry.pop("saved", ""), enums, groups):
+        values = [*_values(entry.pop(key, ""), names)]
+        structs += [x for x in values if isinstance(x, Struct)]
+        inputs += [replace(x, flags=x.flags | flags) for x in _flat(values)]
+    outputs = _flat(_values(entry.pop("outputs", ""), names))
+    for x in _flat(_values(entry.pop("saved", ""), names)):
         save = "save" if any(i.name == "save" and i.kind == "bool" for i in inputs) else None
         outputs.append(replace(x, flags=x.flags | {"saved"}, when=x.when or save))
-    op = Op(name, family, inputs, outputs, _conditions(entry), _dtypes(entry), entry)
+    op = Op(name, family, inputs, outputs, _conditions(entry), _dtypes(entry), entry, tuple(structs))
     if backward:
-        op.backward = _backward(op, dict(backward), enums, groups)
+        op.backward = _backward(op, dict(backward), names)
     return op
 
 
-def _backward(op: Op, entry: dict[str, Any], enums: dict[str, Any], groups: dict[str, str]) -> Op:
+def _backward(op: Op, entry: dict[str, Any], names: Names) -> Op:
     inputs_of, outputs_of = {x.name: x for x in op.inputs}, {x.name: x for x in op.outputs}
     known = inputs_of | {name: replace(x, when=None, flags=frozenset(), place=None) for name, x in outputs_of.items()}
     known |= {f"g_{name}": replace(x, name=f"g_{name}", when=None, flags=frozenset(), place=None)
               for name, x in outputs_of.items()}  # fmt: skip
-    inputs = [_inherit(x, known) for x in _values(entry.pop("inputs"), enums, groups)]
+    text = entry.pop("inputs")
+    for struct in op.structs:  # by its name, all members
+        text = re.sub(rf"\b{struct.name}\b", ", ".join(x.name for x in struct.values), text)
+    inputs = [_inherit(x, known) for x in _flat(_values(text, names))]
     op.gradients = entry.pop("gradients", {})
     plain: dict[str, Any] = {"place": None, "when": None, "flags": frozenset(), "optional": False}
     gradients = {f"d_{name}": replace(x, name=f"d_{name}", of=(name,), **plain) for name, x in inputs_of.items()}
     outputs = []
-    for x in _values(entry.pop("outputs"), enums, groups):
+    for x in _flat(_values(entry.pop("outputs"), names)):
         if x.of and not x.shape:
             x = replace(gradients[f"d_{x.of[0]}"], name=x.name, of=x.of, place=x.place, when=x.when, optional=False)
         elif "packed" in x.flags:
@@ -206,11 +262,13 @@ def _backward(op: Op, entry: dict[str, Any], enums: dict[str, Any], groups: dict
         else:
             x = _inherit(x, gradients)
         outputs.append(x)
-    shared = ("dtypes", "devices", "sizes", "slots", "run", "fields", "places", "header", "cpp", "python", "params")
-    entry = {key: op.options[key] for key in shared if key in op.options} | entry
+    entry = {key: value for key, value in op.options.items() if key in SHARED} | entry
+    if "struct" in op.options:
+        entry.setdefault("struct", f"{op.options['struct']}Backward")
     name = entry.pop("name", f"{op.name}_backward")
     conditions = entry.pop("where") or op.options["where"]
-    return Op(name, op.family, inputs, outputs, _conditions({"where": conditions}), _dtypes(entry), entry)
+    structs = tuple(s for s in op.structs if s.values[0].name in {x.name for x in inputs})
+    return Op(name, op.family, inputs, outputs, _conditions({"where": conditions}), _dtypes(entry), entry, structs)
 
 
 def _inherit(x: Value, known: dict[str, Value]) -> Value:
@@ -235,21 +293,28 @@ def _dtypes(entry: dict[str, Any]) -> tuple[str, ...]:
     return tuple(entry.get("dtypes", "float32 float64 bfloat16").split())
 
 
+_STRUCT = re.compile(
+    r"(?P<name>\w+)\s+(?P<type>\w+)(?P<many>\[\])?\s*(?P<letters>\[[^\]]*\])?\s*(?:as\s+(?P<place>[\w.-]+))?"
+)
 _ENTRY = re.compile(
     r"(?P<names>[\w.]+\??(?:\s*,\s*[\w.]+\??)*)\s*(?P<of>\([^)]*\))?\s*(?P<shape>\[[^\]]*\])?(?P<words>[^;]*)",
     re.DOTALL,
 )
 
 
-def _values(text: str, enums: dict[str, Any], groups: dict[str, str]) -> Iterator[Value]:
+def _values(text: str, names: Names) -> Iterator[Value | Struct]:
     for entry in _entries(text):
         if entry.startswith("use "):
-            yield from _values(groups[entry.removeprefix("use ").strip()], enums, groups)
+            yield from _values(names.groups[entry.removeprefix("use ").strip()], names)
             continue
         match = _ENTRY.fullmatch(entry)
         if not match:
             raise DeclarationError(f"cannot read {entry!r}")
-        yield from _entry(match, enums, groups)
+        struct = _STRUCT.fullmatch(entry)
+        if struct and struct["type"] in names.types:
+            yield _struct(struct, names)
+        else:
+            yield from _entry(match, names)
 
 
 def _entries(text: str) -> Iterable[str]:
@@ -257,7 +322,21 @@ def _entries(text: str) -> Iterable[str]:
     return filter(None, (part.strip() for line in lines for part in line.split(";")))
 
 
-def _entry(match: re.Match[str], enums: dict[str, Any], groups: dict[str, str]) -> Iterator[Value]:
+def _struct(match: re.Match[str], names: Names) -> Struct:
+    """`name Type [K = D + Z, ...] as place`, or a list, `name Type[] [...]`."""
+    name, place, many = match["name"], match["place"] or match["name"], bool(match["many"])
+    members = names.types[match["type"]]
+    letters = {letter: letter for letter in letters_of(members)}
+    letters |= {key.strip(): value.strip() for key, value in re.findall(r"(\w+)\s*=([^,\]]+)", match["letters"] or "")}
+    flat = {
+        x.name: replace(x, name=f"{name}_{x.name}", place=f"{place}.{x.field}",
+                        shape=tuple(letters.get(d, d) for d in x.shape))
+        for x in members
+    }  # fmt: skip
+    return Struct(name, match["type"], flat, letters, place, many)
+
+
+def _entry(match: re.Match[str], names: Names) -> Iterator[Value]:
     words, kind, dtype, flags, when, place = match["words"].split(), "tensor", "dtype", set(), None, None
     pack: tuple[Value, ...] = ()
     while words:
@@ -268,9 +347,9 @@ def _entry(match: re.Match[str], enums: dict[str, Any], groups: dict[str, str]) 
             when = words.pop(0)
         elif word == "pack":
             flags.add("packed")
-            pack = tuple(_values(" ".join(words).replace("|", ";"), enums, groups))
+            pack = tuple(_flat(_values(" ".join(words).replace("|", ";"), names)))
             words = []
-        elif (word in SCALARS and not match["shape"]) or word in LISTS or word in enums:
+        elif (word in SCALARS and not match["shape"]) or word in LISTS or word in names.enums:
             kind = word
         elif word in FLAGS:
             flags.add(word)

@@ -14,22 +14,21 @@ from fastwm.ops._backend import (
     autocast_is_on,
     bf16_products,
     check_shapes,
+    layer_shapes,
     no_vmap,
 )
+from fastwm.ops._declared import lists
 from fastwm.ops.gru_rssm_observe import (
     _CELLS,
     _gates,
     _norm,
-    _vector_shapes,
-    layer_shapes,
+    latent_shapes,
     weight_shapes,
 )
+from fastwm.ops.mlp import even, mlp_layers, wants_gradient
 from fastwm.ops.norm_act import ACTIVATIONS
 from fastwm.renamed import warn_renamed
-from fastwm.weights import GRURSSMKind, GRURSSMWeights, LayerWeights, LinearWeights, PolicyHead
-
-_DISTS = {"onehot": 0, "tanh_normal": 1, "trunc_normal": 2}
-_MAX_LAYERS = 16  # of the actor in the kernels, its outputs included
+from fastwm.weights import GRURSSMKind, GRURSSMWeights, LayerWeights, LinearWeights, MLPWeights, PolicyHead
 
 
 def gru_rssm_imagine(
@@ -67,33 +66,26 @@ def gru_rssm_imagine(
     _check(deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads)
     w = _constants(w)
     library = _forward.library(deter) if deter.dtype in KERNEL_DTYPES else None
-    if library is None or len(actor) >= _MAX_LAYERS:
+    policy = _policy(deter, stoch, kind, actor, actor_out) if library else None
+    if library is None or policy is None:
         return ref.gru_rssm_imagine(deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads)
     bf16 = bf16_products(deter)
     if not autocast_is_on(deter):
-        return _dream(library, deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads, bf16)
+        return _dream(library, deter, stoch, noise, action_noise, w, kind, policy, heads, bf16)
     with torch.autocast(deter.device.type, enabled=False):
-        return _dream(library, deter, stoch, noise, action_noise, w, kind, actor, actor_out, heads, bf16)
+        return _dream(library, deter, stoch, noise, action_noise, w, kind, policy, heads, bf16)
 
 
 def _dream(
     library: Library, deter: Tensor, stoch: Tensor, noise: Tensor, action_noise: Tensor, w: GRURSSMWeights,
-    kind: GRURSSMKind, actor: tuple[LayerWeights, ...], actor_out: LinearWeights, heads: tuple[PolicyHead, ...],
-    bf16: bool,
+    kind: GRURSSMKind, policy: MLPWeights, heads: tuple[PolicyHead, ...], bf16: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    params = _flatten(actor, actor_out, stoch.shape[1:].numel())
-    layers = [x for layer in actor for x in (len(layer.weight), int(layer.scale is not None))]
-    specs = (
-        [*layers, len(actor_out.weight), 0],
-        [x for head in heads for x in (_DISTS[head.dist], head.size, head.classes)],
-        [float(x) for head in heads for x in (head.min_std, head.shift)],
-    )
-    save = torch.is_grad_enabled() and params.requires_grad
+    layers = mlp_layers(policy)
+    save = wants_gradient(*layers)
     start = deter.detach(), stoch.detach(), noise.to(deter.dtype), action_noise.to(deter.dtype)
     model = _model_inputs(deter, stoch, w, kind)
-    deters, stochs, stats, actions = _forward(
-        library, *start, *model, None, params, *specs, *_options(kind), save, bf16
-    )
+    actor = *layers, *lists("PolicyHead", heads)
+    deters, stochs, stats, actions = _forward(library, *start, *model, None, *actor, save, bf16)
     return deters, stochs, stats, actions
 
 
@@ -103,14 +95,16 @@ def gru_rssm_follow(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`gru_rssm_open_loop` without gradients: the dream, with given actions in place of an actor."""
     start = deter, stoch, noise.to(deter.dtype), deter.new_empty(*noise.shape[:2], 0)
-    model, nobody = _model_inputs(deter, stoch, w, kind), deter.new_empty(0)
+    model = _model_inputs(deter, stoch, w, kind)
+    empty = LayerWeights(deter.new_empty(0, deter.shape[1] + stoch.shape[1:].numel()))
+    nobody = mlp_layers(MLPWeights((empty,), LinearWeights(deter.new_empty(0, 0), deter.new_empty(0))))
     deters, stochs, stats, _ = _forward(
-        library, *start, *model, action.to(deter.dtype), nobody, [], [], [], *_options(kind), False, bf16
+        library, *start, *model, action.to(deter.dtype), *nobody, *lists("PolicyHead", ()), False, bf16
     )
     return deters, stochs, stats
 
 
-def _model_inputs(deter: Tensor, stoch: Tensor, w: GRURSSMWeights, kind: GRURSSMKind) -> tuple[Tensor | None, ...]:
+def _model_inputs(deter: Tensor, stoch: Tensor, w: GRURSSMWeights, kind: GRURSSMKind) -> tuple[Any, ...]:
     flat = stoch.shape[1:].numel()
     w_stoch, w_action = w.input.weight.split([flat, w.input.weight.shape[1] - flat], 1)
     zeros = deter.new_zeros(len(w_stoch))
@@ -118,12 +112,8 @@ def _model_inputs(deter: Tensor, stoch: Tensor, w: GRURSSMWeights, kind: GRURSSM
     w_x, b_x, w_h, b_h, *norm = _gates(w.cell, deter.shape[1], kind)
     return (
         w_action, b_input, b_layer, w_stoch, *_norm(w.input), w_x, b_x, w_h, b_h, *norm, w.prior.weight,
-        *_norm(w.prior), *w.prior_stats,
+        *_norm(w.prior), *w.prior_stats, _CELLS[kind.cell], ACTIVATIONS[kind.activation], kind.unimix, kind.eps,
     )  # fmt: skip
-
-
-def _options(kind: GRURSSMKind) -> tuple[int, int, float, float]:
-    return _CELLS[kind.cell], ACTIVATIONS[kind.activation], kind.unimix, kind.eps
 
 
 def _constants(w: GRURSSMWeights) -> GRURSSMWeights:
@@ -136,17 +126,19 @@ def _constants(w: GRURSSMWeights) -> GRURSSMWeights:
     )  # fmt: skip
 
 
-def _flatten(actor: tuple[LayerWeights, ...], out: LinearWeights, flat: int) -> Tensor:
-    """All of the actor as one array, the first layer's part of the latent first and turned round, [Z, V]."""
-    parts: list[Tensor] = []
-    for layer in (*actor, LayerWeights(*out)):
-        weight = layer.weight
-        if not parts:
-            parts.append(weight[:, :flat].mT)
-            weight = weight[:, flat:]
-        parts += [weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias]
-        parts += [x for x in _norm(layer) if x is not None]
-    return torch.cat([x.flatten() for x in parts])
+def _policy(
+    deter: Tensor, stoch: Tensor, kind: GRURSSMKind, actor: tuple[LayerWeights, ...], out: LinearWeights
+) -> MLPWeights | None:
+    """The actor as an MLP of [deter, stoch], if its layers have one width and all a norm or none; else None."""
+    if not actor or len({layer.scale is None for layer in actor}) > 1:
+        return None
+    layers = [LayerWeights(layer.weight, layer.bias, *_norm(layer)) for layer in actor]
+    bias = out.weight.new_zeros(len(out.weight)) if out.bias is None else out.bias
+    first, *rest = layers
+    latent, state = first.weight.split([stoch.shape[1:].numel(), deter.shape[1]], 1)
+    first = first._replace(weight=torch.cat([state, latent], 1))
+    policy = MLPWeights((first, *rest), LinearWeights(out.weight, bias), kind.activation)
+    return policy if even(policy) else None
 
 
 def _check(
@@ -155,7 +147,7 @@ def _check(
 ) -> None:  # fmt: skip
     for head in heads:
         fits = head.classes >= 1 if head.dist == "onehot" else head.classes == 0
-        if head.dist not in _DISTS or not fits or head.size < 1:
+        if head.dist not in ("onehot", "tanh_normal", "trunc_normal") or not fits or head.size < 1:
             raise ValueError(f"expected heads with classes (onehot) or without (tanh_normal, trunc_normal), got {head}")
     if not heads:
         raise ValueError("the policy needs a head")
@@ -163,14 +155,10 @@ def _check(
     expected = start_shapes(deter, stoch, noise, A, w, kind)
     inputs = deter.shape[1] + stoch.shape[1:].numel()
     for i, layer in enumerate(actor):
-        units = len(layer.weight)
-        expected[f"actor[{i}]"] = layer.weight, (units, inputs)
-        expected |= _vector_shapes(f"actor[{i}]", layer, units)
-        inputs = units
+        expected |= layer_shapes(f"actor[{i}]", layer, (len(layer.weight), inputs))
+        inputs = len(layer.weight)
     outputs = sum(head.size * (head.classes or 2) for head in heads)
-    expected["actor_out"] = actor_out.weight, (outputs, inputs)
-    if actor_out.bias is not None:
-        expected["actor_out.bias"] = actor_out.bias, (outputs,)
+    expected |= layer_shapes("actor_out", LayerWeights(*actor_out), (outputs, inputs))
     data: Shapes = {
         "noise": (noise, (*noise.shape[:1], *stoch.shape[:2])),
         "action_noise": (action_noise, (*noise.shape[:2], sum(head.size for head in heads))),
@@ -186,7 +174,8 @@ def start_shapes(deter: Tensor, stoch: Tensor, noise: Tensor, A: int, w: GRURSSM
     (N, D), S = deter.shape, stoch.shape[1]
     return {
         "stoch": (stoch, (N, S, kind.classes) if kind.classes else (N, S)),
-        **weight_shapes(D, S, A, w, kind), **layer_shapes("prior", w.prior, w.prior_stats, D, S, w, kind),
+        **weight_shapes(D, S, A, w, kind),
+        **latent_shapes("prior", w.prior, w.prior_stats, D, S, len(w.input.weight), kind),
     }  # fmt: skip
 
 

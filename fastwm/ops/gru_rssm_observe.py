@@ -13,8 +13,11 @@ from fastwm.ops._backend import (
     Operator,
     Shapes,
     bf16_products,
+    check_dims,
     check_shapes,
+    check_tensor,
     check_widths,
+    layer_shapes,
     no_vmap,
 )
 from fastwm.ops._declared import numbers
@@ -71,7 +74,7 @@ def _observe(
     library: Library, tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, noise: Tensor,
     w: GRURSSMWeights, kind: GRURSSMKind, bf16: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """What waits for no other step is done here for all of them; the operator walks the dependent chain."""
+    """Everything that waits for no other step is done here for all of them; the operator walks the dependent chain."""
     action = action.to(deter.dtype).masked_fill(is_first[..., None], 0)
     w_stoch, w_action = w.input.weight.split([w.input.weight.shape[1] - action.shape[2], action.shape[2]], 1)
     input_in = F.linear(action, w_action, w.input.bias)
@@ -114,12 +117,16 @@ def _gates(cell: tuple[Any, ...], width: int, kind: GRURSSMKind) -> tuple[Tensor
         w_x, w_h, b_x, b_h = cell
         return w_x, b_x, w_h, b_h, None, None
     if kind.cell == "planet_gru":
-        weight, bias = torch.cat(cell[::2]), torch.cat(cell[1::2])
+        w_gates, b_gates, w_cand, b_cand = cell
+        weight, bias = torch.cat([w_gates, w_cand]), torch.cat([b_gates, b_cand])
         w_x, w_h = weight.split([weight.shape[1] - width, width], 1)
         return w_x, bias, w_h, None, None, None
     weight, bias, scale, shift = cell
-    parts = [weight.shape[1] - width, width]
-    w_x, w_h = weight.split(parts, 1) if kind.order == "xh" else weight.split(parts[::-1], 1)[::-1]
+    units = weight.shape[1] - width
+    if kind.order == "xh":
+        w_x, w_h = weight.split([units, width], 1)
+    else:
+        w_h, w_x = weight.split([width, units], 1)
     return w_x, bias, w_h, None, scale, shift
 
 
@@ -127,24 +134,17 @@ def _check(
     tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, noise: Tensor, w: GRURSSMWeights,
     kind: GRURSSMKind,
 ) -> None:  # fmt: skip
-    if tokens.dim() != 3 or tokens.shape[0] == 0:
+    check_dims(tokens=(tokens, "[T, B, E]"), action=(action, "[T, B, A]"))
+    check_dims(deter=(deter, "[B, D]"), stoch=(stoch, "[B, S, C]" if kind.classes else "[B, S]"))
+    if len(tokens) == 0:
         raise ValueError(f"expected tokens [T, B, E] with T >= 1, got {list(tokens.shape)}")
-    if action.dim() != 3:
-        raise ValueError(f"expected action [T, B, A], got {list(action.shape)}")
-    if stoch.dim() != 2 + bool(kind.classes) or deter.dim() != 2:
-        latent = "[B, S, C]" if kind.classes else "[B, S]"
-        raise ValueError(f"expected deter [B, D] and stoch {latent}, got {list(deter.shape)} and {list(stoch.shape)}")
-    if is_first.dtype != torch.bool:
-        raise ValueError(f"expected is_first to be bool, got {is_first.dtype}")
     (T, B, E), A, D, S = tokens.shape, action.shape[2], deter.shape[1], stoch.shape[1]
     latent_shape = (B, S, kind.classes) if kind.classes else (B, S)
-    data: Shapes = {
-        "tokens": (tokens, (T, B, E)), "action": (action, (T, B, A)), "is_first": (is_first, (T, B)),
-        "noise": (noise, (T, B, S)),
-    }  # fmt: skip
+    check_tensor("is_first", is_first, (T, B), deter, torch.bool)
+    data: Shapes = {"tokens": (tokens, (T, B, E)), "action": (action, (T, B, A)), "noise": (noise, (T, B, S))}
     expected = {
         "deter": (deter, (B, D)), "stoch": (stoch, latent_shape), **weight_shapes(D, S, A, w, kind),
-        **layer_shapes("post", w.post, w.post_stats, D + E, S, w, kind),
+        **latent_shapes("post", w.post, w.post_stats, D + E, S, len(w.input.weight), kind),
     }  # fmt: skip
     check_shapes("deter", deter, expected, data)
 
@@ -156,25 +156,22 @@ def weight_shapes(D: int, S: int, A: int, w: GRURSSMWeights, kind: GRURSSMKind) 
     check_widths(deter=D, stoch=S, units=U)
     if len(w.cell) != 4:
         raise ValueError(f"expected the four parameters of {kind.cell}, got {len(w.cell)}")
-    shapes = {
-        "gru": ((3 * D, U), (3 * D, D), (3 * D,), (3 * D,)),
-        "planet_gru": ((2 * D, U + D), (2 * D,), (D, U + D), (D,)),
-        "layernorm_gru": ((3 * D, U + D), (3 * D,), (3 * D,), (3 * D,)),
+    names = {
+        "gru": {"w_ih": (3 * D, U), "w_hh": (3 * D, D), "b_ih?": (3 * D,), "b_hh?": (3 * D,)},
+        "planet_gru": {"w_gates": (2 * D, U + D), "b_gates": (2 * D,), "w_cand": (D, U + D), "b_cand": (D,)},
+        "layernorm_gru": {"weight": (3 * D, U + D), "bias?": (3 * D,), "scale": (3 * D,), "shift": (3 * D,)},
     }[kind.cell]
-    optional = {"gru": (2, 3), "planet_gru": (), "layernorm_gru": (1,)}[kind.cell]  # biases
-    pairs = enumerate(zip(w.cell, shapes))
-    cell = {f"cell[{i}]": pair for i, pair in pairs if pair[0] is not None or i not in optional}
-    return {"input": (w.input.weight, (U, S * (kind.classes or 1) + A)), **_vector_shapes("input", w.input, U), **cell}
+    given = zip(names, zip(w.cell, names.values()))
+    cell = {f"cell.{name.strip('?')}": (x, size) for name, (x, size) in given if x is not None or "?" not in name}
+    return layer_shapes("input", w.input, (U, S * (kind.classes or 1) + A)) | cell
 
 
-def layer_shapes(
-    name: str, layer: LayerWeights, stats: LinearWeights, inputs: int, S: int, w: GRURSSMWeights, kind: GRURSSMKind
+def latent_shapes(
+    name: str, layer: LayerWeights, stats: LinearWeights, inputs: int, S: int, U: int, kind: GRURSSMKind
 ) -> Shapes:
-    """The shapes of the posterior's or the prior's parameters; its layer is as wide as the input layer."""
-    U, O = len(w.input.weight), S * (kind.classes or 2)
-    bias: Shapes = {} if stats.bias is None else {f"{name}_stats.bias": (stats.bias, (O,))}
-    weights: Shapes = {name: (layer.weight, (U, inputs)), f"{name}_stats": (stats.weight, (O, U))}
-    return weights | bias | _vector_shapes(name, layer, U)
+    """The shapes of the posterior's or the prior's parameters; its layer is as wide as the input layer, U."""
+    outputs = S * (kind.classes or 2)
+    return layer_shapes(name, layer, (U, inputs)) | layer_shapes(f"{name}_stats", LayerWeights(*stats), (outputs, U))
 
 
 def check_kind(kind: GRURSSMKind) -> None:
@@ -185,10 +182,6 @@ def check_kind(kind: GRURSSMKind) -> None:
             raise ValueError(f"kind.{name} is one of {', '.join(known)}, not {getattr(kind, name)!r}")
     if kind.classes < 0 or not 0 <= kind.unimix < 1:
         raise ValueError(f"expected classes >= 0 and 0 <= unimix < 1, got {kind.classes} and {kind.unimix}")
-
-
-def _vector_shapes(name: str, layer: LayerWeights, U: int) -> Shapes:
-    return {f"{name}.{part}": (x, (U,)) for part, x in zip(layer._fields[1:], layer[1:]) if x is not None}
 
 
 _forward = Operator("gru_rssm_observe", no_vmap("gru_rssm_observe"))

@@ -72,7 +72,7 @@ def laprop_step_(
 
 def _fits(params: list[Tensor], *others: list[Tensor]) -> bool:
     """Whether the fused kernel can serve all the tensors."""
-    first = params[0]
+    first, *_ = params
     library = _backend.select(first)
     if library is None or library.backend == "triton" or first.dtype == torch.bfloat16:
         return False

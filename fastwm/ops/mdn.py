@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, select, vmap_rows
+from fastwm.ops._backend import Operator, check_tensor, select, vmap_rows
 
 
 def mdn_nll(logits: Tensor, mean: Tensor, log_std: Tensor, value: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def mdn_nll(logits: Tensor, mean: Tensor, log_std: Tensor, value: Tensor) -> Ten
     """
     logits, mean, log_std, value = _at_least_float32(logits, mean, log_std, value)
     _check_mixture(logits, mean, log_std)
-    _check("value", value, mean.shape[:-1], mean)
+    check_tensor("value", value, mean.shape[:-1], mean, mean.dtype)
     library = select(mean)
     if library is None:
         return ref.mdn_nll(logits, mean, log_std, value)
@@ -89,8 +89,8 @@ def mdn_sample(
     if normal is None:
         normal = torch.randn(mean.shape[:-1], dtype=mean.dtype, device=mean.device)
     uniform, normal = _at_least_float32(uniform, normal)
-    _check("uniform", uniform, logits.shape[:-1], mean)
-    _check("normal", normal, mean.shape[:-1], mean)
+    check_tensor("uniform", uniform, logits.shape[:-1], mean, mean.dtype)
+    check_tensor("normal", normal, mean.shape[:-1], mean, mean.dtype)
     library = select(mean)
     if library is None:
         return ref.mdn_sample(logits, mean, log_std, uniform, normal, temperature)
@@ -109,16 +109,8 @@ def _check_mixture(logits: Tensor, mean: Tensor, log_std: Tensor) -> None:
         raise ValueError(f"expected mean [..., Z, K] with Z >= 1 and K >= 1, got {list(shape)}")
     if logits.shape != shape and logits.shape != (*shape[:-2], shape[-1]):
         raise ValueError(f"logits {list(logits.shape)} are neither [..., Z, K] nor [..., K] of mean {list(shape)}")
-    _check("logits", logits, logits.shape, mean)
-    _check("log_std", log_std, shape, mean)
-
-
-def _check(name: str, x: Tensor, shape: torch.Size, mean: Tensor) -> None:
-    if x.shape != shape or x.dtype != mean.dtype or x.device != mean.device:
-        raise ValueError(
-            f"expected {name} {list(shape)} {mean.dtype} {mean.device}, to fit mean {list(mean.shape)}, "
-            f"got {list(x.shape)} {x.dtype} {x.device}"
-        )
+    check_tensor("logits", logits, logits.shape, mean, mean.dtype)
+    check_tensor("log_std", log_std, shape, mean, mean.dtype)
 
 
 _sample = Operator("mdn_sample", vmap_rows)

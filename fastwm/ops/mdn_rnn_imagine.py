@@ -1,10 +1,11 @@
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastwm import ref
 from fastwm.ops._backend import Operator, bf16_products, no_vmap
+from fastwm.ops._declared import OPS, check
 from fastwm.ops.cells import GateOrder
 from fastwm.weights import MDNRNNWeights, Rollouts
 
@@ -56,7 +57,15 @@ def mdn_rnn_imagine(
 
     Source: Ha and Schmidhuber, "World Models", and their code
     """
-    _check(z, controllers, controller_bias, w, seed_offset, steps, extra, temperature, squash, order)
+    if len({*extra}) < len(extra) or not {*extra} <= {"done", "reward"}:
+        raise ValueError(f"extra holds 'done' and 'reward', at most once each, not {extra!r}")
+    if squash not in ("tanh", "car") or order not in ("ifgo", "ijfo"):
+        raise ValueError(f"squash is 'tanh' or 'car' and order 'ifgo' or 'ijfo', got {squash!r} and {order!r}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"expected a positive, finite temperature, got {temperature}")
+    done, reward = (extra.index(name) if name in extra else -1 for name in ("done", "reward"))
+    options = steps, done, reward, float(temperature), squash == "car", float(forget_bias), order == "ijfo"
+    _check(z, controllers, controller_bias, *w, seed_offset, *options, trajectories, False)
     library = _forward.library(z)
     if z.is_cuda and _shared_bytes(w) > _SHARED_BYTES:
         library = None
@@ -65,12 +74,10 @@ def mdn_rnn_imagine(
             z, controllers, controller_bias, w, seed_offset, steps, tuple(extra), temperature, squash, forget_bias,
             order, trajectories,
         )  # fmt: skip
-    done, reward = (extra.index(name) if name in extra else -1 for name in ("done", "reward"))
     w = _by_column(w) if z.is_cuda else w
     with torch.no_grad():
         lengths, returns, *steps_of = _forward(
-            library, z, controllers, controller_bias, *w, seed_offset, steps, done, reward, float(temperature),
-            squash == "car", float(forget_bias), order == "ijfo", trajectories, bf16_products(z),
+            library, z, controllers, controller_bias, *w, seed_offset, *options, trajectories, bf16_products(z)
         )  # fmt: skip
     return Rollouts(lengths, returns, *(steps_of if trajectories else (None, None, None)))
 
@@ -82,65 +89,9 @@ def _by_column(w: MDNRNNWeights) -> MDNRNNWeights:
 
 
 def _shared_bytes(w: MDNRNNWeights) -> int:
-    """What a block's dreams occupy: h twice, c, the LSTM's input and the outputs."""
+    """Shared memory of a block's dreams: h twice, c, the LSTM's input and the outputs."""
     return 32 * (3 * w.weight_hh.shape[1] + w.weight_ih.shape[1] + len(w.out_bias))
 
 
-def _check(
-    z: Tensor, controllers: Tensor, controller_bias: Tensor | None, w: MDNRNNWeights, seed_offset: Tensor, steps: int,
-    extra: tuple[str, ...], temperature: float, squash: str, order: str,
-) -> None:  # fmt: skip
-    if z.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"expected z of float32 or float64, got {z.dtype}")
-    if (
-        z.dim() != 2
-        or controllers.dim() != 3
-        or w.weight_hh.dim() != 2
-        or w.weight_ih.dim() != 2
-        or 0 in controllers.shape
-        or z.shape[1] == 0
-    ):
-        shapes = [list(x.shape) for x in (z, controllers, w.weight_hh)]
-        raise ValueError(f"expected z [N, Z], controllers [P, A, F] and weight_hh [4H, H], none empty, got {shapes}")
-    (N, Z), (P, A, features), H = z.shape, controllers.shape, w.weight_hh.shape[1]
-    if N % P:
-        raise ValueError(f"{N} dreams do not divide among {P} controllers")
-    if features not in (Z, Z + H, Z + 2 * H):
-        raise ValueError(f"controllers read {Z} (z), {Z + H} (z, h) or {Z + 2 * H} (z, c, h) features, not {features}")
-    inputs, outputs = w.weight_ih.shape[-1], w.out_weight.shape[0]
-    if inputs not in (Z + A, Z + A + 1):
-        raise ValueError(
-            f"expected an input of z {Z}, action {A} and maybe the restart flag, got weight_ih [., {inputs}]"
-        )
-    if len({*extra}) < len(extra) or not {*extra} <= {"done", "reward"}:
-        raise ValueError(f"extra holds 'done' and 'reward', at most once each, not {extra!r}")
-    if outputs <= len(extra) or (outputs - len(extra)) % (3 * Z):
-        raise ValueError(f"expected {len(extra)} + 3 * {Z} * K outputs, got {outputs}")
-    expected: dict[str, Any] = {
-        "controllers": (controllers, (P, A, features)), "weight_ih": (w.weight_ih, (4 * H, inputs)),
-        "weight_hh": (w.weight_hh, (4 * H, H)), "bias": (w.bias, (4 * H,)),
-        "out_weight": (w.out_weight, (outputs, H)), "out_bias": (w.out_bias, (outputs,)),
-    }  # fmt: skip
-    if controller_bias is not None:
-        expected["controller_bias"] = controller_bias, (P, A)
-    for name, (x, shape) in expected.items():
-        if x.shape != shape or x.dtype != z.dtype or x.device != z.device:
-            raise ValueError(
-                f"expected {name} {list(shape)} {z.dtype} {z.device}, got {list(x.shape)} {x.dtype} {x.device}"
-            )
-    if seed_offset.shape != (N, 2) or seed_offset.dtype != torch.int64 or seed_offset.device != z.device:
-        raise ValueError(
-            f"expected seed_offset [{N}, 2] torch.int64 {z.device}, "
-            f"got {list(seed_offset.shape)} {seed_offset.dtype} {seed_offset.device}"
-        )
-    if steps < 1:
-        raise ValueError(f"expected at least one step, got {steps}")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"expected a positive, finite temperature, got {temperature}")
-    if squash not in ("tanh", "car") or (squash == "car" and A != 3):
-        raise ValueError(f"squash is 'tanh', or 'car' for 3 actions, not {squash!r} for {A}")
-    if order not in ("ifgo", "ijfo"):
-        raise ValueError(f"order must be 'ifgo' or 'ijfo', not {order!r}")
-
-
 _forward = Operator("mdn_rnn_imagine", no_vmap("mdn_rnn_imagine"))
+_check = check(OPS["mdn_rnn_imagine"])

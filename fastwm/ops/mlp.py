@@ -13,6 +13,7 @@ from fastwm.ops._backend import (
     bf16_products,
     check_shapes,
     check_widths,
+    layer_shapes,
     no_vmap,
     select,
 )
@@ -55,15 +56,15 @@ def mlp(x: Tensor, w: MLPWeights, onehot: Tensor | None = None, eps: float = 1e-
         return ref.mlp(x, w, onehot, eps) if select(x) is None else by_layers(x, w, onehot, eps)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     latents = x.new_empty(rows.shape[0], 0) if onehot is None else onehot.reshape(rows.shape[0], onehot.shape[-1])
-    inputs = (rows, latents, *weight_tensors(w))
+    inputs = (rows, latents, *mlp_layers(w))
     save = wants_gradient(*inputs)
     y: Tensor = _forward(library, *inputs, ACTIVATIONS[w.activation], eps, save, bf16_products(x))
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def made(library: Library, y: Tensor, pre: Tensor, x: Tensor, z: Tensor, w: tuple[Tensor, ...], eps: float) -> Tensor:
-    """What `mlp` gives for x `[..., D]`, z `[..., Z]` and `weight_tensors` with RMSNorms, where another operator has
-    made it: its values `y` `[..., O]`, and `pre` `[L, N, U]`, its layers before their norms, for the derivative."""
+    """`mlp` of x `[..., D]`, z `[..., Z]` and `mlp_layers` with RMSNorms, evaluated by another operator: attaches the
+    gradient to the outputs `y` `[..., O]` by `pre` `[L, N, U]`, the layers before their norms."""
     rows = [part.reshape(part.shape[:-1].numel(), part.shape[-1]) for part in (x, z)]
     options = ACTIVATIONS["silu"], eps, True, bf16_products(x)
     out: Tensor = _Made.apply(*rows, *w, *options, library, y.flatten(0, -2), pre)[0]
@@ -94,24 +95,26 @@ def dense(x: Tensor, layer: DenseWeights | LayerWeights, eps: float, activation:
     return activate(x, layer.scale, layer.shift, eps, activation)
 
 
-def weight_tensors(w: MLPWeights) -> tuple[Tensor, ...]:
-    """Weight, bias and norm [0..2, U] of the first layer, and of all others, stacked [count, ...]; the output's
-    weight and bias."""
+def mlp_layers(w: MLPWeights) -> tuple[Tensor, ...]:
+    """An MLP with layers of one width as operators take it: the members of the declared type `MlpLayers`."""
 
     def parts(layer: DenseWeights | LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
         weight, bias, *norm = layer
-        norms = [part for part in norm if part is not None]
-        return (
-            weight,
-            weight.new_zeros(len(weight)) if bias is None else bias,
-            torch.stack(norms) if len(norms) > 1 else norms[0][None] if norms else weight.new_empty(0, len(weight)),
-        )
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        match [part for part in norm if part is not None]:
+            case []:
+                return weight, bias, weight.new_empty(0, len(weight))
+            case [scale]:
+                return weight, bias, scale[None]
+            case norms:
+                return weight, bias, torch.stack(norms)
 
     first, *rest = map(parts, w.layers)
     if rest:
         return *first, *(torch.stack(part) for part in zip(*rest)), *w.out
-    units = len(first[0])
-    return *first, first[0].new_empty(0, units, units), *(part.new_empty(0, *part.shape) for part in first[1:]), *w.out
+    weight, bias, norm = first
+    square = weight.new_empty(0, len(weight), len(weight))
+    return *first, square, bias.new_empty(0, *bias.shape), norm.new_empty(0, *norm.shape), *w.out
 
 
 def _check(x: Tensor, w: MLPWeights, onehot: Tensor | None) -> None:
@@ -136,20 +139,13 @@ def mlp_shapes(name: str, w: MLPWeights, inputs: int, outputs: int) -> Shapes:
     for i, layer in enumerate(w.layers):
         units = len(layer.weight)
         check_widths(units=units)
-        kinds = [(type(each), [part is None for part in each]) for each in (layer, w.layers[0])]
-        if kinds[0] != kinds[1]:
+        if len({(type(each), *(part is None for part in each)) for each in w.layers}) > 1:
             raise ValueError("expected all layers alike: of one type, with the same parts")
         if isinstance(layer, LayerWeights) and (layer.scale is None) != (layer.shift is None):
             raise ValueError("expected a LayerNorm with both scale and shift, or none")
-        shapes[f"{name}.layers[{i}].weight"] = layer.weight, (units, inputs)
-        needed = isinstance(layer, DenseWeights)
-        for part, x in zip(layer._fields[1:], layer[1:]):
-            if needed or x is not None:
-                shapes[f"{name}.layers[{i}].{part}"] = x, (units,)
+        shapes |= layer_shapes(f"{name}.layers[{i}]", layer, (units, inputs))
         inputs = units
-    shapes[f"{name}.out.weight"] = w.out.weight, (outputs, inputs)
-    shapes[f"{name}.out.bias"] = w.out.bias, (outputs,)
-    return shapes
+    return shapes | layer_shapes(f"{name}.out", w.out, (outputs, inputs))
 
 
 class _Made(torch.autograd.Function):

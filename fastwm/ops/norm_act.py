@@ -2,7 +2,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, select, vmap_loop
+from fastwm.ops._backend import Operator, check_tensor, select, vmap_loop
 from fastwm.ops._declared import numbers, wide
 
 ACTIVATIONS = numbers("Activation")
@@ -86,11 +86,7 @@ def _norm_act(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, activa
 
 
 def _affine(name: str, affine: Tensor, x: Tensor) -> Tensor:
-    if affine.shape != x.shape[-1:] or affine.device != x.device or not affine.dtype.is_floating_point:
-        raise ValueError(
-            f"expected {name} [{x.shape[-1]}], floating-point, on {x.device}, "
-            f"got {list(affine.shape)} {affine.dtype} on {affine.device}"
-        )
+    check_tensor(name, affine, x.shape[-1:], x)
     dtype = wide(x.dtype)
     return affine if affine.dtype == dtype else affine.to(dtype)
 

@@ -1,12 +1,11 @@
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, select
+from fastwm.ops._backend import Operator, select, vmap_rows
 
 
 def philox_uniform(seed_offset: Tensor, shape: int | Sequence[int], first: int = 0) -> Tensor:
@@ -78,9 +77,4 @@ def _draw(kind: str, seed_offset: Tensor, shape: int | Sequence[int], first: int
     return numbers if len(shape) == 1 else numbers.reshape((*seed_offset.shape[:-1], *shape))
 
 
-def _vmap(op: Any, info: Any, in_dims: tuple[int | None, ...], seed_offset: Tensor, *args: int) -> tuple[Tensor, int]:
-    assert in_dims[0] is not None
-    return op(seed_offset.movedim(in_dims[0], 0), *args), 0
-
-
-_OPERATORS = {kind: Operator(f"philox_{kind}", _vmap) for kind in ("bits", "uniform", "normal")}
+_OPERATORS = {kind: Operator(f"philox_{kind}", vmap_rows) for kind in ("bits", "uniform", "normal")}

@@ -18,13 +18,14 @@ from fastwm.ops._backend import (
     select,
     uncached_autocast,
 )
+from fastwm.ops._declared import NAMES, lists
 from fastwm.ops.categorical import straight_through_categorical
 from fastwm.ops.cell_steps import block_gru_step
-from fastwm.ops.mlp import by_layers, dense, even, made, mlp, mlp_shapes, wants_gradient, weight_tensors
+from fastwm.ops.mlp import by_layers, dense, even, made, mlp, mlp_layers, mlp_shapes, wants_gradient
 from fastwm.ops.norm_act import rms_norm_silu
 from fastwm.ops.rssm_observe import core_shapes
 from fastwm.ref.rssm_imagine import _sample_action
-from fastwm.weights import ActionHead, DenseWeights, MLPWeights, RSSMWeights
+from fastwm.weights import ActionHead, DenseWeights, MLPWeights, PolicyHead, RSSMWeights
 
 __all__ = ["ActionHead", "rssm_imagine", "rssm_open_loop"]
 
@@ -113,23 +114,22 @@ def _imagine(
     policy_unimix: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:  # fmt: skip
     dtype, block = deter.dtype, w.gates.weight.shape[1]
-    params = [weight_tensors(net) for net in nets]
+    params = [mlp_layers(net) for net in nets]
     save = [wants_gradient(*each) for each in params]
+    parts = map(list, zip(*params)) if params else [[] for _ in NAMES.types["MlpLayers"]]
+    policy = lists("PolicyHead", [PolicyHead(*x, "onehot" if x.classes else "bounded_normal") for x in heads])
     with torch.no_grad():
         own, embeds = w.hidden.weight.split([block, w.hidden.weight.shape[1] - block], 1)
         given = None if action is None else action.to(dtype)
-        spec = torch.tensor([tuple(head) for head in heads], dtype=torch.int64).reshape(-1, 2)
-        mlps = list(itertools.chain(weight_tensors(prior), *params))
-        *dream, read = _forward(
-            library, deter, stoch, *(x.to(dtype) for x in draws), spec, *w.embed_deter, *w.embed_stoch,
-            *w.embed_action, own, embeds, w.hidden.bias, w.hidden.norm, *w.gates, mlps, list(map(int, save)), given,
-            unimix, policy_unimix, eps, bf16_products(deter),
+        deters, stochs, logits, actions, outs, pres = _forward(
+            library, deter, stoch, *(x.to(dtype) for x in draws), *policy, *w.embed_deter, *w.embed_stoch,
+            *w.embed_action, own, embeds, w.hidden.bias, w.hidden.norm, *w.gates, *mlp_layers(prior), *parts,
+            list(map(int, save)), given, unimix, policy_unimix, eps, bf16_products(deter),
         )  # fmt: skip
-    deters, stochs, logits, actions = dream
     latents = stochs.flatten(-2)
     outputs = (
         made(library, y, pre, deters, latents, each, eps) if kept else y
-        for each, kept, y, pre in zip(params, save, read[::2], read[1::2])
+        for each, kept, y, pre in zip(params, save, outs, pres)
     )
     return deters, stochs, logits, actions, tuple(outputs)
 
@@ -221,14 +221,4 @@ def _check(
     check_widths(deter=D, stoch=S, classes=C, units=len(w.embed_deter.weight))
 
 
-def _readout_outputs(mlps: list[Tensor], save: list[int], T: int, N: int, like: Tensor) -> list[Tensor]:
-    """For each readout what it puts out, and its layers before their norms: fakes."""
-    nets = [mlps[i : i + 8] for i in range(0, len(mlps), 8)][1:]  # the first is the prior
-    read = []
-    for (_, b, _, ws, _, _, _, b_out), kept in zip(nets, save):
-        read.append(like.new_empty(T + 1, N, len(b_out)))
-        read.append(like.new_empty(1 + len(ws) if kept else 0, (T + 1) * N, len(b)))
-    return read
-
-
-_forward = Operator("rssm_imagine", no_vmap("rssm_imagine"), readout_outputs=_readout_outputs)
+_forward = Operator("rssm_imagine", no_vmap("rssm_imagine"))

@@ -10,8 +10,11 @@ from fastwm.ops._backend import (
     Shapes,
     autocast_is_on,
     bf16_products,
+    check_dims,
     check_shapes,
+    check_tensor,
     check_widths,
+    layer_shapes,
     no_vmap,
 )
 from fastwm.ops.linear import linear
@@ -70,12 +73,12 @@ def _observe(
     library: Library, tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, uniform: Tensor,
     w: RSSMWeights, unimix: float, eps: float, bf16: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """What waits for no other step is done here for all of them; the operator walks the dependent chain."""
+    """Everything that waits for no other step is done here for all of them; the operator walks the dependent chain."""
     dtype, block, units = deter.dtype, w.gates.weight.shape[1], len(w.embed_deter.weight)
     own, embeds, acts = w.hidden.weight.split([block, 2 * units, units], 1)
     action = action.to(dtype).masked_fill(is_first[..., None], 0)
     action = action / action.detach().abs().clamp(min=1)
-    a = rms_norm_silu(F.linear(action, *w.embed_action[:2]), w.embed_action.norm, eps)
+    a = rms_norm_silu(F.linear(action, w.embed_action.weight, w.embed_action.bias), w.embed_action.norm, eps)
     w_post, w_tokens = w.post.weight.split([deter.shape[1], tokens.shape[2]], 1)
     hidden_in = linear(a, acts, w.hidden.bias, bf16)
     post_in = linear(tokens.to(dtype), w_tokens, w.post.bias, bf16)
@@ -92,32 +95,20 @@ def _observe(
 def _check(
     tokens: Tensor, action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor, uniform: Tensor, w: RSSMWeights
 ) -> None:
-    if tokens.dim() != 3 or tokens.shape[0] == 0:
+    check_dims(tokens=(tokens, "[T, B, E]"), action=(action, "[T, B, A]"))
+    check_dims(deter=(deter, "[B, D]"), stoch=(stoch, "[B, S, C]"))
+    if len(tokens) == 0:
         raise ValueError(f"expected tokens [T, B, E] with T >= 1, got {list(tokens.shape)}")
-    if stoch.dim() != 3 or deter.dim() != 2:
-        raise ValueError(f"expected deter [B, D] and stoch [B, S, C], got {list(deter.shape)} and {list(stoch.shape)}")
-    if is_first.dtype != torch.bool:
-        raise ValueError(f"expected is_first to be bool, got {is_first.dtype}")
-    if action.dim() != 3:
-        raise ValueError(f"expected action [T, B, A], got {list(action.shape)}")
     (T, B, E), D, (S, C) = tokens.shape, deter.shape[1], stoch.shape[1:]
     U, A = len(w.embed_deter.weight), action.shape[2]
-    data: Shapes = {
-        "tokens": (tokens, (T, B, E)), "action": (action, (T, B, A)), "is_first": (is_first, (T, B)),
-        "uniform": (uniform, (T, B, S)),
-    }  # fmt: skip
+    check_tensor("is_first", is_first, (T, B), deter, torch.bool)
+    data: Shapes = {"tokens": (tokens, (T, B, E)), "action": (action, (T, B, A)), "uniform": (uniform, (T, B, S))}
     expected: Shapes = {
         "deter": (deter, (B, D)), "stoch": (stoch, (B, S, C)), **core_shapes(w, D, S * C, A),
-        **dense_shapes("post", w.post, (U, D + E)), "logits": (w.logits.weight, (S * C, U)),
-        "logits.bias": (w.logits.bias, (S * C,)),
+        **layer_shapes("post", w.post, (U, D + E)), **layer_shapes("logits", w.logits, (S * C, U)),
     }  # fmt: skip
     check_shapes("deter", deter, expected, data)
     check_widths(deter=D, stoch=S, classes=C, units=U)
-
-
-def dense_shapes(name: str, layer: DenseWeights, shape: tuple[int, ...], width: int | None = None) -> Shapes:
-    width = shape[0] if width is None else width
-    return {name: (layer.weight, shape), f"{name}.bias": (layer.bias, (width,)), f"{name}.norm": (layer.norm, (width,))}
 
 
 def core_shapes(w: RSSMWeights, D: int, Z: int, A: int) -> Shapes:
@@ -126,12 +117,11 @@ def core_shapes(w: RSSMWeights, D: int, Z: int, A: int) -> Shapes:
     if G == 0 or D % G:
         raise ValueError(f"deter of width {D} does not divide into {G} blocks")
     J = D // G
-    return {
-        **dense_shapes("embed_deter", w.embed_deter, (U, D)), **dense_shapes("embed_stoch", w.embed_stoch, (U, Z)),
-        **dense_shapes("embed_action", w.embed_action, (U, A)),
-        **dense_shapes("hidden", w.hidden, (G, J + 3 * U, J), D),
-        "gates": (w.gates.weight, (G, J, 3 * J)), "gates.bias": (w.gates.bias, (3 * D,)),
-    }  # fmt: skip
+    return (
+        layer_shapes("embed_deter", w.embed_deter, (U, D)) | layer_shapes("embed_stoch", w.embed_stoch, (U, Z))
+        | layer_shapes("embed_action", w.embed_action, (U, A)) | layer_shapes("hidden", w.hidden, (G, J + 3 * U, J))
+        | layer_shapes("gates", w.gates, (G, J, 3 * J))
+    )  # fmt: skip
 
 
 _forward = Operator("rssm_observe", no_vmap("rssm_observe"))

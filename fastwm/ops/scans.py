@@ -15,6 +15,7 @@ from fastwm.ops._backend import (
     Operator,
     autocast_float32,
     bf16_products,
+    check_tensor,
     forced_backend,
     no_vmap,
 )
@@ -229,12 +230,9 @@ def _check(
         raise ValueError(f"expected h [B, D] with D >= 1, floating-point, got {list(h.shape)} {h.dtype}")
     T, B = x.shape[:2]
     for name, carry in carries.items():
-        if carry.shape != (B, h.shape[1]) or carry.dtype != h.dtype or carry.device != x.device:
-            raise ValueError(f"expected {name} {[B, h.shape[1]]} {h.dtype} {x.device}, got {_describe(carry)}")
-    if is_first is not None and (
-        is_first.shape != (T, B) or is_first.dtype != torch.bool or is_first.device != x.device
-    ):
-        raise ValueError(f"expected is_first {[T, B]} torch.bool {x.device}, got {_describe(is_first)}")
+        check_tensor(name, carry, (B, h.shape[1]), x, h.dtype)
+    if is_first is not None:
+        check_tensor("is_first", is_first, (T, B), x, torch.bool)
     for name, w in zip(expected, weights):
         if w is None and name not in ("bias", "bias_ih", "bias_hh"):
             raise ValueError(f"expected {name} {list(expected[name])}, got None")
@@ -242,12 +240,8 @@ def _check(
     if dtype != h.dtype and not (h.dtype == torch.float32 and dtype in _HALF):
         raise ValueError(f"expected weights of h's dtype, or of 16 bits beside a float32 h, got {dtype} and {h.dtype}")
     for (name, shape), w in zip(expected.items(), weights):
-        if w is not None and (w.shape != shape or w.dtype != dtype or w.device != x.device):
-            raise ValueError(f"expected {name} {list(shape)} {dtype} {x.device}, got {_describe(w)}")
-
-
-def _describe(x: Tensor) -> str:
-    return f"{list(x.shape)} {x.dtype} {x.device}"
+        if w is not None:
+            check_tensor(name, w, shape, x, dtype)
 
 
 def _is_cudnns(x: Tensor, h: Tensor, weight: Tensor, is_first: Tensor | None) -> bool:

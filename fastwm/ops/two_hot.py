@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 
 from fastwm import ref
-from fastwm.ops._backend import Operator, select, vmap_loop
+from fastwm.ops._backend import Operator, check_tensor, select, vmap_loop
 from fastwm.ops._declared import wide
 
 
@@ -35,9 +35,9 @@ def two_hot_loss(
     Source: Hafner et al., "Mastering Diverse Domains through World Models"; the official code's symexp_twohot
     """
     bins = _check_bins(logits, bins)
-    target = _check_target("target", target, logits)
+    target = _check("target", target, logits, logits.shape[:-1])
     if second_target is not None:
-        second_target = _check_target("second_target", second_target, logits)
+        second_target = _check("second_target", second_target, logits, logits.shape[:-1])
     library = select(logits)
     if library is None:
         return ref.two_hot_loss(logits, target, bins, second_target, second_weight)
@@ -78,16 +78,8 @@ def _check_bins(logits: Tensor, bins: Tensor) -> Tensor:
     return _check("bins", bins, logits, logits.shape[-1:])
 
 
-def _check_target(name: str, target: Tensor, logits: Tensor) -> Tensor:
-    return _check(name, target, logits, logits.shape[:-1])
-
-
 def _check(name: str, x: Tensor, logits: Tensor, shape: torch.Size) -> Tensor:
-    if x.shape != shape or x.device != logits.device or not x.dtype.is_floating_point:
-        raise ValueError(
-            f"expected {name} {list(shape)}, floating-point, on {logits.device}, "
-            f"got {list(x.shape)} {x.dtype} on {x.device}"
-        )
+    check_tensor(name, x, shape, logits)
     x, dtype = x.detach() if x.requires_grad else x, wide(logits.dtype)
     return x if x.dtype == dtype else x.to(dtype)
 

@@ -271,34 +271,35 @@ def _layernorm_gru_backward(  # type: ignore[no-untyped-def]
     tl.store(partial + at + 5 * W, db2, mask)
 
 
-def _run(kernel: Any, inputs: list[Tensor], outputs: list[Tensor], blocks: int = 1, **constants: Any) -> None:
-    """The last input is the carry."""
-    inputs = [x.contiguous() for x in inputs]
-    elements, width = inputs[-1].numel(), inputs[-1].shape[-1] // blocks
+def _run(
+    kernel: Any, carry: Tensor, inputs: list[Tensor], outputs: list[Tensor], blocks: int = 1, **constants: Any
+) -> None:
+    """A kernel over the elements of the carry."""
+    elements, width = carry.numel(), carry.shape[-1] // blocks
     if elements:
-        with torch.cuda.device_of(inputs[-1]):
+        with torch.cuda.device_of(carry):
             grid = (triton.cdiv(elements, BLOCK),)
-            kernel[grid](*inputs, *outputs, elements, width, **constants, BLOCK=BLOCK)
+            kernel[grid](*(x.contiguous() for x in inputs), *outputs, elements, width, **constants, BLOCK=BLOCK)
 
 
 @operator
 def gru_gates(input: Tensor, hidden: Tensor, h: Tensor) -> Tensor:
     out = empty(h)
-    _run(_gru, [input, hidden, h], [out])
+    _run(_gru, h, [input, hidden, h], [out])
     return out
 
 
 @operator
 def gru_gates_backward(grad: Tensor, input: Tensor, hidden: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     d_input, d_hidden, d_h = empty(input), empty(hidden), empty(h)
-    _run(_gru_backward, [grad, input, hidden, h], [d_input, d_hidden, d_h])
+    _run(_gru_backward, h, [grad, input, hidden, h], [d_input, d_hidden, d_h])
     return d_input, d_hidden, d_h
 
 
 @operator
 def block_gru_gates(gates: Tensor, h: Tensor, blocks: int, update_bias: float) -> Tensor:
     out = empty(h)
-    _run(_block_gru, [gates, h], [out], blocks, UPDATE_BIAS=update_bias)
+    _run(_block_gru, h, [gates, h], [out], blocks, UPDATE_BIAS=update_bias)
     return out
 
 
@@ -307,7 +308,7 @@ def block_gru_gates_backward(
     grad: Tensor, gates: Tensor, h: Tensor, blocks: int, update_bias: float
 ) -> tuple[Tensor, Tensor]:
     d_gates, d_h = empty(gates), empty(h)
-    _run(_block_gru_backward, [grad, gates, h], [d_gates, d_h], blocks, UPDATE_BIAS=update_bias)
+    _run(_block_gru_backward, h, [grad, gates, h], [d_gates, d_h], blocks, UPDATE_BIAS=update_bias)
     return d_gates, d_h
 
 
@@ -351,7 +352,7 @@ def layernorm_gru_gates_backward(
 @operator
 def planet_gru_reset(gates: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     reset_h, update = empty(h), empty(h)
-    _run(_planet_reset, [gates, h], [reset_h, update])
+    _run(_planet_reset, h, [gates, h], [reset_h, update])
     return reset_h, update
 
 
@@ -360,28 +361,28 @@ def planet_gru_reset_backward(
     grad_reset_h: Tensor, grad_update: Tensor, gates: Tensor, h: Tensor
 ) -> tuple[Tensor, Tensor]:
     d_gates, d_h = empty(gates), empty(h)
-    _run(_planet_reset_backward, [grad_reset_h, grad_update, gates, h], [d_gates, d_h])
+    _run(_planet_reset_backward, h, [grad_reset_h, grad_update, gates, h], [d_gates, d_h])
     return d_gates, d_h
 
 
 @operator
 def planet_gru_update(update: Tensor, cand: Tensor, h: Tensor) -> Tensor:
     out = empty(h)
-    _run(_planet_update, [update, cand, h], [out])
+    _run(_planet_update, h, [update, cand, h], [out])
     return out
 
 
 @operator
 def planet_gru_update_backward(grad: Tensor, update: Tensor, cand: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     d_update, d_cand, d_h = empty(update), empty(cand), empty(h)
-    _run(_planet_update_backward, [grad, update, cand, h], [d_update, d_cand, d_h])
+    _run(_planet_update_backward, h, [grad, update, cand, h], [d_update, d_cand, d_h])
     return d_update, d_cand, d_h
 
 
 @operator
 def lstm_gates(input: Tensor, hidden: Tensor, c: Tensor, forget_bias: float, ijfo: bool) -> tuple[Tensor, Tensor]:
     next_h, next_c = empty(c), empty(c)
-    _run(_lstm, [input, hidden, c], [next_h, next_c], FORGET_BIAS=forget_bias, IJFO=ijfo)
+    _run(_lstm, c, [input, hidden, c], [next_h, next_c], FORGET_BIAS=forget_bias, IJFO=ijfo)
     return next_h, next_c
 
 
@@ -390,5 +391,5 @@ def lstm_gates_backward(
     grad_h: Tensor, grad_c: Tensor, input: Tensor, hidden: Tensor, c: Tensor, forget_bias: float, ijfo: bool
 ) -> tuple[Tensor, Tensor]:
     d_gates, d_c = empty(input), empty(c)
-    _run(_lstm_backward, [grad_h, grad_c, input, hidden, c], [d_gates, d_c], FORGET_BIAS=forget_bias, IJFO=ijfo)
+    _run(_lstm_backward, c, [grad_h, grad_c, input, hidden, c], [d_gates, d_c], FORGET_BIAS=forget_bias, IJFO=ijfo)
     return d_gates, d_c

@@ -1,5 +1,7 @@
 """The lambda-return and its backward: one program a block of columns, the running value in registers."""
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -75,7 +77,8 @@ def lambda_return(reward: Tensor, cont: Tensor, next_value: Tensor, lam: Tensor 
     reward, cont, next_value = reward.contiguous(), cont.contiguous(), next_value.contiguous()
     lam = None if lam is None else lam.contiguous()
     ret = empty(reward)
-    T, B = len(reward), reward[0].numel()
+    T, *columns = reward.shape
+    B = math.prod(columns)
     with torch.cuda.device_of(reward):
         _forward[(triton.cdiv(B, BLOCK),)](
             reward, cont, next_value, lam, ret, T, B, (T - 1) * B, LAM=lam_value, BLOCK=BLOCK
@@ -95,7 +98,8 @@ def lambda_return_backward(
     )
     lam = None if lam is None else lam.contiguous()
     d_reward, d_cont, d_next_value = empty(grad), empty(grad), empty(grad)
-    T, B = len(grad), grad[0].numel()
+    T, *columns = grad.shape
+    B = math.prod(columns)
     with torch.cuda.device_of(grad):
         _backward[(triton.cdiv(B, BLOCK),)](
             grad, cont, next_value, ret, lam, d_reward, d_cont, d_next_value, T, B, LAM=lam_value, BLOCK=BLOCK

@@ -145,26 +145,26 @@ def _sample(  # type: ignore[no-untyped-def]
     tl.store(sample + at, tl.load(mean + chosen, mask, 0) + nothing[:, None] + std * noise, mask)
 
 
-def _tile(logits: Tensor, mean: Tensor) -> tuple[tuple[int, int, int], dict[str, int], tuple[int]]:
-    """(mixtures, dimensions of each, classes), the block's sizes, and the grid."""
+def _tile(logits: Tensor, mean: Tensor) -> tuple[tuple[int, int, int], dict[str, int], int]:
+    """(mixtures, dimensions of each, classes), the block's sizes, and the number of blocks."""
     Z = mean.shape[-2] if logits.dim() < mean.dim() else 1
     N, K = mean.numel() // (Z * mean.shape[-1]), mean.shape[-1]
     dims = triton.next_power_of_2(Z)
     mix = max(1, BLOCK // dims)
-    return (N, Z, K), {"MIX": mix, "DIMS": dims}, (triton.cdiv(N, mix),)
+    return (N, Z, K), {"MIX": mix, "DIMS": dims}, triton.cdiv(N, mix)
 
 
 @operator
 def mdn_sample(
     logits: Tensor, mean: Tensor, log_std: Tensor, uniform: Tensor, normal: Tensor, temperature: float
 ) -> Tensor:
-    sizes, block, grid = _tile(logits, mean)
+    sizes, block, blocks = _tile(logits, mean)
     args = [x.contiguous() for x in (logits, mean, log_std, uniform, normal)]
     sample = empty(normal)
     below_one = 1 - torch.finfo(mean.dtype).eps / 2
-    if grid[0]:
+    if blocks:
         with torch.cuda.device_of(mean):
-            _sample[grid](
+            _sample[(blocks,)](
                 *args, sample, *sizes, SCALE=1 / temperature, NOISE=math.sqrt(temperature), BELOW_ONE=below_one, **block
             )
     return sample
@@ -172,12 +172,12 @@ def mdn_sample(
 
 @operator
 def mdn_nll(logits: Tensor, mean: Tensor, log_std: Tensor, value: Tensor) -> Tensor:
-    sizes, block, grid = _tile(logits, mean)
+    sizes, block, blocks = _tile(logits, mean)
     args = [x.contiguous() for x in (logits, mean, log_std, value)]
     nll = logits.new_empty(logits.shape[:-1])
-    if grid[0]:
+    if blocks:
         with torch.cuda.device_of(mean):
-            _forward[grid](*args, nll, *sizes, **block)
+            _forward[(blocks,)](*args, nll, *sizes, **block)
     return nll
 
 
@@ -185,10 +185,10 @@ def mdn_nll(logits: Tensor, mean: Tensor, log_std: Tensor, value: Tensor) -> Ten
 def mdn_nll_backward(
     logits: Tensor, mean: Tensor, log_std: Tensor, grad: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sizes, block, grid = _tile(logits, mean)
+    sizes, block, blocks = _tile(logits, mean)
     args = [x.contiguous() for x in (grad, logits, mean, log_std, value)]
     d_logits, d_mean, d_log_std, d_value = map(empty, (logits, mean, log_std, value))
-    if grid[0]:
+    if blocks:
         with torch.cuda.device_of(mean):
-            _backward[grid](*args, d_logits, d_mean, d_log_std, d_value, *sizes, **block)
+            _backward[(blocks,)](*args, d_logits, d_mean, d_log_std, d_value, *sizes, **block)
     return d_logits, d_mean, d_log_std, d_value

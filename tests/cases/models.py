@@ -190,7 +190,7 @@ register(
         wrong=[
             (lambda *a: (a[0][:0], *a[1:]), "T >= 1"),
             (lambda *a: (a[0], a[1][:, :1], *a[2:]), r"action \[3, 2, 3\].*\[3, 1, 3\]"),
-            (lambda *a: (*a[:2], a[2].float(), *a[3:]), "is_first to be bool"),
+            (lambda *a: (*a[:2], a[2].float(), *a[3:]), r"is_first \[\d, \d\] torch.bool"),
             (lambda *a: (*a[:3], a[3][:, :4], *a[4:]), "deter"),
             (lambda *a: (*a[:4], a[4].flatten(1), *a[5:]), r"stoch \[B, S, C\]"),
             (lambda *a: (*a[:4], a[4].float(), *a[5:]), "one dtype"),
@@ -338,19 +338,19 @@ KINDS = {
 VALUES = ("equals_reference", "nan_in_is_nan_out")  # of forms that share their cell with one tested whole
 _WRONG_OBSERVE = [
     (lambda *a: (a[0][:0], *a[1:]), "T >= 1"),
-    (lambda *a: (a[0][..., :4], *a[1:]), r"post \[6, 13\]"),
+    (lambda *a: (a[0][..., :4], *a[1:]), r"post.weight \[6, 13\]"),
     (lambda *a: (a[0], a[1][:, :1], *a[2:]), r"action \[3, 2, 3\].*\[3, 1, 3\]"),
-    (lambda *a: (a[0], a[1][..., :2], *a[2:]), r"input \[6, 22\].*\[6, 23\]"),
-    (lambda *a: (*a[:2], a[2].float(), *a[3:]), "is_first to be bool"),
+    (lambda *a: (a[0], a[1][..., :2], *a[2:]), r"input.weight \[6, 22\].*\[6, 23\]"),
+    (lambda *a: (*a[:2], a[2].float(), *a[3:]), r"is_first \[\d, \d\] torch.bool"),
     (lambda *a: (*a[:2], a[2][:2], *a[3:]), r"is_first \[3, 2\]"),
-    (lambda *a: (*a[:3], a[3][:, :4], *a[4:]), r"cell\[0\] \[12, 10\]"),
+    (lambda *a: (*a[:3], a[3][:, :4], *a[4:]), r"cell.weight \[12, 10\]"),
     (lambda *a: (*a[:4], a[4].flatten(1), *a[5:]), r"stoch \[B, S, C\]"),
     (lambda *a: (*a[:4], a[4][..., :3], *a[5:]), r"stoch \[2, 4, 5\]"),
     (lambda *a: (*a[:4], a[4].float(), *a[5:]), "one dtype"),
     (lambda *a: (*a[:5], a[5][:1], *a[6:]), "noise"),
     (lambda *a: (*a[:5], a[5].to("meta"), *a[6:]), "meta"),
     (lambda *a: (*a[:6], a[6]._replace(cell=a[6].cell[:3]), a[7]), "four parameters"),
-    (lambda *a: (*a[:6], a[6]._replace(cell=(a[6].cell[0][1:], *a[6].cell[1:])), a[7]), r"cell\[0\] \[27, 15\]"),
+    (lambda *a: (*a[:6], a[6]._replace(cell=(a[6].cell[0][1:], *a[6].cell[1:])), a[7]), r"cell.weight \[27, 15\]"),
     (lambda *a: (*a[:6], a[6]._replace(post_stats=a[6].post_stats._replace(bias=a[6].input.bias)), a[7]),
      r"post_stats.bias \[20\]"),
     (lambda *a: (*a[:6], a[6]._replace(input=a[6].input._replace(scale=a[6].input.bias[1:])), a[7]),
@@ -491,7 +491,7 @@ HEADS = {
 }  # fmt: skip
 
 
-def _gru_imagine(d: Draw, kind, H, N, D=6, U=5, S=3, C=None, norm=False, heads="all", units=(7, 4)):
+def _gru_imagine(d: Draw, kind, H, N, D=6, U=5, S=3, C=None, norm=False, heads="all", units=(7, 7)):
     """The model is a fixed function here: the actor alone has a gradient."""
     kind = kind if C is None or not kind.classes else kind._replace(classes=C)
     parts = HEADS[heads] if isinstance(heads, str) else heads
@@ -501,7 +501,7 @@ def _gru_imagine(d: Draw, kind, H, N, D=6, U=5, S=3, C=None, norm=False, heads="
     w = gru_rssm_weights(d, kind, D, U, S, A, 2, norm)
     fixed = torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, w)
     widths = (S * (kind.classes or 1) + D, *units)
-    actor = tuple(d.layer(out, into, norm and i == 0) for i, (into, out) in enumerate(zip(widths, units)))
+    actor = tuple(d.layer(out, into, norm) for into, out in zip(widths, units))
     out = d.linear(sum(h.size * (h.classes or 2) for h in parts), widths[-1])
     return *start, noise, torch.cat(draws, -1), fixed, kind, actor, out, parts
 
@@ -510,7 +510,7 @@ _WRONG_POLICY = [
     (lambda *a: (*a[:8], ()), "needs a head"),
     (lambda *a: (*a[:8], (ops.PolicyHead(2, 0, "onehot"), *a[8])), "heads with classes"),
     (lambda *a: (*a[:6], a[6][1:], *a[7:]), r"actor\[0\]"),
-    (lambda *a: (*a[:6], a[6][:1], *a[7:]), "actor_out"),
+    (lambda *a: (*a[:6], (a[6][0], a[6][1]._replace(weight=a[6][1].weight[:, 1:])), *a[7:]), r"actor\[1\].weight"),
     (lambda *a: (*a[:7], ops.LinearWeights(a[7].weight[1:], a[7].bias[1:]), a[8]), "actor_out"),
 ]  # fmt: skip
 register(
@@ -523,12 +523,13 @@ register(
         | dict(
             sizes=[
                 dict(H=4, N=7), dict(H=1, N=1), dict(H=15, N=3), *(dict(H=4, N=7, heads=heads) for heads in HEADS),
-                # Several parts of rows, columns beyond a panel, chunks of steps that do not divide the horizon.
+                # Several parts of rows, columns beyond a panel, chunks of steps that do not divide the horizon; layers
+                # of unlike widths, and none, which no kernel serves.
                 *(dict(H=H, N=N, units=units, D=37, U=34, S=9) for H, N, units in [
-                    (5, 37, ()), (3, 300, (40,)), (5, 37, (33, 33, 33, 17)), (2, 0, (7,)),
+                    (5, 37, ()), (3, 300, (40,)), (5, 37, (33, 33, 33)), (2, 3, (33, 17)), (2, 0, (7,)),
                 ]),
             ],
-            ranges=_MODEL["ranges"] | dict(heads=list(HEADS), units=[(), (5,), (7, 1)]),
+            ranges=_MODEL["ranges"] | dict(heads=list(HEADS), units=[(), (5,), (7, 7), (7, 1)]),
             rows=dict(H=4, N=37, D=8, units=(7,)),
         ),
         without={**CHAIN, **_STEPS, "gradcheck": SAMPLES},
@@ -569,18 +570,18 @@ def _change(**changed: Callable[[Any], Any]):
 
 _WRONG_ROLLOUTS = [
     (_change(z=lambda z: z.half()), "float32 or float64"),
-    (_change(z=lambda z: z[0]), r"z \[N, Z\]"),
-    (_change(z=lambda z: z[:-1], stream=lambda s: s[:-1]), "11 dreams do not divide among 3 controllers"),
-    (_change(controllers=lambda c: c[..., :-1]), "features, not 28"),
-    (_change(controllers=lambda c: c[:, :2], bias=lambda b: b[:, :2]), "squash"),
+    (_change(z=lambda z: z[0]), r"z0 \[N, Z\]"),
+    (_change(z=lambda z: z[:-1], stream=lambda s: s[:-1]), "divide among the controllers, got N = 11, P = 3"),
+    (_change(controllers=lambda c: c[..., :-1]), "controllers that read z, h and c, got F = 28"),
+    (_change(controllers=lambda c: c[:, :2], bias=lambda b: b[:, :2]), "three actions of a car, got A = 2"),
     (_change(bias=lambda b: b[:, :2]), "controller_bias"),
-    (_change(w=lambda w: w._replace(weight_ih=w.weight_ih[:, 2:])), "restart flag"),
+    (_change(w=lambda w: w._replace(weight_ih=w.weight_ih[:, 2:])), "z, the action and maybe a flag"),
     (_change(w=lambda w: w._replace(bias=w.bias.float())), "expected bias"),
-    (_change(w=lambda w: w._replace(out_bias=w.out_bias[1:])), "out_bias"),
+    (_change(w=lambda w: w._replace(out_bias=w.out_bias[1:])), r"b_out \[outputs\]"),
     (_change(stream=lambda s: s[:, :1]), "seed_offset"),
     (_change(stream=lambda s: s.int()), "seed_offset"),
-    (_change(steps=lambda _: 0), "at least one step"),
-    (_change(extra=lambda _: ("done",)), r"1 \+ 3 \* 5 \* K outputs"),
+    (_change(steps=lambda _: 0), "expected steps >= 1, got steps = 0"),
+    (_change(extra=lambda _: ("done",)), "3 Z K of the mixtures"),
     (_change(extra=lambda _: ("end",)), "extra holds"),
     (_change(extra=lambda _: ("done", "done")), "extra holds"),
     (_change(temperature=lambda _: 0.0), "temperature"),

@@ -1,8 +1,8 @@
-// The operators of single cells, shared by C++ and CUDA: parameters, and how an element of a cell is stored.
+// The operators of single cells, shared by C++ and CUDA: how an element of a cell is stored, and what is done to it.
 //
-// A cell is written once, for one element: what it reads, what it writes, and by csrc/math/ the arithmetic between.
-// Every array is [rows, parts * width]: `parts` numbers of each of the `width` elements of a row's carry, one part
-// after the other. A block layout is the same thing with blocks for rows.
+// A cell is written once, for one element: what it reads and writes of the params, by name, and by csrc/math/ the
+// arithmetic between. Gates are arrays [rows, parts * width]: `parts` numbers of each of the `width` elements of a row's
+// carry, one part after the other. A block layout is the same thing with blocks for rows.
 #pragma once
 
 #include <utility>
@@ -15,15 +15,6 @@
 
 namespace fastwm {
 
-struct Cells {
-  Dtype gate_dtype, carry_dtype;
-  int64_t rows, width;
-  const void* in[5];
-  void* out[3];
-  double bias;  // added to the update gate (GRUs with a write gate) or to the forget gate (LSTM)
-  bool ijfo;    // an LSTM's gates in TensorFlow's order, else torch's: input, forget, candidate, output
-};
-
 // The weights' gradients of layernorm_gru_gates are summed in chunks of rows, as many as the shape asks for, whatever
 // the threads.
 static inline int64_t row_chunks(int64_t rows, bool on_gpu) {
@@ -31,256 +22,145 @@ static inline int64_t row_chunks(int64_t rows, bool on_gpu) {
   return wanted < 1 ? 1 : wanted < most ? wanted : most;
 }
 
-enum class Stored { gate, carry };  // gates may be bfloat16 while the carry is float32
-
-struct Slot {
-  Stored stored;
-  int parts;
-};
-
 namespace {
 
-// An element's outputs, in the order of `out`.
-template <typename A, size_t count>
-struct Outputs {
-  A at[count];
+template <typename A, int parts>
+struct Numbers {
+  A of[parts];
 };
 
-// The cells. An `In` has the numbers of `in`, in their order; csrc/math/ has the equations.
+// One element of a row's carry. Gates are stored as G, which may be bfloat16 while the carry, C, is float32.
+template <typename G, typename C>
+struct Element {
+  using A = accumulate_t<C>;
+  int64_t row, j, width;
 
-struct Gru {
-  static constexpr Slot in[] = {{Stored::gate, 3}, {Stored::gate, 3}, {Stored::carry, 1}};
-  static constexpr Slot out[] = {{Stored::carry, 1}};
+  FASTWM_MEMBER A carry(const void* x) const { return widen(static_cast<const C*>(x)[row * width + j]); }
+  FASTWM_MEMBER void set_carry(void* y, A value) const { narrow(value, static_cast<C*>(y)[row * width + j]); }
+  template <int parts>
+  FASTWM_MEMBER Numbers<A, parts> gates(const void* x) const {
+    return gates(static_cast<const G*>(x) + row * parts * width + j, std::make_integer_sequence<int, parts>{});
+  }
+  template <int parts>
+  FASTWM_MEMBER void set_gates(void* y, const A (&values)[parts]) const {
+    set_gates(static_cast<G*>(y) + row * parts * width + j, values, std::make_integer_sequence<int, parts>{});
+  }
 
-  template <typename A>
-  struct In {
-    A x_r, x_z, x_n, h_r, h_z, h_n, h;
-  };
-
-  template <typename A>
-  FASTWM_FN Outputs<A, 1> run(const Cells&, const In<A>& x) {
-    const auto y = gru_gates(x.x_r + x.h_r, x.x_z + x.h_z, x.x_n, x.h_n);
-    return {{gru_carry(y.update, y.cand, x.h)}};
+ private:
+  template <int... part>
+  FASTWM_MEMBER Numbers<A, sizeof...(part)> gates(const G* x, std::integer_sequence<int, part...>) const {
+    return {{static_cast<A>(widen(x[part * width]))...}};
+  }
+  template <int parts, int... part>
+  FASTWM_MEMBER void set_gates(G* y, const A (&values)[parts], std::integer_sequence<int, part...>) const {
+    (narrow(values[part], y[part * width]), ...);
   }
 };
 
-struct GruBackward {
-  static constexpr Slot in[] = {{Stored::carry, 1}, {Stored::gate, 3}, {Stored::gate, 3}, {Stored::carry, 1}};
-  static constexpr Slot out[] = {{Stored::gate, 3}, {Stored::gate, 3}, {Stored::carry, 1}};
+// The cells; csrc/math/ has the equations.
 
-  template <typename A>
-  struct In {
-    A d_h, x_r, x_z, x_n, h_r, h_z, h_n, h;
-  };
+struct Gru {
+  template <typename E>
+  FASTWM_FN void run(const GruCells& p, const E& at) {
+    const auto [x_r, x_z, x_n] = at.template gates<3>(p.input).of;
+    const auto [h_r, h_z, h_n] = at.template gates<3>(p.hidden).of;
+    const auto y = gru_gates(x_r + h_r, x_z + h_z, x_n, h_n);
+    at.set_carry(p.y, gru_carry(y.update, y.cand, at.carry(p.h)));
+  }
 
-  template <typename A>
-  FASTWM_FN Outputs<A, 7> run(const Cells&, const In<A>& x) {
-    const auto d = gru_backward(gru_gates(x.x_r + x.h_r, x.x_z + x.h_z, x.x_n, x.h_n), x.h_n, x.h, x.d_h);
-    return {{d.reset, d.update, d.x_n, d.reset, d.update, d.h_n, d.h}};
+  template <typename E>
+  FASTWM_FN void run(const GruCellsBackward& p, const E& at) {
+    const auto [x_r, x_z, x_n] = at.template gates<3>(p.input).of;
+    const auto [h_r, h_z, h_n] = at.template gates<3>(p.hidden).of;
+    const auto d = gru_backward(gru_gates(x_r + h_r, x_z + h_z, x_n, h_n), h_n, at.carry(p.h), at.carry(p.g_y));
+    at.set_gates(p.d_input, {d.reset, d.update, d.x_n});
+    at.set_gates(p.d_hidden, {d.reset, d.update, d.h_n});
+    at.set_carry(p.d_h, d.h);
   }
 };
 
 struct BlockGru {
-  static constexpr Slot in[] = {{Stored::gate, 3}, {Stored::carry, 1}};
-  static constexpr Slot out[] = {{Stored::carry, 1}};
+  template <typename E>
+  FASTWM_FN void run(const BlockGruCells& p, const E& at) {
+    const auto [reset, cand, update] = at.template gates<3>(p.gates).of;
+    const auto y = block_gru_gates(reset, cand, update + static_cast<typename E::A>(p.update_bias));
+    at.set_carry(p.y, mix(y.update, y.cand, at.carry(p.h)));
+  }
 
-  template <typename A>
-  struct In {
-    A reset, cand, update, h;
-  };
-
-  template <typename A>
-  FASTWM_FN Outputs<A, 1> run(const Cells& p, const In<A>& x) {
-    const auto gates = block_gru_gates(x.reset, x.cand, x.update + static_cast<A>(p.bias));
-    return {{mix(gates.update, gates.cand, x.h)}};
+  template <typename E>
+  FASTWM_FN void run(const BlockGruCellsBackward& p, const E& at) {
+    const auto [reset, cand, update] = at.template gates<3>(p.gates).of;
+    const auto y = block_gru_gates(reset, cand, update + static_cast<typename E::A>(p.update_bias));
+    const auto d = block_gru_backward(y, cand, at.carry(p.h), at.carry(p.g_y));
+    at.set_gates(p.d_gates, {d.reset, d.cand, d.update});
+    at.set_carry(p.d_h, d.h);
   }
 };
 
-struct BlockGruBackward {
-  static constexpr Slot in[] = {{Stored::carry, 1}, {Stored::gate, 3}, {Stored::carry, 1}};
-  static constexpr Slot out[] = {{Stored::gate, 3}, {Stored::carry, 1}};
+// Before the candidate's product: r h and u. After it: h', from u and the candidate's sum.
+struct PlanetGru {
+  template <typename E>
+  FASTWM_FN void run(const PlanetGruReset& p, const E& at) {
+    const auto [reset, update] = at.template gates<2>(p.gates).of;
+    const auto reset_h = gate_sigmoid(reset) * at.carry(p.h);
+    at.set_carry(p.reset_h, reset_h);
+    at.set_carry(p.update, gate_sigmoid(update));
+  }
 
-  template <typename A>
-  struct In {
-    A d_h, reset, cand, update, h;
-  };
+  template <typename E>
+  FASTWM_FN void run(const PlanetGruResetBackward& p, const E& at) {
+    const auto [reset, update] = at.template gates<2>(p.gates).of;
+    const auto d = planet_reset_backward(gate_sigmoid(reset), at.carry(p.h), at.carry(p.g_reset_h));
+    at.set_gates(p.d_gates, {d.reset, sigmoid_backward(at.carry(p.g_update), gate_sigmoid(update))});
+    at.set_carry(p.d_h, d.h);
+  }
 
-  template <typename A>
-  FASTWM_FN Outputs<A, 4> run(const Cells& p, const In<A>& x) {
-    const auto gates = block_gru_gates(x.reset, x.cand, x.update + static_cast<A>(p.bias));
-    const auto d = block_gru_backward(gates, x.cand, x.h, x.d_h);
-    return {{d.reset, d.cand, d.update, d.h}};
+  template <typename E>
+  FASTWM_FN void run(const PlanetGruUpdate& p, const E& at) {
+    const auto [cand] = at.template gates<1>(p.cand).of;
+    at.set_carry(p.y, planet_carry(at.carry(p.update), gate_tanh(cand), at.carry(p.h)));
+  }
+
+  template <typename E>
+  FASTWM_FN void run(const PlanetGruUpdateBackward& p, const E& at) {
+    const auto [cand] = at.template gates<1>(p.cand).of;
+    const auto d = planet_update_backward(at.carry(p.update), gate_tanh(cand), at.carry(p.h), at.carry(p.g_y));
+    at.set_carry(p.d_update, d.update);
+    at.set_gates(p.d_cand, {d.cand});
+    at.set_carry(p.d_h, d.h);
   }
 };
 
-// Before the candidate's product: r h and u.
-struct PlanetReset {
-  static constexpr Slot in[] = {{Stored::gate, 2}, {Stored::carry, 1}};
-  static constexpr Slot out[] = {{Stored::carry, 1}, {Stored::carry, 1}};
-
-  template <typename A>
-  struct In {
-    A reset, update, h;
-  };
-
-  template <typename A>
-  FASTWM_FN Outputs<A, 2> run(const Cells&, const In<A>& x) {
-    return {{gate_sigmoid(x.reset) * x.h, gate_sigmoid(x.update)}};
-  }
-};
-
-struct PlanetResetBackward {
-  static constexpr Slot in[] = {{Stored::carry, 1}, {Stored::carry, 1}, {Stored::gate, 2}, {Stored::carry, 1}};
-  static constexpr Slot out[] = {{Stored::gate, 2}, {Stored::carry, 1}};
-
-  template <typename A>
-  struct In {
-    A d_reset_h, d_u, reset, update, h;
-  };
-
-  template <typename A>
-  FASTWM_FN Outputs<A, 3> run(const Cells&, const In<A>& x) {
-    const auto d = planet_reset_backward(gate_sigmoid(x.reset), x.h, x.d_reset_h);
-    return {{d.reset, sigmoid_backward(x.d_u, gate_sigmoid(x.update)), d.h}};
-  }
-};
-
-// After it: h', from u and the candidate's sum.
-struct PlanetUpdate {
-  static constexpr Slot in[] = {{Stored::carry, 1}, {Stored::gate, 1}, {Stored::carry, 1}};
-  static constexpr Slot out[] = {{Stored::carry, 1}};
-
-  template <typename A>
-  struct In {
-    A u, cand, h;
-  };
-
-  template <typename A>
-  FASTWM_FN Outputs<A, 1> run(const Cells&, const In<A>& x) {
-    return {{planet_carry(x.u, gate_tanh(x.cand), x.h)}};
-  }
-};
-
-struct PlanetUpdateBackward {
-  static constexpr Slot in[] = {{Stored::carry, 1}, {Stored::carry, 1}, {Stored::gate, 1}, {Stored::carry, 1}};
-  static constexpr Slot out[] = {{Stored::carry, 1}, {Stored::gate, 1}, {Stored::carry, 1}};
-
-  template <typename A>
-  struct In {
-    A d_h, u, cand, h;
-  };
-
-  template <typename A>
-  FASTWM_FN Outputs<A, 3> run(const Cells&, const In<A>& x) {
-    const auto d = planet_update_backward(x.u, gate_tanh(x.cand), x.h, x.d_h);
-    return {{d.update, d.cand, d.h}};
-  }
-};
-
+// The gates' sums are in the order of the weights: torch's input, forget, candidate, output, or TensorFlow's (ijfo).
 template <bool ijfo>
 struct Lstm {
-  static constexpr Slot in[] = {{Stored::gate, 4}, {Stored::gate, 4}, {Stored::carry, 1}};
-  static constexpr Slot out[] = {{Stored::carry, 1}, {Stored::carry, 1}};
-
-  template <typename A>
-  struct In {
-    A x0, x1, x2, x3, h0, h1, h2, h3, c;  // the gates' sums in the order of the weights
-
-    FASTWM_FN LstmGates<A> gates(const In& x, const Cells& p) {
-      auto sums = lstm_order(x.x0 + x.h0, x.x1 + x.h1, x.x2 + x.h2, x.x3 + x.h3, ijfo);
-      sums.forget += static_cast<A>(p.bias);
-      return lstm_gates(sums);
-    }
-  };
-
-  template <typename A>
-  FASTWM_FN Outputs<A, 2> run(const Cells& p, const In<A>& x) {
-    const auto gates = In<A>::gates(x, p);
-    const A c = lstm_cell(gates.in, gates.forget, gates.cand, x.c);
-    return {{gates.out * gate_tanh(c), c}};
+  template <typename P, typename E>
+  FASTWM_FN auto gates(const P& p, const E& at) {
+    const auto [x0, x1, x2, x3] = at.template gates<4>(p.input).of;
+    const auto [h0, h1, h2, h3] = at.template gates<4>(p.hidden).of;
+    auto sums = lstm_order(x0 + h0, x1 + h1, x2 + h2, x3 + h3, ijfo);
+    sums.forget += static_cast<typename E::A>(p.forget_bias);
+    return lstm_gates(sums);
   }
-};
 
-template <bool ijfo>
-struct LstmBackward {
-  static constexpr Slot in[] = {
-      {Stored::carry, 1}, {Stored::carry, 1}, {Stored::gate, 4}, {Stored::gate, 4}, {Stored::carry, 1}};
-  static constexpr Slot out[] = {{Stored::gate, 4}, {Stored::carry, 1}};
+  template <typename E>
+  FASTWM_FN void run(const LstmCells& p, const E& at) {
+    const auto y = gates(p, at);
+    const auto c = lstm_cell(y.in, y.forget, y.cand, at.carry(p.c));
+    at.set_carry(p.next_h, y.out * gate_tanh(c));
+    at.set_carry(p.next_c, c);
+  }
 
-  template <typename A>
-  struct In {
-    A d_h, d_c;
-    typename Lstm<ijfo>::template In<A> forward;
-  };
-
-  template <typename A>
-  FASTWM_FN Outputs<A, 5> run(const Cells& p, const In<A>& x) {
-    const auto gates = Lstm<ijfo>::template In<A>::gates(x.forward, p);
-    const A tanh_c = gate_tanh(lstm_cell(gates.in, gates.forget, gates.cand, x.forward.c));
-    const auto d = lstm_backward(gates, x.forward.c, tanh_c, x.d_h, x.d_c);
+  template <typename E>
+  FASTWM_FN void run(const LstmCellsBackward& p, const E& at) {
+    const auto y = gates(p, at);
+    const auto c = at.carry(p.c), tanh_c = gate_tanh(lstm_cell(y.in, y.forget, y.cand, c));
+    const auto d = lstm_backward(y, c, tanh_c, at.carry(p.g_next_h), at.carry(p.g_next_c));
     const auto sums = lstm_order(d.sums.in, d.sums.forget, d.sums.cand, d.sums.out, ijfo);
-    return {{sums.in, sums.forget, sums.cand, sums.out, d.c}};
+    at.set_gates(p.d_gates, {sums.in, sums.forget, sums.cand, sums.out});
+    at.set_carry(p.d_c, d.c);
   }
 };
-
-// ------------------------------------------------------------------------------- a cell's element, in memory
-
-struct Place {
-  int tensor, part, parts;
-  Stored stored;
-};
-
-// Where the i-th number of an element is stored.
-constexpr Place place(const Slot* slots, int i) {
-  int tensor = 0;
-  while (i >= slots[tensor].parts) i -= slots[tensor++].parts;
-  return {tensor, i, slots[tensor].parts, slots[tensor].stored};
-}
-
-template <size_t tensors>
-constexpr size_t numbers(const Slot (&slots)[tensors]) {
-  size_t sum = 0;
-  for (const Slot& slot : slots) sum += slot.parts;
-  return sum;
-}
-
-template <Stored stored, typename G, typename C>
-struct StoredType {
-  using type = G;
-};
-
-template <typename G, typename C>
-struct StoredType<Stored::carry, G, C> {
-  using type = C;
-};
-
-template <typename Cell, typename G, typename C, size_t i>
-FASTWM_FN accumulate_t<C> load(const Cells& p, int64_t row, int64_t j) {
-  constexpr Place at = place(Cell::in, i);
-  using T = typename StoredType<at.stored, G, C>::type;
-  return widen(static_cast<const T*>(p.in[at.tensor])[(row * at.parts + at.part) * p.width + j]);
-}
-
-template <typename Cell, typename G, typename C, size_t i>
-FASTWM_FN void store(accumulate_t<C> y, const Cells& p, int64_t row, int64_t j) {
-  constexpr Place at = place(Cell::out, i);
-  using T = typename StoredType<at.stored, G, C>::type;
-  narrow(y, static_cast<T*>(p.out[at.tensor])[(row * at.parts + at.part) * p.width + j]);
-}
-
-template <typename Cell, typename G, typename C, size_t... in, size_t... out>
-FASTWM_FN void element(const Cells& p, int64_t row, int64_t j, std::index_sequence<in...>,
-                       std::index_sequence<out...>) {
-  const typename Cell::template In<accumulate_t<C>> x{load<Cell, G, C, in>(p, row, j)...};
-  const auto y = Cell::run(p, x);
-  (store<Cell, G, C, out>(y.at[out], p, row, j), ...);
-}
-
-template <typename Cell, typename G, typename C>
-FASTWM_FN void element(const Cells& p, int64_t row, int64_t j) {
-  element<Cell, G, C>(p, row, j, std::make_index_sequence<numbers(Cell::in)>{},
-                      std::make_index_sequence<numbers(Cell::out)>{});
-}
 
 // Calls f(G{}, C{}) with the types of the gates and of the carry.
 template <typename Params, typename F>

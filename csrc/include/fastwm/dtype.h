@@ -6,10 +6,12 @@
 
 #ifdef __CUDACC__
 #define FASTWM_HD __host__ __device__
-#define FASTWM_FN static __host__ __device__ __forceinline__
+#define FASTWM_FN static FASTWM_MEMBER
+#define FASTWM_MEMBER __host__ __device__ __forceinline__
 #else
 #define FASTWM_HD
-#define FASTWM_FN static inline __attribute__((always_inline))
+#define FASTWM_FN static FASTWM_MEMBER
+#define FASTWM_MEMBER inline __attribute__((always_inline))
 #endif
 
 namespace fastwm {

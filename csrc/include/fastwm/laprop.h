@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "fastwm/dtype.h"
+#include "fastwm/params/laprop.h"
 
 namespace fastwm {
 
@@ -17,20 +17,6 @@ struct LaPropTensor {
   void *nu, *mu;
   int64_t count;
   int64_t first_chunk;  // in a numbering over all tensors
-};
-
-struct LaProp {
-  Dtype dtype;                  // f32 or f64
-  const LaPropTensor* tensors;  // [tensor_count], on the host
-  int64_t tensor_count, chunks;
-  int64_t step;            // updates done before this one
-  const int64_t* step_at;  // where to read it instead, on the tensors' device; nullptr: `step`
-  double lr;
-  const float* lr_at;    // likewise
-  const bool* apply_at;  // on the tensors' device: false leaves them as they are; nullptr: true
-  double beta1, beta2, eps, agc, pmin;
-  int64_t warmup;
-  double* squares;  // [chunks, 2] sums over param^2 and grad^2; scratch
 };
 
 static inline int64_t laprop_chunks(int64_t count) { return (count + kChunk - 1) / kChunk; }

@@ -17,16 +17,4 @@ struct LinearLayer {
   int64_t size() const { return K * N(); }  // of the weight
 };
 
-struct Linear {
-  LinearLayer layer;
-  const void *x, *bias;  // [rows, K], [N] or null
-  void* y;               // [rows, N]
-};
-
-struct LinearBackward {
-  LinearLayer layer;
-  const void *x, *grad;           // [rows, K], [rows, N]
-  void *d_x, *d_weight, *d_bias;  // like x, or null; as out_in says and [N], or both null
-};
-
 }  // namespace fastwm

@@ -20,30 +20,6 @@ struct Mixtures {
   MixtureArray logits, mean, log_std;  // the logits do not depend on the dimension
 };
 
-// -log sum_k softmax(logits)_k prod_z N(value_z; mean_zk, exp(log_std_zk))
-struct MdnNll {
-  Mixtures mixtures;
-  const void* value;  // [outer, lanes, dims]
-  void* nll;          // [outer, lanes]
-};
-
-struct MdnNllBackward {
-  Mixtures mixtures;
-  const void *grad, *value;
-  void* d_logits;            // [outer, lanes, classes]
-  void *d_mean, *d_log_std;  // [outer, lanes, dims, classes]
-  void* d_value;             // [outer, lanes, dims]
-};
-
-// mean_zk + exp(log_std_zk) sqrt(temperature) normal_z with k drawn from softmax(logits / temperature)
-struct MdnSample {
-  Mixtures mixtures;
-  double inverse_temperature, noise;  // noise: sqrt(temperature)
-  const void* uniform;                // [outer, lanes]
-  const void* normal;                 // [outer, lanes, dims]
-  void* sample;                       // [outer, lanes, dims]
-};
-
 constexpr double kHalfLog2Pi = 0.91893853320467274178;
 
 // The least finite number of a type.

@@ -3,27 +3,26 @@
 
 #include <math.h>
 
+#include "fastwm/params/types.h"
 #include "fastwm/vecmath.h"
 
 namespace fastwm {
 
-enum class PolicyDist : int64_t { onehot, tanh_normal, trunc_normal };
-
-// `size` categoricals of `classes` classes, or `size` reals, where classes is 0.
-struct PolicyHead {
-  PolicyDist dist;
-  int64_t size, classes;
-  double min_std, shift;
-
-  int64_t width() const { return size * (classes > 0 ? classes : 1); }    // of the encoded action
-  int64_t outputs() const { return size * (classes > 0 ? classes : 2); }  // logits; or raw means, then raw deviations
-};
+// The width of a head's encoded action, and its outputs: logits, or raw means and then raw deviations.
+FASTWM_FN int64_t width_of(const PolicyHead& head) { return head.size * (head.classes > 0 ? head.classes : 1); }
+FASTWM_FN int64_t outputs_of(const PolicyHead& head) { return head.size * (head.classes > 0 ? head.classes : 2); }
 
 // A real and its derivatives by the raw mean and the raw deviation.
 template <typename A>
 struct PolicyReal {
   A action, d_mean, d_std;
 };
+
+// mean + std noise, mean = tanh(raw), std = 0.9 sigmoid(raw + 2) + 0.1. Without derivatives: DreamerV3 has no use for them.
+template <typename A>
+FASTWM_FN A bounded_normal(A raw_mean, A raw_std, A noise) {
+  return vtanh(raw_mean) + (A(0.9) * vsigmoid(raw_std + 2) + A(0.1)) * noise;
+}
 
 // tanh(mean + std noise), mean = 5 tanh(raw / 5), std = softplus(raw + shift) + min_std
 template <typename A>

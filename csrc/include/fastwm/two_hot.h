@@ -6,30 +6,19 @@
 
 namespace fastwm {
 
+// loss = sum over targets of share * CE(logits, two-hot(target)). Only logits and d_logits are in the stored dtype, the
+// rest is in the type computed in. A NaN target makes loss and logsumexp NaN, and so the whole row's gradient.
 constexpr int kMaxTargets = 2;
 
-// loss = sum over m of share[m] * CE(logits, two-hot(target[m])). Only logits and d_logits are in the stored dtype,
-// the rest is in the type computed in.
-struct TwoHotLoss {
-  Dtype dtype;
-  int64_t rows, bins;
-  const void* logits;               // [rows, bins]
-  const void* edges;                // [bins], ascending
-  const void* target[kMaxTargets];  // [rows]; nullptr: there is none
-  double share[kMaxTargets];
-  void *loss, *logsumexp;  // [rows]; a NaN target makes both NaN, and so the whole row's gradient
-};
+template <typename Params>
+FASTWM_FN const void* target_of(const Params& p, int m) {
+  return m == 0 ? p.target : p.second_target;
+}
 
-struct TwoHotLossBackward {
-  Dtype dtype;
-  int64_t rows, bins;
-  const void* logits;
-  const void* edges;
-  const void* target[kMaxTargets];
-  double share[kMaxTargets];
-  const void *grad, *logsumexp;  // [rows]
-  void* d_logits;                // [rows, bins]
-};
+template <typename Params>
+FASTWM_FN double share_of(const Params& p, int m) {
+  return m == 0 ? 1 : p.second_weight;
+}
 
 // A target between bins below and above = below + 1, or at an end both the same; `weight` is that of `above`, NaN where
 // the target is.
