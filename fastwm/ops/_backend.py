@@ -207,10 +207,10 @@ def check_shapes(name: str, like: Tensor, expected: Shapes, data: Shapes) -> Non
 
 def layer_shapes(name: str, layer: Any, shape: tuple[int, ...]) -> Shapes:
     """The shapes of a layer's parameters: its weight's, [out, in] or [G, in, out] in blocks, and its vectors' [out]."""
-    weight, *vectors = layer
+    (weight, *vectors), (_, *names) = layer, layer._fields
     out = shape[0] if len(shape) == 2 else shape[0] * shape[2]
     needed = not layer._field_defaults
-    given = {f"{name}.{part}": (x, (out,)) for part, x in zip(layer._fields[1:], vectors) if needed or x is not None}
+    given = {f"{name}.{part}": (x, (out,)) for part, x in zip(names, vectors) if needed or x is not None}
     return {f"{name}.weight": (weight, shape), **given}
 
 

@@ -61,10 +61,11 @@ def block_gru_scan(
         inputs = tuple(in_dtype_of(layer.weight, x) for x, layer in zip(inputs, w.embed_inputs))
         return ref.block_gru_scan(inputs, h, w, is_first, update_bias, eps)
     block, units = w.gates.weight.shape[1], len(w.embed_carry.weight)
-    own, of_carry, of_inputs = w.hidden[0].weight.split([block, units, len(inputs) * units], 1)
+    (hidden,) = w.hidden
+    own, of_carry, of_inputs = hidden.weight.split([block, units, len(inputs) * units], 1)
     bf16 = bf16_products(h)
     hidden_in = _of_inputs(inputs, h, w, of_inputs, eps, bf16)
-    tensors = (hidden_in, is_first, h, *w.embed_carry, own, of_carry, w.hidden[0].norm, *w.gates)
+    tensors = (hidden_in, is_first, h, *w.embed_carry, own, of_carry, hidden.norm, *w.gates)
     save = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     output: Tensor = _forward(library, *tensors, update_bias, eps, save, bf16)
     return output, output[-1]
@@ -78,7 +79,8 @@ def _of_inputs(
         rms_norm_silu(linear(x.to(h.dtype), layer.weight, layer.bias, bf16), layer.norm, eps)
         for x, layer in zip(inputs, w.embed_inputs)
     ]  # fmt: skip
-    return linear(torch.cat(embeds, -1), weight, w.hidden[0].bias, bf16)
+    (hidden,) = w.hidden
+    return linear(torch.cat(embeds, -1), weight, hidden.bias, bf16)
 
 
 def _check(inputs: tuple[Tensor, ...], h: Tensor, w: BlockGRUWeights, is_first: Tensor | None) -> None:
