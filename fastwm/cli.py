@@ -21,7 +21,7 @@ from fastwm.settings import SettingError
 USAGE = """usage: fastwm COMMAND ...
 
   train AGENT   train an agent, or continue the run in --logdir   (fastwm train dreamer_v3 --help)
-  eval LOGDIR   score a trained agent on whole episodes
+  eval LOGDIR   score a trained agent on whole episodes; LOGDIR may be pretrained:cartpole
   dream LOGDIR  draw what its model imagines beside what happened
   view LOGDIR   open a page: play in its dreams, watch its agent, its curves, its replay
   compare       train several agents on one environment and plot them together
@@ -38,6 +38,16 @@ TRUST = "let the folder name code to import (env: module:factory), and files and
 def path(text: str) -> Path:
     """A path, with `~` for the home folder even where the shell left it."""
     return Path(text).expanduser()
+
+
+def run_path(text: str) -> Path:
+    """The folder of a run, or of `pretrained:NAME`."""
+    from fastwm.runner.pretrained import locate
+
+    try:
+        return locate(text)
+    except FastwmError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def train(args: Sequence[str]) -> None:
@@ -155,7 +165,7 @@ def evaluate(args: Sequence[str]) -> None:
     from fastwm.runner.evaluate import evaluate as run
 
     parser = argparse.ArgumentParser(prog="fastwm eval", description="Score a trained agent on whole episodes.")
-    parser.add_argument("logdir", type=path)
+    parser.add_argument("logdir", type=run_path, help="folder of a run, or pretrained:NAME")
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the environments and the policy's draws")
     parser.add_argument("--max-steps", type=int, default=MAX_STEPS, help="steps after which an episode is cut off")
@@ -189,7 +199,7 @@ def dream(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="fastwm dream", description="Draw imagined beside real, from the run's replay."
     )
-    parser.add_argument("logdir", type=path)
+    parser.add_argument("logdir", type=run_path, help="folder of a run, or pretrained:NAME")
     parser.add_argument("--seed", type=int, default=0, help="of the window or episode that is shown")
     parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--video", action="store_true", help="also a GIF and an mp4, of agents that see images")
@@ -207,7 +217,7 @@ def view(args: Sequence[str]) -> None:
         description="Open a page of a run on this machine: its world model as a game, an episode of its agent, its "
         "curves, and truth beside dream. Needs the extra `view`.",
     )
-    parser.add_argument("logdir", type=path)
+    parser.add_argument("logdir", type=run_path, help="folder of a run, or pretrained:NAME")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--browser", action=argparse.BooleanOptionalAction, default=True, help="open a browser")
     parser.add_argument("--trust", action="store_true", help=TRUST)
@@ -253,7 +263,7 @@ def export(args: Sequence[str]) -> None:
         description="Write a run's acting step and imagine step to its folder export/, with a manifest, and check them "
         "against the agent in their runtime.",
     )
-    parser.add_argument("logdir", type=path)
+    parser.add_argument("logdir", type=run_path, help="folder of a run, or pretrained:NAME")
     parser.add_argument("--format", choices=FORMATS, required=True,
                         help="onnx (extra `export`), or pt2: AOTInductor, which needs a C++ compiler")  # fmt: skip
     parser.add_argument("--steps", type=int, default=100, help="length of the check")

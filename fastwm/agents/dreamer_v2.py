@@ -159,4 +159,4 @@ class DreamerV2(Dreamer):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
-        self.updates.fill_(state["updates"])
+        self.updates.fill_(state.get("updates", 0))

@@ -29,6 +29,7 @@ from fastwm.runner.config import (
 )
 from fastwm.runner.episodes import Episodes
 from fastwm.runner.log import Progress
+from fastwm.runner.pretrained import is_pretrained, locate
 from fastwm.runner.trust import check_env
 from fastwm.writing import write_text
 
@@ -79,11 +80,11 @@ def open_run(logdir: Path, trust: bool = False, best: bool = False) -> Saved:
 def load(logdir: str | Path, device: str = "cpu", trust: bool = False, best: bool = False) -> Any:
     """The agent of a run, ready to `act`.
 
-    `logdir` is the folder given to `fastwm train`. It may come from a stranger: no code of it runs, and without `trust`
-    no link leads out of it. With `best` it is the checkpoint that `eval_every` found best, else the newest. Raises
-    FastwmError where there is no run or no readable checkpoint.
+    `logdir` is the folder given to `fastwm train`, or `pretrained:NAME`. It may come from a stranger: no code of it
+    runs, and without `trust` no link leads out of it. With `best` it is the checkpoint that `eval_every` found best,
+    else the newest. Raises FastwmError where there is no run or no readable checkpoint.
     """
-    return open_run(Path(logdir).expanduser(), trust, best).agent(resolve_device(device))
+    return open_run(locate(logdir), trust, best).agent(resolve_device(device))
 
 
 def evaluate(
@@ -105,7 +106,7 @@ def evaluate(
     returns what is in it. `env`, an object that `make_env` takes, replaces the name in the run's folder. With
     `trust` the folder may name code to import for the environment. `best` is that of `load`.
     """
-    logdir = Path(logdir).expanduser()
+    logdir = locate(logdir)
     if episodes < 1 or max_steps < 1:
         raise FastwmError(f"episodes and max_steps must be at least 1, got {episodes} and {max_steps}")
     saved = open_run(logdir, trust, best)
@@ -128,6 +129,8 @@ def evaluate(
                 }
     finally:
         env.close()
+    if is_pretrained(logdir):
+        return result
     try:
         write_text(logdir / file, json.dumps(result, indent=1, allow_nan=False))
         print(f"wrote {logdir / file}")
@@ -140,7 +143,7 @@ def film(
     logdir: Path, seed: int = 1_000_000, device: str = "auto", trust: bool = False, best: bool = False
 ) -> tuple[list[Path], float]:
     """One episode of a trained agent as a GIF and an mp4 in the run's folder; returns their paths and its return."""
-    saved = open_run(logdir, trust, best)
+    saved = open_run(own_folder(logdir), trust, best)
     check_env(logdir / "config.yaml", saved.config)
     agent = saved.agent(resolve_device(device))
     torch.manual_seed(seed)
@@ -198,12 +201,19 @@ def tell(progress: Progress, who: str, steps: int, ended: int, episodes: int) ->
     progress.show(f"{who}: {ended} of {episodes} episodes, {steps:,} steps")
 
 
+def own_folder(logdir: Path) -> Path:
+    """`logdir`, which pictures may be written to."""
+    if is_pretrained(logdir):
+        raise FastwmError(f"pretrained:{logdir.name} is for fastwm view, eval and load: nothing is written beside it")
+    return logdir
+
+
 def dream(logdir: Path, seed: int, trust: bool = False, film: bool = False) -> list[Path]:
     """Redraw what the model imagines: of a replayed window, or, for World Models, of an episode played now.
 
     With `film`, an agent that sees images also gets a video: truth, prediction and error below each other.
     """
-    saved = open_run(logdir, trust)
+    saved = open_run(own_folder(logdir), trust)
     config = saved.config
     agent = saved.agent(torch.device("cpu"))
     torch.manual_seed(seed)

@@ -18,7 +18,7 @@ from fastwm.agents.steps import Named, Step, acting_step, imagine_step
 from fastwm.errors import FastwmError
 from fastwm.extras import needs
 from fastwm.nn.functional import symexp_bins
-from fastwm.runner.evaluate import open_run
+from fastwm.runner.evaluate import open_run, own_folder
 from fastwm.writing import replacing, write_text
 
 FORMATS = ("onnx", "pt2")
@@ -57,7 +57,7 @@ def export(logdir: str | Path, form: str, trust: bool = False, steps: int = 100)
     if form not in FORMATS:
         raise FastwmError(f"unknown format {form!r}; there is: {', '.join(FORMATS)}")
     logdir = Path(logdir).expanduser()
-    saved = open_run(logdir, trust)
+    saved = open_run(own_folder(logdir), trust)
     agent = saved.agent(torch.device("cpu"))
     modules = {"imagine_step": imagine_step(agent)}
     with contextlib.suppress(FastwmError):  # PlaNet acts by a search
