@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib.util
 import inspect
+import io
 import json
 import logging
 import os
@@ -11,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from fastwm.distributed import Alone, ranks
 from fastwm.errors import FastwmError
 from fastwm.extras import needs
 from fastwm.settings import SettingError
@@ -24,6 +27,9 @@ USAGE = """usage: fastwm COMMAND ...
   eval LOGDIR   score a trained agent on whole episodes; LOGDIR may be pretrained:cartpole
   dream LOGDIR  draw what its model imagines beside what happened
   view LOGDIR   open a page: play in its dreams, watch its agent, its curves, its replay
+  act LOGDIR    act for a learner that runs elsewhere (fastwm train ... --actors N)
+  import        make a dataset (npz, Minari) a folder to learn from
+  export-replay make a run's replay a Minari dataset
   compare       train several agents on one environment and plot them together
   import-checkpoint FILE  make a run's folder from a checkpoint of another code
   export LOGDIR write a run's acting and imagine steps as ONNX or AOTInductor files
@@ -53,19 +59,31 @@ def run_path(text: str) -> Path:
 def train(args: Sequence[str]) -> None:
     """`fastwm train AGENT [--env ...] [--preset ...] [--logdir ...] [any setting]`."""
     with needs("agents", "fastwm train"):
-        import tyro
+        import tyro  # noqa: F401
 
-    from fastwm.agents import agent_name, agent_spec
-    from fastwm.runner.options import check, in_new_names
-    from fastwm.runner.start import initial_settings, start
-    from fastwm.runner.trust import check_env
+    from fastwm.agents import agent_name
+    from fastwm.runner.options import in_new_names
+    from fastwm.runner.start import start
 
     if args and args[0] in ("-h", "--help"):
         print(train_help())
         return
     if not args or args[0].startswith("-"):
         raise FastwmError("train needs an agent: fastwm train dreamer_v3 --env cartpole")
-    name, args = agent_name(args[0]), in_new_names(args[1:])
+    with ranks() as group, group.together():
+        name, config = settings(agent_name(args[0]), in_new_names(args[1:]), group)
+        start(name, config)
+
+
+def settings(name: str, args: Sequence[str], group: Alone) -> tuple[str, Any]:
+    """What the command line of `fastwm train` asks for."""
+    import tyro
+
+    from fastwm.agents import agent_spec
+    from fastwm.runner.options import check
+    from fastwm.runner.start import initial_settings
+    from fastwm.runner.trust import check_env
+
     spec = agent_spec(name)
     # What decides the defaults must be known before the settings themselves are read.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -84,26 +102,28 @@ def train(args: Sequence[str]) -> None:
     if not {"-h", "--help"} & {*args}:
         check(default, without_pairs(args))
     try:
-        config: Any = tyro.cli(
-            type(default)[spec.config],
-            args=without_pairs(args),
-            default=default,
-            prog=f"fastwm train {name}",
-            description=agent_help(name, default),
-            config=(tyro.conf.AvoidSubcommands,),
-        )
+        with redirect_stderr(io.StringIO()) if group.rank else nullcontext():
+            config: Any = tyro.cli(
+                type(default)[spec.config],
+                args=without_pairs(args),
+                default=default,
+                prog=f"fastwm train {name}",
+                description=agent_help(name, default),
+                config=(tyro.conf.AvoidSubcommands,),
+            )
     except SettingError as error:
         raise FastwmError(f"{option(default, error)} must be {error.wanted}, got {error.value!r}") from None
-    if not config.env:
+    if not config.env and not getattr(config, "offline", ""):
         example = "--env takecover" if spec.stages else "--env cartpole or --env dmc:walker_walk"
         raise FastwmError(f"no environment given: add --env, for example {example}")
     if folder and (saved := Path(folder, "config.yaml")).is_file():
         check_env(saved, config, known.env, known.env_args[::2])
     if not config.logdir:
-        config.logdir = f"runs/{name}-{config.env.replace(':', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        config.logdir = f"runs/{name}-{config.env.replace(':', '-') or 'offline'}-{time.strftime('%Y%m%d-%H%M%S')}"
+        config.logdir = group.words(config.logdir)[0]  # the clocks of hosts differ
         print(f"logdir: {config.logdir}")
     config.logdir = os.path.expanduser(config.logdir)
-    start(name, config)
+    return name, config
 
 
 def about(agent: str) -> str:
@@ -277,6 +297,54 @@ def export(args: Sequence[str]) -> None:
     print(f"wrote {manifest}")
 
 
+def act(args: Sequence[str]) -> None:
+    """`fastwm act LOGDIR --shard K`."""
+    from fastwm.runner.actors import act as run
+
+    parser = argparse.ArgumentParser(
+        prog="fastwm act", description="Act for a learner that runs elsewhere: fastwm train ... --actors N."
+    )
+    parser.add_argument("logdir", type=path, help="folder of the run, which learner and actors share")
+    parser.add_argument("--shard", type=int, required=True, help="number of this actor, from 0")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds to wait for the learner before leaving")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
+    options = parser.parse_args(args)
+    print(run(options.logdir, options.shard, options.device, options.patience, options.trust))
+
+
+def import_(args: Sequence[str]) -> None:
+    """`fastwm import SOURCE DEST`."""
+    from fastwm.runner.datasets import import_rows
+
+    parser = argparse.ArgumentParser(
+        prog="fastwm import", description="Make a dataset a folder of stored rows, for fastwm train --offline."
+    )
+    parser.add_argument("source", help="npz:FOLDER, of episode files as Dreamer V1, V2 and NM512's V3 write; minari:ID")
+    parser.add_argument("folder", type=path, help="a new folder")
+    parser.add_argument("--keys", nargs="*", default=[], help="of Minari: what observations are, as in fastwm train")
+    options = parser.parse_args(args)
+    count = import_rows(options.source, options.folder, pairs("keys", options.keys))
+    print(f"wrote {count:,} rows into {options.folder}; learn from them by --offline {options.folder}")
+
+
+def export_replay(args: Sequence[str]) -> None:
+    """`fastwm export-replay FOLDER minari:ID`."""
+    from fastwm.runner.datasets import export_replay as run
+
+    parser = argparse.ArgumentParser(
+        prog="fastwm export-replay", description="Write the whole episodes in a run's replay as a Minari dataset."
+    )
+    parser.add_argument("folder", type=path, help="of a run, or of stored rows")
+    parser.add_argument("target", help="minari:ID, such as minari:cartpole/mine-v0")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
+    options = parser.parse_args(args)
+    if not options.target.startswith("minari:"):
+        raise FastwmError(f"cannot export to {options.target!r}: give minari:ID, such as minari:cartpole/mine-v0")
+    whole, cut = run(options.folder, options.target.removeprefix("minari:"), options.trust)
+    print(f"wrote {whole:,} episodes to {options.target}; {cut:,} had no beginning or no end and were left out")
+
+
 def compare(args: Sequence[str]) -> None:
     """`fastwm compare --env E --agents A,B,... --steps N --logdir DIR`."""
     from fastwm.runner.compare import compare as run
@@ -399,6 +467,9 @@ COMMANDS = {
     "eval": evaluate,
     "dream": dream,
     "view": view,
+    "act": act,
+    "import": import_,
+    "export-replay": export_replay,
     "compare": compare,
     "import-checkpoint": import_checkpoint,
     "export": export,
@@ -422,7 +493,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise FastwmError(f"unknown command {args[0]!r}; there is: {', '.join(COMMANDS)}")
         COMMANDS[args[0]](args[1:])
     except (FastwmError, argparse.ArgumentError) as error:
-        print(f"fastwm: error: {error}", file=sys.stderr)
+        if getattr(error, "heard", True):  # another process prints it
+            print(f"fastwm: error: {error}", file=sys.stderr)
         return getattr(error, "code", 2)
     except KeyboardInterrupt:
         print("fastwm: interrupted", file=sys.stderr)

@@ -110,11 +110,16 @@ class KerasAdam(torch.optim.Optimizer):
         """All that are trained, of every group."""
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
 
-    def backward(self, loss: Tensor) -> Tensor:
-        """Set the gradients of the own parameters alone, the graph kept; returns their norm."""
+    def backward(self, loss: Tensor, average: Callable[[list[Tensor]], None] | None = None) -> Tensor:
+        """Set the gradients of the own parameters alone, the graph kept; returns their norm.
+
+        `average` replaces the gradients by their means over several processes, before anything is made of them.
+        """
         grads = torch.autograd.grad(loss, self.params, retain_graph=True, materialize_grads=True)
         for p, grad in zip(self.params, grads):
             p.grad = grad.clone() if 0 in grad.stride() else grad  # an expanded number cannot be clipped in place
+        if average is not None:
+            average([p.grad for p in self.params if p.grad is not None])
         self.norms = gradient_norms(self.params)
         return torch.linalg.vector_norm(self.norms)
 

@@ -102,8 +102,15 @@ class Replay:
     def add(self, row: Row) -> None:
         """Appends one row of every environment: {key: [num_envs, ...]}, with `is_first` and `is_last` bool.
 
-        Raises ValueError, and changes nothing, if a key, shape or dtype differs from the first row's, or a
-        value is NaN.
+        Raises as `accept`, and changes nothing then.
+        """
+        self.append(self.accept(row))
+
+    def accept(self, row: Row) -> dict[str, Tensor]:
+        """The row as `append` takes it.
+
+        Raises ValueError if a key, shape or dtype differs from the first row's, or a value is NaN; FastwmError where
+        there is not the memory.
         """
         tensors = {key: torch.as_tensor(value).detach().cpu() for key, value in row.items()}
         for key, value in tensors.items():
@@ -114,6 +121,10 @@ class Replay:
         if not self._data:
             self._allocate(tensors)
         self._check(tensors)
+        return tensors
+
+    def append(self, tensors: Mapping[str, Tensor]) -> None:
+        """Appends an accepted row."""
         slot = self.added % self.rows
         for key, value in tensors.items():
             self._data[key][slot].copy_(value)

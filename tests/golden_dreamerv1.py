@@ -99,7 +99,7 @@ class Golden(KerasFile):
         for free_nats in (0, 50):
             variant = f"{prefix}variant/free_nats_{free_nats}/"
             kept, self.agent.config.free_nats = self.agent.config.free_nats, free_nats
-            loss = self.agent.model_loss(rows, prev_action, noise=noise.post).total
+            loss = self.agent.model_loss(rows, prev_action, noise=noise).total
             self.agent.config.free_nats = kept
             self.agent.model_optimizer.backward(loss)
             yield from self.compare(variant, {"loss_model": loss})

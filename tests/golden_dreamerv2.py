@@ -146,7 +146,7 @@ class Golden(KerasFile):
 
     def update(self, step: int) -> Iterator[Check]:
         agent, prefix, (rows, prev_action), noise = self.agent, f"step{step}/", self.batch(), self.noise(step)
-        loss = agent.model_loss(rows, prev_action, self.carry(step), noise.post)
+        loss = agent.model_loss(rows, prev_action, self.carry(step), noise)
         norm = agent.model_optimizer.backward(loss.total)
         yield from self.compare_world(prefix, loss, rows)
         yield from self.compare_grads(prefix + "grad/", ("world",))

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from fastwm.agents.planet import PlaNet, PlaNetConfig, cross_entropy_method
+from fastwm.agents.results import Noise
 from fastwm.agents.world import ModelLoss
 from fastwm.nn.distributions import normal_kl, softplus_std
 from fastwm.nn.gru_rssm import GRUState
@@ -120,7 +121,7 @@ class Golden(KerasFile):
     def update(self, step: int) -> Iterator[Check]:
         agent, prefix, (rows, prev_action) = self.agent, f"step{step}/", self.batch()
         rows["obs"] = rows["obs"].clone().requires_grad_()
-        loss = agent.model_loss(rows, prev_action, noise=time_major(self.tensor(prefix + "normal/post")))
+        loss = agent.model_loss(rows, prev_action, noise=Noise(time_major(self.tensor(prefix + "normal/post"))))
         yield from self.compare_world(prefix, loss)
         yield from self.compare_overshooting(prefix, loss, prev_action, rows["is_first"])
         norm = agent.optimizer.backward(loss.total)

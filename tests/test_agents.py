@@ -186,7 +186,7 @@ def test_prefill_pretrain_and_bursts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(trainer.agent, "update", lambda batch, write_back: updates.append(trainer.step) or {})
     monkeypatch.setattr(trainer.agent, "act", lambda obs, state, mode: modes.append(mode) or act(obs, state, mode))
     trainer.run()
-    trainer.env.close()
+    trainer.close()
     assert modes == ["random"] * 15 + ["train"] * 35
     # 24 of the first 80 steps are owed for: 1 at once, then a quarter each.
     assert Counter(updates) == {80: 7 + 6, 120: 10, 160: 10, 200: 10}

@@ -79,6 +79,8 @@ def test_commands_exist(page: Path) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     for line in "\n".join(code_blocks(page, "sh")).splitlines():
         words = shlex.split(line, comments=True)
+        if words[:1] == ["torchrun"]:
+            words = words[words.index("-m") + 1 :]
         if words[:2] == ["fastwm", "train"]:
             settings = re.sub(r"\s--(env|preset) ", r"\n\1 ", line)
             env = re.search(r"^env (\S+)", settings, re.M)

@@ -244,7 +244,7 @@ def test_the_first_update_comes_when_it_was_told(changes: dict[str, int], tmp_pa
     trainer, at = Trainer("dreamer_v3", config, tmp_path), list[int]()
     trainer.update = lambda batch, write_back: at.append(trainer.step) or {}  # type: ignore[func-returns-value]
     trainer.run()
-    trainer.env.close()
+    trainer.close()
     assert at[0] == first_update(config)
 
 

@@ -20,7 +20,8 @@ from fastwm.cli import main
 from fastwm.errors import FastwmError
 from fastwm.runner import checkpoint
 from fastwm.runner.config import TrainConfig, with_presets
-from fastwm.runner.train import Episodes, Ratio, Trainer
+from fastwm.runner.episodes import Episodes
+from fastwm.runner.train import Ratio, Trainer
 from tests.agents_under_test import tiny
 
 FAST = [

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from fastwm.agents.arguments import check_batch, check_mode, check_observations, check_state
 from fastwm.agents.finite import FiniteCheck
+from fastwm.agents.results import Noise, Streams
+from fastwm.distributed import ALONE, Alone
 from fastwm.errors import FastwmError
 from fastwm.nn.spaces import SpaceDict, encode, is_image, random_values
 
@@ -37,6 +39,10 @@ class Agent(nn.Module, ABC):
     """Whether windows end with the episode rather than cross its end."""
     capturable: bool = False
     """Whether a CUDA graph can hold `update`: it waits for nothing on the GPU and decides nothing on the host."""
+    group: Alone = ALONE
+    """The processes that make each update together, each with its part of the batch."""
+    streams: Streams | None = None
+    """The noise of updates, shard by shard; None draws it from torch's generator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,6 +83,17 @@ class Agent(nn.Module, ABC):
     @abstractmethod
     def open_loop(self, batch: Mapping[str, Tensor], context: int) -> dict[str, Tensor]:
         """Predicted observations [T, B, ...]: filtered for `context` rows, then from the actions alone."""
+
+    def draw(self, steps: int, batch: int, streams: Streams) -> Noise:
+        """All random numbers of an update on rows [T, B]."""
+        raise FastwmError(f"{type(self).__name__} cannot train in shards: it does not say what noise an update takes")
+
+    def noise_of(self, rows: Mapping[str, Tensor]) -> Noise:
+        """The noise of an update on rows [T, B, ...]."""
+        if self.streams is None:
+            return Noise()
+        steps, batch = rows["is_first"].shape
+        return self.draw(steps, batch, self.streams)
 
     def receive(self, obs: Mapping[str, Any], state: Mapping[str, Tensor] | None, mode: str) -> dict[str, Tensor]:
         """Check the arguments of `act`, and move the observations and `is_first` to the agent's device."""

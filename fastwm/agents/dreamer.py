@@ -9,7 +9,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from fastwm import ops
-from fastwm.agents.results import Noise
+from fastwm.agents.results import Noise, Streams
 from fastwm.agents.world import WorldAgent, WorldConfig
 from fastwm.nn.gru_rssm import GRUState
 from fastwm.nn.heads import Action, Actor, NormalHead, RealAction
@@ -79,6 +79,18 @@ class Dreamer(WorldAgent):
         """`FiniteCheck` of some losses and of the gradients that these optimisers have just taken."""
         params = [p for optimizer in optimizers for p in optimizer.params]
         return self.finite(self, part, losses, params, torch.cat([optimizer.norms for optimizer in optimizers]))
+
+    def draw(self, steps: int, batch: int, streams: Streams) -> Noise:
+        c, noise = self.config, super().draw(steps, batch, streams)
+        starts = self.dream_starts(steps)
+        noise.prior = self.latent_draw(streams)(c.imag_length, starts, batch, c.stoch).flatten(1, 2)
+        action = self.actor.noise(c.imag_length, starts, batch, uniform=streams.uniform, normal=streams.normal)
+        noise.action = action.flatten(1, 2)
+        return noise
+
+    def dream_starts(self, steps: int) -> int:
+        """How many rows of a window of T are dreamt from."""
+        return steps
 
     def choose(self, state: GRUState, mode: str) -> Action:
         policy = self.actor(*state.parts)

@@ -46,17 +46,20 @@ class DreamerV1(Dreamer):
 
     def divergence(self, world: World[GRUState]) -> Tensor:
         """Free nats on the mean of the batch."""
-        return normal_kl(world.post_stats, world.prior_stats).mean().clamp(min=self.config.free_nats)
+        kl = self.group.mean(normal_kl(world.post_stats, world.prior_stats).mean())
+        return kl.clamp(min=self.config.free_nats)
 
     def update(
         self, batch: Mapping[str, Tensor], noise: Noise | None = None, write_back: WriteBack | None = None
     ) -> dict[str, Tensor]:
         """One step of model, actor and critic on rows 1..T of a batch [1+T, B, ...], all from the same weights."""
         self.check_update(batch)
-        model, dream = self.losses(*self.led_to(batch), noise or Noise())
-        norms = {"model": self.model_optimizer.backward(model.total),
-                 "actor": self.actor_optimizer.backward(dream.losses["actor"]),
-                 "critic": self.critic_optimizer.backward(dream.losses["critic"])}  # fmt: skip
+        rows, prev_action = self.led_to(batch)
+        model, dream = self.losses(rows, prev_action, noise or self.noise_of(rows))
+        losses = dream.losses
+        norms = {"model": self.gradient(self.model_optimizer, model.total, model.terms),
+                 "actor": self.gradient(self.actor_optimizer, losses["actor"], losses, ["actor"]),
+                 "critic": self.gradient(self.critic_optimizer, losses["critic"], losses, ["critic"])}  # fmt: skip
         optimizers = self.model_optimizer, self.actor_optimizer, self.critic_optimizer
         apply = self.check_finite_of("all", model.terms | dream.losses, *optimizers)
         for optimizer in optimizers:
@@ -68,8 +71,11 @@ class DreamerV1(Dreamer):
         self, rows: Mapping[str, Tensor], prev_action: Tensor, noise: Noise
     ) -> tuple[ModelLoss, Dream[GRUState]]:
         """The model's on rows [T, B, ...], the actor's and the critic's in dreams from its states."""
-        model = self.model_loss(rows, prev_action, noise=noise.post)
+        model = self.model_loss(rows, prev_action, noise=noise)
         return model, self.behaviour(model.world.state, noise)
+
+    def dream_starts(self, steps: int) -> int:
+        return steps - 1 if self.config.predict_cont else steps
 
     def behaviour(self, posterior: GRUState, noise: Noise) -> Dream[GRUState]:
         """Dream from the posterior states [T, B, ...]; with a head of the continuation the last may be an end."""

@@ -87,8 +87,12 @@ class DreamerV2(Dreamer):
         self.actor_grad = c.actor_grad if c.actor_grad != "auto" else "reinforce" if discrete else "dynamics"
 
     def divergence(self, world: World[GRUState]) -> Tensor:
+        """Algorithm 2 of the paper, as `ops.balanced_categorical_kl`, with free nats on the mean of the batch."""
         c = self.config
-        return ops.balanced_categorical_kl(world.post_stats, world.prior_stats, c.kl_balance, c.free_nats)
+        dyn, rep = ops.categorical_kl(world.post_stats, world.prior_stats, unimix=0.0, free_nats=0.0)
+        kl = self.group.mean(torch.stack([dyn.mean(), rep.mean()]))
+        dyn, rep = torch.where(kl <= c.free_nats, c.free_nats, kl)  # NaN keeps its gradient
+        return c.kl_balance * dyn + (1 - c.kl_balance) * rep
 
     def led_to(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The same, but the action that led to the window's first row is not remembered either."""
@@ -103,14 +107,14 @@ class DreamerV2(Dreamer):
         """One step of the model on rows 1..T of a batch [1+T, B, ...], then of actor and critic in its dreams."""
         self.check_update(batch)
         rows, prev_action = self.led_to(batch)
-        noise = noise or Noise()
-        model = self.model_loss(rows, prev_action, noise=noise.post)
-        norms = {"model": self.model_optimizer.backward(model.total)}
+        noise = noise or self.noise_of(rows)
+        model = self.model_loss(rows, prev_action, noise=noise)
+        norms = {"model": self.gradient(self.model_optimizer, model.total, model.terms)}
         model_applies = self.check_finite_of("model", model.terms, self.model_optimizer)
         self.model_optimizer.step(apply=model_applies)
         dream = self.behaviour(model.world.state, rows["is_terminal"], noise)
-        norms["actor"] = self.actor_optimizer.backward(dream.losses["actor"])
-        norms["critic"] = self.critic_optimizer.backward(dream.losses["critic"])
+        for name, optimizer in (("actor", self.actor_optimizer), ("critic", self.critic_optimizer)):
+            norms[name] = self.gradient(optimizer, dream.losses[name], dream.losses, [name])
         apply = self.check_finite_of("behaviour", dream.losses, self.actor_optimizer, self.critic_optimizer)
         apply = apply if model_applies is None or apply is None else apply & model_applies
         self.actor_optimizer.step(apply=apply)

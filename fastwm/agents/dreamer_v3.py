@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastwm import ops
 from fastwm.agents.agent import Agent, WriteBack, fixed
 from fastwm.agents.dreamer_v3_config import DreamerV3Config
-from fastwm.agents.results import Noise, ScoredDream, World
+from fastwm.agents.results import Noise, ScoredDream, Streams, World
 from fastwm.nn.codec import Decoder, Encoder
 from fastwm.nn.distributions import Bernoulli, TwoHot
 from fastwm.nn.heads import Action, Actor, BernoulliHead, Policy, TwoHotHead
@@ -165,11 +165,12 @@ class DreamerV3(Agent):
         """
         self.check_update(batch)
         averages = [(x, x.clone()) for x in (self.return_norm.lo, self.return_norm.hi)]
-        loss = self.loss(batch, noise)
+        loss = self.loss(batch, noise or self.noise_of({"is_first": batch["is_first"][1:]}))
         self.optimizer.zero_grad()
         loss.total.backward()
         params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         losses = {key: loss.metrics[f"loss/{key}"] for key in loss.terms}
+        self.group.mean_([*(p.grad for p in params if p.grad is not None), *losses.values()])
         apply = self.finite(self, "all", losses, params, gradient_norms(params), averages)
         self.optimizer.step(apply=apply)
         self.update_slow_critic(apply)
@@ -183,6 +184,12 @@ class DreamerV3(Agent):
                 latents = {key: torch.where(apply, x, stored[key].to(x.dtype)) for key, x in latents.items()}
             write_back(batch["index"][1:], latents)
         return loss.metrics
+
+    def draw(self, steps: int, batch: int, streams: Streams) -> Noise:
+        c, horizon = self.config, self.config.imag_length
+        post, prior = streams.uniform(steps, batch, c.stoch), streams.uniform(horizon, steps, batch, c.stoch)
+        action = self.actor.noise(horizon + 1, steps, batch, uniform=streams.uniform, normal=streams.normal)
+        return Noise(post, prior.flatten(1, 2), action.flatten(1, 2))
 
     @torch.no_grad()
     def update_slow_critic(self, apply: Tensor | None = None) -> None:
@@ -244,7 +251,7 @@ class DreamerV3(Agent):
         policy, value, slow_value = seen.policy, seen.value, seen.slow_value
         reward, discount, baseline = seen.reward.mean, seen.cont.prob, value.mean.detach()
         returns = ops.lambda_return(reward[1:], discount[1:], baseline[1:], c.lam)  # [H, N]
-        advantage = (returns - baseline[:-1]) / self.return_norm.update(returns)
+        advantage = (returns - baseline[:-1]) / self.return_norm.update(self.group.gather(returns))
         weight = discount.cumprod(0)[:-1]
         objective = policy.log_prob(action)[:-1] * advantage + c.actor_entropy * policy.entropy()[:-1]
         losses = {"policy": -weight * objective, "value": weight * self.value_loss(value, slow_value, returns)}

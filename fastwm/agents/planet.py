@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastwm import ops
 from fastwm.agents.agent import WriteBack
-from fastwm.agents.results import Noise, World
+from fastwm.agents.results import Noise, Streams, World
 from fastwm.agents.world import WorldAgent, WorldConfig
 from fastwm.errors import FastwmError
 from fastwm.nn.distributions import normal_kl
@@ -90,16 +90,24 @@ class PlaNet(WorldAgent):
     ) -> dict[str, Tensor]:
         """One gradient step of the model on rows 1..T of a batch [1+T, B, ...]."""
         self.check_update(batch)
-        c, noise = self.config, noise or Noise()
+        c = self.config
         rows, prev_action = self.led_to(batch)
-        model = self.model_loss(rows, prev_action, noise=noise.post)
+        noise = noise or self.noise_of(rows)
+        model = self.model_loss(rows, prev_action, noise=noise)
         if c.overshooting_distance > 1:
             model.terms["overshooting"] = self.overshooting(model.world, prev_action, rows["is_first"], noise.prior)
             model.total = model.total + c.overshooting_scale * model.terms["overshooting"]
-        norm = self.optimizer.backward(model.total)
+        norm = self.gradient(self.optimizer, model.total, model.terms)
         apply = self.finite(self, "model", model.terms, self.optimizer.params, self.optimizer.norms)
         self.optimizer.step(apply=apply)
         return self.metrics(model, {}, {"model": norm}, {"dream/reward": model.world.reward.mean})
+
+    def draw(self, steps: int, batch: int, streams: Streams) -> Noise:
+        c, noise = self.config, super().draw(steps, batch, streams)
+        if c.overshooting_distance > 1:
+            ahead = streams.normal(c.overshooting_distance + 1, steps, batch, c.stoch)
+            noise.prior = ahead.flatten(1, 2)
+        return noise
 
     def overshooting(
         self, world: World[GRUState], prev_action: Tensor, is_first: Tensor, noise: Tensor | None = None

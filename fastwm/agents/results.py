@@ -1,10 +1,13 @@
 """The parts of one update: its noise, the model's view of the batch, and the dreams from there."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
+from fastwm import ops
 from fastwm.nn.distributions import Bernoulli, Categorical, SquaredError, TwoHot, UnitNormal
 from fastwm.nn.gru_rssm import GRUState
 from fastwm.nn.heads import Action, Policy
@@ -26,6 +29,35 @@ class Noise:
     """[H, N, S]."""
     action: Tensor | Action | None = None
     """[H, N, sum of sizes], sorted by the actions' names, or an array for each action; H + 1 rows in DreamerV3."""
+    image: Mapping[str, Tensor] | None = None
+    """[T, B, H, W, C] for each image, uniform: added where an image has fewer than 8 bits."""
+
+
+class Streams:
+    """Random numbers of updates, each shard's from a Philox stream of its own.
+
+    A shard's numbers depend on its key and on how much it has drawn, not on the shards beside it.
+
+    keys: of the shards whose rows lie side by side in a batch.
+    """
+
+    def __init__(self, keys: Sequence[int], device: torch.device):
+        self.state = torch.tensor([[key, 0] for key in keys], dtype=torch.int64, device=device)
+        """[shards, 2]: seed and offset, read and advanced on the device, so that a CUDA graph can hold it."""
+
+    def uniform(self, *shape: int, device: torch.device | None = None) -> Tensor:
+        """[..., B, size], in [0, 1)."""
+        return self._draw(ops.philox_uniform, shape)
+
+    def normal(self, *shape: int, device: torch.device | None = None) -> Tensor:
+        """[..., B, size], standard normal."""
+        return self._draw(ops.philox_normal, shape)
+
+    def _draw(self, sample: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        *before, batch, size = shape
+        numbers = sample(self.state, (*before, batch // len(self.state), size))  # [shards, ..., B / shards, size]
+        self.state[:, 1] += 1
+        return numbers.movedim(0, -3).flatten(-3, -2)
 
 
 @dataclass

@@ -4,8 +4,9 @@ The agents say what the divergence between posterior and prior costs, how an act
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 
 from fastwm import ops
 from fastwm.agents.agent import Agent
-from fastwm.agents.results import World
+from fastwm.agents.results import Noise, Streams, World
 from fastwm.nn.codec import StridedDecoder, StridedEncoder
 from fastwm.nn.gru_rssm import GRURSSM, GRUState
 from fastwm.nn.heads import Action, BernoulliHead, NormalHead
 from fastwm.nn.layers import Style
-from fastwm.nn.spaces import SpaceDict, classes, encode, is_image, random_values, row_spaces, total_width
+from fastwm.nn.spaces import SpaceDict, classes, encode, is_image, random_values, row_spaces, shape, total_width
+from fastwm.optim import KerasAdam
 from fastwm.settings import Fraction, Layers, Range, Settings, Weight, Width
 
 CLIP_REWARDS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -102,13 +104,17 @@ class WorldModel(nn.Module):
         self.reward = NormalHead(feat, c.units, c.reward_layers, style)
         self.cont = BernoulliHead(feat, c.units, c.cont_layers, style) if c.predict_cont else None
 
-    def prepare(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Observations as the networks see and predict them: images in [-0.5, 0.5], the rest as it is."""
+    def prepare(self, obs: Mapping[str, Tensor], noise: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Observations as the networks see and predict them: images in [-0.5, 0.5], the rest as it is.
+
+        `noise`, uniform, is that of images with fewer than 8 bits.
+        """
         values = {}
         for key, space in self.obs_space.items():
             value = obs[key]
             if is_image(space):
-                value = quantise(value, self.config.bits) if self.config.bits < 8 else value.float() / 255 - 0.5
+                bits, given = self.config.bits, noise[key] if noise else None
+                value = quantise(value, bits, given) if bits < 8 else value.float() / 255 - 0.5
             values[key] = value if classes(space) else value.float()
         return values
 
@@ -117,13 +123,14 @@ class WorldModel(nn.Module):
         rows: Mapping[str, Tensor],
         prev_action: Tensor,
         start: GRUState | None = None,
-        noise: Tensor | None = None,
+        noise: Noise | None = None,
     ) -> World[GRUState]:
         """Filter rows [T, B, ...] and predict all of them; `prev_action` [T, B, A] led to each. No start is zeros."""
-        obs = self.prepare(rows)
+        noise = noise or Noise()
+        obs = self.prepare(rows, noise.image)
         tokens = self.encoder(obs)
         start = self.rssm.initial(tokens.shape[1]) if start is None else start
-        state, post_stats = self.rssm.observe(start, prev_action, tokens, rows["is_first"].bool(), noise)
+        state, post_stats = self.rssm.observe(start, prev_action, tokens, rows["is_first"].bool(), noise.post)
         recon, reward = self.decoder(*state.parts), self.reward(*state.parts)
         losses = {f"rec/{key}": over_time(dist.loss(obs[key])) for key, dist in recon.items()}
         losses["reward"] = reward.loss(CLIP_REWARDS[self.config.clip_rewards](rows["reward"]))
@@ -163,11 +170,12 @@ def over_time(loss: Tensor) -> Tensor:
     return loss.flatten(2).sum(-1) if loss.ndim > 2 else loss
 
 
-def quantise(image: Tensor, bits: int) -> Tensor:
+def quantise(image: Tensor, bits: int, noise: Tensor | None = None) -> Tensor:
     """Images in 0..255 with `bits` bits, centred, with noise of one step's width."""
     levels = 2**bits
     coarse = torch.floor(image.float() / 2 ** (8 - bits))
-    return (coarse + torch.rand(coarse.shape, device=coarse.device)) / levels - 0.5
+    noise = torch.rand(coarse.shape, device=coarse.device) if noise is None else noise
+    return (coarse + noise) / levels - 0.5
 
 
 class WorldAgent(Agent):
@@ -200,13 +208,40 @@ class WorldAgent(Agent):
         rows: Mapping[str, Tensor],
         prev_action: Tensor,
         start: GRUState | None = None,
-        noise: Tensor | None = None,
+        noise: Noise | None = None,
     ) -> ModelLoss:
         """Negative log-likelihood of all that is seen, and the divergence."""
         with self.autocast():
             world = self.world(rows, prev_action, start, noise)
         terms = {"kl": self.divergence(world)} | {key: loss.mean() for key, loss in world.losses.items()}
         return ModelLoss(torch.stack([self.scale(key) * term for key, term in terms.items()]).sum(), terms, world)
+
+    def draw(self, steps: int, batch: int, streams: Streams) -> Noise:
+        c = self.config
+        image = None
+        if c.bits < 8:
+            shapes = {key: shape(space) for key, space in self.obs_space.items() if is_image(space)}
+            image = {key: streams.uniform(steps, batch, prod(size)).unflatten(-1, size) for key, size in shapes.items()}
+        return Noise(self.latent_draw(streams)(steps, batch, c.stoch), image=image)
+
+    def latent_draw(self, streams: Streams) -> Callable[..., Tensor]:
+        """The kind of noise that a latent's sample takes."""
+        return streams.uniform if self.world.rssm.kind.classes else streams.normal
+
+    def gradient(
+        self, optimizer: KerasAdam, loss: Tensor, losses: dict[str, Tensor], names: Iterable[str] | None = None
+    ) -> Tensor:
+        """Set the gradient of `loss` for an optimiser's parameters, the mean over all processes; returns its norm.
+
+        The same reduction makes `losses`, or those with `names`, means over all processes.
+        """
+        chosen = list(losses if names is None else names)
+
+        def average(grads: list[Tensor]) -> None:
+            losses.update({name: losses[name].detach().clone() for name in chosen})
+            self.group.mean_([*grads, *(losses[name] for name in chosen)])
+
+        return optimizer.backward(loss, average if self.group.world > 1 else None)
 
     def metrics(
         self, model: ModelLoss, losses: dict[str, Tensor], norms: dict[str, Tensor], dreamt: dict[str, Tensor]

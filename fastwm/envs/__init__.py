@@ -3,6 +3,7 @@
 from ..extras import needs
 
 with needs("agents", "fastwm.envs"):
+    from .envpool import env_seeds
     from .gym import WrongNumber
     from .registry import imports_code, make_env, register
     from .spaces import ArrayTree
@@ -17,6 +18,7 @@ __all__ = [
     "VecEnv",
     "WrongNumber",
     "describe",
+    "env_seeds",
     "imports_code",
     "make_env",
     "register",

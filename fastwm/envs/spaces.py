@@ -54,6 +54,29 @@ class ActAdapter:
             flat[key] = convert(_checked(name, action[key], space, self._num_envs))
         return _nest(self._raw, flat)
 
+    def canonical(self, action: ArrayTree) -> dict[str, np.ndarray]:
+        """The actions that `self` turns into these: its inverse, a lone action by the name "action".
+
+        Raises FastwmError for actions that are outside of their space.
+        """
+        found: dict[str, np.ndarray] = {}
+        for (path, leaf), (key, (space, convert)) in zip(walk(self._raw), self._leaves.items()):
+            value = action
+            for part in path:
+                value = value[part]
+            given = np.asarray(value)
+            x: np.ndarray
+            if isinstance(space, gs.Box):
+                low, high = (convert(np.full(given.shape, side)).astype(np.float64) for side in (-1.0, 1.0))
+                x = (2 * (given - low) / np.where(high > low, high - low, 1) - 1).astype(np.float32)
+            else:
+                x = given.astype(np.int64) - np.asarray(convert(np.zeros(given.shape, np.int64)), np.int64)
+            name = f"action {key!r}" if key else "an action"
+            if not np.allclose(convert(_checked(name, x, space, len(x))), given, atol=1e-5):
+                raise FastwmError(f"{name} is not within {leaf}")
+            found[key or "action"] = x
+        return found
+
 
 def _is_nested(space: Space) -> bool:
     return isinstance(space, (gs.Dict, gs.Tuple))

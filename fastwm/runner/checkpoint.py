@@ -29,7 +29,8 @@ REPLACED, UNREADABLE = "old-", "unreadable-"
 EXTRA = "_extra_state"
 WEIGHTS, STATE, STATE_TENSORS = "agent.safetensors", "state.json", "state.safetensors"
 META = {"step": int, "files": dict}
-RUN_META = {"agent": str, "obs_space": dict, "act_space": dict, "oldest_row": int, "starts": int, "score": float}
+RUN_META = {"agent": str, "obs_space": dict, "act_space": dict, "oldest_row": int, "starts": int, "score": float,
+            "shards": int}  # fmt: skip
 MAX_ENTRIES = 1 << 24  # of one observation or action: a Box takes ten bytes for each
 
 
@@ -42,6 +43,11 @@ def checkpoints(logdir: Path) -> list[Path]:
     return sorted((p for p in folder(logdir).glob("*") if re.fullmatch("[0-9]{12,18}", p.name)), reverse=True)
 
 
+def unfinished(logdir: Path, step: int) -> Path:
+    """The folder of a checkpoint that `save` is writing."""
+    return folder(logdir) / f"{TEMPORARY}{step:012d}"
+
+
 def save(
     logdir: Path, step: int, agent: nn.Module, state: dict[str, Any], meta: dict[str, Any],
     write_more: Callable[[Path], dict[str, Any]] | None = None, keep: int = 2,
@@ -51,8 +57,7 @@ def save(
     `state` is what `pack` takes, `meta` is JSON; `write_more(path)` may put further files in and returns what
     `state["more"]` shall hold. The folder gets its name only when all of it is on disk.
     """
-    final = folder(logdir) / f"{step:012d}"
-    temporary = folder(logdir) / f"{TEMPORARY}{step:012d}"
+    final, temporary = folder(logdir) / f"{step:012d}", unfinished(logdir, step)
     clean(logdir)
     try:
         with disk_errors(final, "earlier checkpoints are untouched"):
@@ -63,10 +68,11 @@ def save(
             tree, tensors = pack({**state, "extra": agent.get_extra_state(), "more": more})
             (temporary / STATE).write_text(json.dumps(tree))
             save_file(tensors, temporary / STATE_TENSORS)
-            sums = {file.name: checksum(file) for file in sorted(temporary.iterdir())}
+            files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]
+            sums = {file.relative_to(temporary).as_posix(): checksum(file) for file in files}
             (temporary / "meta.json").write_text(seal({**meta, "step": step, "files": sums}))
-            for file in temporary.iterdir():
-                sync(file)
+            for written in temporary.rglob("*"):
+                sync(written)
             if final.exists():
                 final.rename(final.with_name(REPLACED + final.name))
             temporary.rename(final)
@@ -130,7 +136,7 @@ def describe(path: Path) -> dict[str, Any]:
     if f"{meta['step']:012d}" != path.name:
         raise FastwmError(f"checkpoint {path} was renamed: it is of step {meta['step']}")
     for name in meta["files"]:
-        if not is_plain(name):
+        if not all(map(is_plain, name.split("/"))):
             raise FastwmError(f"checkpoint {path} names a file outside of itself: {name!r}")
     if "state.pt" in meta["files"]:
         raise FastwmError(f"checkpoint {path} is of an earlier version, whose state.pt is no longer read")

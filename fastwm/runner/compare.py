@@ -82,7 +82,7 @@ class Run:
     def check(self) -> None:
         """Raise FastwmError where the run could not start."""
         check_folder(self.folder, self.config.trust)
-        Trainer(self.agent, self.config, self.folder).env.close()
+        Trainer(self.agent, self.config, self.folder).close()
 
     def train(self) -> Trainer:
         """Start or continue it to its end."""

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from fastwm.agents import agent_name
+from fastwm.distributed import ALONE, Alone, local_rank
 from fastwm.errors import FastwmError, Misfit
 from fastwm.files import read_text
 from fastwm.renamed import warn_renamed
@@ -70,6 +71,8 @@ class TrainConfig(RunConfig[AgentConfig]):
     """Length of the run, in steps."""
     num_envs: Parallel = 16
     """Environments that step together."""
+    shards: Parallel = 1
+    """Equal parts of environments, replay and batch, to be shared out among the processes of a torchrun."""
     batch_size: Parallel = 16
     """Windows per update."""
     batch_length: Annotated[int, Range(2, 2**16)] = 64
@@ -90,6 +93,12 @@ class TrainConfig(RunConfig[AgentConfig]):
     """Episodes of such an evaluation."""
     video_every: Whole = 0
     """Steps between films while training, of an episode and of what the model imagines. 0: none."""
+    offline: str = ""
+    """Folder of stored rows to learn from, and from nothing else: a run's, or one that `fastwm import` has made."""
+    actors: Annotated[int, Range(0, 2**16)] = 0
+    """Processes that act apart from this one, `fastwm act LOGDIR --shard K`; 0 acts here."""
+    max_staleness: Count = 5000
+    """Updates after which an actor's weights are too old: rows chosen by them are left out."""
     fresh_replay: bool = False
     """Continue with the saved weights and an empty replay, where the saved rows are damaged or of no use."""
 
@@ -189,6 +198,18 @@ def misfit_explained(logdir: Path, config: RunConfig[Any], what: str, remedy: st
         raise
 
 
+def check_agreed(group: Alone, config: RunConfig[Any]) -> None:
+    """Refuse ranks that were started with different settings."""
+    own = plain(dataclasses.asdict(config))
+    for rank, text in enumerate(group.words(yaml.safe_dump(own))):
+        for setting, given in yaml.safe_load(text).items():
+            if changes := _changes(setting, own[setting], given):
+                raise FastwmError(
+                    f"the ranks disagree: {changes[0].replace('(now', f'on rank {group.rank} (on rank {rank}:')}; "
+                    "start all with the same command"
+                )
+
+
 def _changes(name: str, before: Any, now: Any) -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         return [change for key in before if key in now for change in _changes(f"{name}.{key}", before[key], now[key])]
@@ -277,9 +298,17 @@ def env_options(config: RunConfig[Any]) -> dict[str, Any]:
     return options
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, group: Alone = ALONE) -> torch.device:
+    """The device of that name; of several processes on one host each gets a GPU of its own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and group.world > 1:
+        if (number := local_rank()) >= torch.cuda.device_count():
+            raise FastwmError(
+                f"rank {group.rank} has no GPU of its own, its host has {torch.cuda.device_count()}: "
+                "start as many processes a host as it has GPUs, or give --device cpu"
+            )
+        name = f"cuda:{number}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

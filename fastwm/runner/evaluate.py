@@ -24,12 +24,12 @@ from fastwm.runner.config import (
     env_options,
     env_source,
     read_config,
-    replay_rows,
     resolve_device,
 )
 from fastwm.runner.episodes import Episodes
 from fastwm.runner.log import Progress
 from fastwm.runner.pretrained import is_pretrained, locate
+from fastwm.runner.shard import saved_replay
 from fastwm.runner.trust import check_env
 from fastwm.writing import write_text
 
@@ -220,11 +220,10 @@ def dream(logdir: Path, seed: int, trust: bool = False, film: bool = False) -> l
     if agent_spec(saved.name).stages:
         check_env(logdir / "config.yaml", config)
         return staged_plots.write_all(logdir, agent, config, seed)
-    replay = Replay(replay_rows(config), config.num_envs, config.batch_length + 1, latent_keys=agent.latent_keys)
-    replay.load(saved.path, logdir / "replay", checkpoint.read_state(saved.path)["more"])
-    replay.reseed(seed)
-    if not len(replay):
+    replay = saved_replay(saved.path, logdir, config, agent)
+    if replay is None or not len(replay):
         raise FastwmError(f"{logdir}: replay holds no window of {config.batch_length + 1} rows yet")
+    replay.reseed(seed)
     path = plots.imagination(logdir / "plots" / "imagination.png", agent, replay)
     if path is None:
         raise FastwmError(f"{logdir}: there is no image and no continuous observation to draw")

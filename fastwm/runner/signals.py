@@ -8,16 +8,18 @@ from typing import Any
 
 
 @contextmanager
-def signals(run: Any) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP set `run.stop`; a second SIGINT or SIGTERM acts as usual.
+def signals(run: Any, patient: bool = False) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP set `run.stop`; a second SIGINT or SIGTERM acts as usual, unless `patient`.
 
     A closed terminal sends SIGHUP more than once, so a second one does not end the save. Under nohup it is ignored.
+    Processes of a torchrun are patient: the terminal and torchrun both tell them.
     """
     previous: dict[int, Any] = {}
 
     def handle(number: int, _: FrameType | None) -> None:
         run.stop = f"stopped by {signal.Signals(number).name}"
-        restore(signal.SIGINT, signal.SIGTERM)
+        if not patient:
+            restore(signal.SIGINT, signal.SIGTERM)
 
     def restore(*numbers: int) -> None:
         for number in numbers:

@@ -11,6 +11,7 @@ from torch import nn
 
 from fastwm.agents import agent_spec
 from fastwm.agents.world_models.stage import Stopped
+from fastwm.distributed import ranks
 from fastwm.envs import describe, make_env
 from fastwm.errors import FastwmError
 from fastwm.files import check_folder
@@ -170,6 +171,9 @@ class StagedTrainer:
 
 def train_stages(name: str, config: StagedConfig[Any], logdir: Path, env: Any = None) -> StagedTrainer:
     """Start or continue the run in `logdir`; see `fastwm.runner.train.train`."""
+    with ranks() as group:
+        if group.world > 1:
+            raise FastwmError("world_models does not train on several processes yet: start one, without torchrun")
     with run_folder(logdir):
         check_folder(logdir, config.trust)
         trainer = StagedTrainer(name, config, logdir, env)

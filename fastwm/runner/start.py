@@ -86,6 +86,6 @@ def train(
     config = merge(config, settings | {"logdir": folder} | ({"env": named} if named else {}))
     if (saved := Path(folder, "config.yaml")).is_file():
         check_env(saved, config, named, settings.get("env_args", ()))
-    if not config.env:
+    if not config.env and not getattr(config, "offline", ""):
         raise FastwmError("train needs env: a name, or a function that makes an environment")
     return start(name, config, None if isinstance(env, str) else env, callbacks).agent.eval()

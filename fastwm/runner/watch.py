@@ -79,7 +79,7 @@ class Watch:
             paths["episode"] = video.write_video(folder / f"episode-{step:012d}", frames)[0]
         except FastwmError as error:
             trainer.progress.say(f"step {step:,}: no film of an episode: {error}")
-        if len(trainer.replay) and any(map(is_image, trainer.env.obs_space.values())):
+        if len(trainer.replay) and any(map(is_image, trainer.obs_space.values())):
             with trainer.replay.unchanged():
                 paths["dream"] = film_dream(folder / f"dream-{step:012d}", trainer.agent, trainer.replay)[0]
         for name, path in paths.items():

@@ -22,12 +22,12 @@ from fastwm.errors import FastwmError
 from fastwm.files import SMALL, check_folder, read_text, regular
 from fastwm.nn.distributions import Categorical
 from fastwm.nn.spaces import is_image
-from fastwm.replay import Replay
 from fastwm.runner import checkpoint, plots, staged_plots, video
-from fastwm.runner.config import env_options, env_source, replay_rows
+from fastwm.runner.config import env_options, env_source
 from fastwm.runner.evaluate import Saved, open_run
 from fastwm.runner.folder import LOCK
 from fastwm.runner.log import metric_meanings, read_lines
+from fastwm.runner.shard import saved_replay
 from fastwm.runner.trust import check_env
 from fastwm.view.play import HOTTEST, Game, Rows, game_of, judgement
 
@@ -176,14 +176,11 @@ class Run:
         if agent_spec(saved.name).stages:
             check_env(self.logdir / "config.yaml", saved.config)
             return staged_plots.episode(self.logdir, agent, saved.config, seed)
-        config = saved.config
-        state = checkpoint.read_state(saved.path)["more"]
-        if not state:
+        replay = saved_replay(saved.path, self.logdir, saved.config, agent)
+        if replay is None or not len(replay):
             return self._played(saved, agent, seed)
-        replay = Replay(replay_rows(config), config.num_envs, config.batch_length + 1, latent_keys=agent.latent_keys)
-        replay.load(saved.path, self.logdir / "replay", state)
         replay.reseed(seed)
-        return plots.replayed_window(agent, replay) if len(replay) else self._played(saved, agent, seed)
+        return plots.replayed_window(agent, replay)
 
     def _played(self, saved: Saved, agent: Any, seed: int) -> Rows:
         """An episode of the agent in its environment, in the form of a replayed window."""
