@@ -390,7 +390,7 @@ def reproduced() -> str:
             ])  # fmt: skip
     head = ["task", "agent", "gate", "score of each seed", "published", "at least", "environment steps", "minutes",
             "machine"]  # fmt: skip
-    return table(head, rows, left=3) + "\n\nSource: `bench/results/reproduce/*.json`."
+    return table(head, rows, left=3) + "\n\nSource: `bench/results/reproduce`."
 
 
 @piece
