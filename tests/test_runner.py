@@ -175,12 +175,10 @@ def test_wrong_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["dream", str(tmp_path / "none")], "not the folder of a run"),
         (["bench", "update", "--size", "size2m"], "unknown preset 'size2m'"),
         (["bench", "nothing"], "no benchmark of nothing"),
+        (["train", "dreamer_v3", "--env", "cartpole", "--no-such-setting", "3", *logdir], "no option --no-such"),
     ):
         assert message in error_of(main(args), capsys)
         assert not (tmp_path / "x").exists()
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "dreamer_v3", "--env", "cartpole", "--no-such-setting", "3", *logdir])
-    assert stop.value.code == 2
 
 
 def test_a_nan_observation_is_named_with_its_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
