@@ -128,7 +128,10 @@ def exited(child: int) -> int | None:
 
 
 def saving(logdir: Path) -> bool:
-    return next(logdir.rglob(f"{TEMPORARY}*"), None) is not None
+    try:
+        return next(logdir.rglob(f"{TEMPORARY}*"), None) is not None
+    except FileNotFoundError:  # a folder went while it was looked through
+        return True
 
 
 def kill_once(name: str, logdir: Path, rng: random.Random, longest: float) -> bool:

@@ -90,7 +90,7 @@ def fails_in_order(disk: Disk, logdir: Path, pattern: str, args: list[str], code
 
 def fill_the_disk(name: str, logdir: Path) -> int:
     disk = Disk()
-    sys.modules["fastwm.runner.train"].Replay = functools.partial(Replay, chunk_rows=16)  # type: ignore[attr-defined]
+    sys.modules["fastwm.runner.shard"].Replay = functools.partial(Replay, chunk_rows=16)  # type: ignore[attr-defined]
     if name in TINY:
         patterns = list(RUN if name == "dreamer_v3" else OF_THE_AGENT)
         patterns += ["tmp-latent-*.safetensors"] * bool(AGENTS[name].agent.latent_keys)

@@ -76,8 +76,8 @@ def test_the_raw_operators_start_state_has_a_gradient(name: str) -> None:
 @pytest.mark.parametrize(("cell", "activation"), [(-1, 1), (3, 1), (-1, 9), (3, 9)])
 def test_an_unknown_cell_of_the_raw_operator_is_refused(cell: int, activation: int) -> None:
     op, inputs = raw_call(case_of("v2"), case_of("v2").args())
-    with pytest.raises(RuntimeError, match="no such cell"):
-        op(*(inputs | {"cell": cell, "activation": activation}).values())
+    with pytest.raises(RuntimeError, match="no such w_(cell|activation)"):
+        op(*(inputs | {"w_cell": cell, "w_activation": activation}).values())
 
 
 @needs_cpu

@@ -199,7 +199,7 @@ def test_other_precision_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_start_has_its_own_worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seeds, module = [], sys.modules["fastwm.runner.train"]
+    seeds, module = [], sys.modules["fastwm.runner.shard"]
     make_env = module.make_env  # type: ignore[attr-defined]
 
     def watched(name: str, num_envs: int, seed: int, **options: Any) -> Any:

@@ -32,6 +32,11 @@ def marks(x: Tensor) -> Tensor:
     return x.isnan() if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool)
 
 
+def differs(x: Tensor, y: Tensor) -> Tensor:
+    """Where numbers differ by more than the rounding of a product, which may depend on where its operands lie."""
+    return ~torch.isclose(x.double(), y.double(), rtol=1e-5, atol=1e-6)
+
+
 def others(x: Tensor) -> Tensor:
     """The rows without NaN; nothing of what has no rows."""
     axis = x.shape.index(B) if B in x.shape else None
@@ -60,15 +65,16 @@ def check(case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
         ours, wanted = run(case, broken), reference(case, broken)
         moved = reference(case, tree_unflatten(changed(leaves, i, 0.37), spec))
         by_row = B in leaf.shape
+        depends = {name: differs(x, moved[name]) for name, x in plain.items()}
         for name, x in ours.items():
             where = f"{case.name}: NaN in leaf {i} {list(leaf.shape)}, {name} {list(x.shape)}"
             missing = marks(wanted[name]) & ~marks(x)
             surplus = marks(x) & ~marks(wanted[name])
             if name.startswith("output"):
-                missing |= (plain[name] != moved[name]) & ~marks(x) if x.is_floating_point() else False
+                missing |= depends[name] & ~marks(x) if x.is_floating_point() else False
                 assert not surplus.any(), where
             # NaN in a row of a weight that no latent selects is not read by kernels.
-            assert not (missing & (by_row | (plain[name] != moved[name]))).any(), where
+            assert not (missing & (by_row | depends[name])).any(), where
             if by_row:
                 assert torch.equal(others(x), others(clean[name])), where
 

@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -290,19 +291,32 @@ def test_the_lock_is_no_other_file(stranger: Path, capsys: Any) -> None:
 # Sizes
 
 
-@pytest.mark.parametrize(
-    "change", [{"added": 10**12, "chunk_rows": 1}, {"chunk_rows": 0}, {"rows": 0}, {"queue": ["x"]}, {"added": 10**30}]
-)
-def test_numbers_of_a_replay_are_checked(stranger: Path, capsys: Any, change: dict[str, Any]) -> None:
-    path = newest(stranger)
-    tree = json.loads((path / checkpoint.STATE).read_text())
-    state = unpack(tree, load_file(path / checkpoint.STATE_TENSORS))
-    state["more"] |= change
+@contextmanager
+def state_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The state of a checkpoint, to be changed as a stranger would, checksums and all."""
+    state = unpack(json.loads((path / checkpoint.STATE).read_text()), load_file(path / checkpoint.STATE_TENSORS))
+    yield state
     tree, tensors = pack(state)
     (path / checkpoint.STATE).write_text(json.dumps(tree))
     save_file(tensors, path / checkpoint.STATE_TENSORS)
     resum(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"added": 10**12, "chunk_rows": 1}, {"chunk_rows": 0}, {"rows": 0}, {"queue": ["x"]}, {"added": 10**30}]
+)
+def test_numbers_of_a_replay_are_checked(stranger: Path, capsys: Any, change: dict[str, Any]) -> None:
+    with state_of(newest(stranger)) as state:
+        state["more"] |= change
     assert "is damaged" in error_of(main(["dream", str(stranger)]), capsys)
+
+
+@pytest.mark.parametrize("moment", [torch.zeros(3), torch.tensor(0.0), "nu"])
+def test_moments_of_an_optimiser_are_checked(stranger: Path, capsys: Any, moment: Any) -> None:
+    with state_of(newest(stranger)) as state:
+        state["extra"]["optimizer"]["state"][0]["nu"] = moment
+    error = error_of(main(["train", "dreamer_v3", "--logdir", str(stranger), "--steps", "500"]), capsys)
+    assert "nu of optimiser optimizer is" in error
 
 
 def test_settings_take_no_memory_before_they_fit(stranger: Path, capsys: Any) -> None:

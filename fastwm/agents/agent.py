@@ -191,6 +191,11 @@ class Agent(nn.Module, ABC):
         """What `get_extra_state` gave; optimisers that an empty one lacks begin anew."""
         for name, optimizer in self.optimizers().items() if state else ():
             optimizer.load_state_dict(clone(state[name]))  # torch's optimisers would share the tensors
+            for p, kept in optimizer.state.items():
+                for key, x in kept.items():
+                    if not isinstance(x, Tensor) or (x.shape != p.shape and key != "step"):
+                        found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                        raise ValueError(f"{key} of optimiser {name} is {found}, of a parameter {list(p.shape)}")
 
     @property
     def reduced_precision(self) -> bool:

@@ -136,7 +136,7 @@ def _check(
 ) -> None:  # fmt: skip
     check_dims(tokens=(tokens, "[T, B, E]"), action=(action, "[T, B, A]"))
     check_dims(deter=(deter, "[B, D]"), stoch=(stoch, "[B, S, C]" if kind.classes else "[B, S]"))
-    if len(tokens) == 0:
+    if tokens.shape[0] == 0:  # len() would fix the size in a traced graph
         raise ValueError(f"expected tokens [T, B, E] with T >= 1, got {list(tokens.shape)}")
     (T, B, E), A, D, S = tokens.shape, action.shape[2], deter.shape[1], stoch.shape[1]
     latent_shape = (B, S, kind.classes) if kind.classes else (B, S)

@@ -97,7 +97,7 @@ def _check(
 ) -> None:
     check_dims(tokens=(tokens, "[T, B, E]"), action=(action, "[T, B, A]"))
     check_dims(deter=(deter, "[B, D]"), stoch=(stoch, "[B, S, C]"))
-    if len(tokens) == 0:
+    if tokens.shape[0] == 0:  # len() would fix the size in a traced graph
         raise ValueError(f"expected tokens [T, B, E] with T >= 1, got {list(tokens.shape)}")
     (T, B, E), D, (S, C) = tokens.shape, deter.shape[1], stoch.shape[1:]
     U, A = len(w.embed_deter.weight), action.shape[2]

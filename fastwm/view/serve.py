@@ -40,5 +40,8 @@ def view(logdir: Path, port: int = 0, browser: bool = True, trust: bool = False)
         print(f"{logdir}: {address}  (Ctrl-C ends it)", flush=True)
         if browser:
             webbrowser.open(address)
-        server = uvicorn.Server(uvicorn.Config(make_app(run, port), log_level="warning", server_header=False))
+        server = uvicorn.Server(uvicorn.Config(
+            make_app(run, port), log_level="warning", server_header=False,
+            timeout_graceful_shutdown=5,  # a browser keeps connections open
+        ))  # fmt: skip
         server.run(sockets=[listener])
