@@ -2,6 +2,7 @@
 
 import socket
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 
 from fastwm.errors import FastwmError
@@ -44,4 +45,5 @@ def view(logdir: Path, port: int = 0, browser: bool = True, trust: bool = False)
             make_app(run, port), log_level="warning", server_header=False,
             timeout_graceful_shutdown=5,  # a browser keeps connections open
         ))  # fmt: skip
-        server.run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # uvicorn raises it once more after its shutdown
+            server.run(sockets=[listener])
