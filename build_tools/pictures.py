@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
-from render import OURS, ROOT, TASKS, fastest_peer, latest, milliseconds
+from render import OURS, ROOT, TASKS, fastest_peer, latest, load, milliseconds
 
 IMAGES = ROOT / "docs/images"
 DARK, MAIN, LIGHT, PALE, GREY, WARM = "#0b7a75", "#3fb8af", "#a8dedb", "#e6f5f4", "#b0b7bf", "#f2b56b"
@@ -88,6 +88,28 @@ def update() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- concepts
+
+
+@drawing
+def finger_spin() -> None:
+    """Our scores on a task of the published table over its curve."""
+    from fastwm.runner.curves import published
+
+    (row,) = load("reproduce/dmc_finger_spin.json")["rows"]
+    curve, score = published("dmc_proprio")[row["task"]], row["evaluation"]
+    shown = curve.steps <= 100_000
+    steps, mean, std = curve.steps[shown], curve.mean[shown], curve.std[shown]
+    figure, panel = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    panel.plot(steps, mean, color=GREY, label=f"published, {curve.seeds} seeds, and 2 deviations")
+    panel.fill_between(steps, mean - 2 * std, mean + 2 * std, color=GREY, alpha=0.25, lw=0)
+    panel.plot(row["environment_steps"], row["mean"], "o", color=MAIN, label="fastwm, episodes of training")
+    panel.errorbar(score["environment_steps"], score["mean"], score["std"], fmt="s", color=DARK, capsize=3,
+                   label=f"fastwm, {score['episodes']} episodes after training")  # fmt: skip
+    panel.set(xlabel="environment steps", ylabel="return", title="dmc_proprio: finger_spin, one seed", ylim=(-20, 1000))
+    panel.grid(alpha=0.3)
+    panel.legend(loc="upper left", fontsize=8)
+    figure.savefig(IMAGES / "finger_spin.png", dpi=110)
+    plt.close(figure)
 
 
 @drawing

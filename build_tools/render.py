@@ -374,6 +374,12 @@ def scores(task: str, agent: str = "") -> str:
     return table(head, rows) + "\n\n" + conditions(f"learning/{task}.json")
 
 
+def evaluated(score: dict[str, float] | None) -> str:
+    if score is None:
+        return ""
+    return f"{mean_and_deviation(score)} over {score['episodes']} episodes at {score['environment_steps']:,} steps"
+
+
 @piece
 def reproduced() -> str:
     """Scores on published benchmarks, a row a task and agent, from the files that `fastwm reproduce` writes."""
@@ -385,11 +391,12 @@ def reproduced() -> str:
             rows.append([
                 f"`{row['task']}`", NAMES[row["agent"]], passed, ", ".join(f"{score:.0f}" for score in row["scores"]),
                 *("" if row[key] is None else f"{row[key]:.0f}" for key in ("published", "wanted")),
-                f"{row['environment_steps']:,}" if row["environment_steps"] else "", f"{row['seconds'] / 60:.0f}",
+                f"{row['environment_steps']:,}" if row["environment_steps"] else "", evaluated(row.get("evaluation")),
+                f"{row['seconds'] / 60:.0f}",
                 f"{result['machine']['device']}, commit `{result['machine']['commit']}`{result.get('conditions', '')}",
             ])  # fmt: skip
-    head = ["task", "agent", "gate", "score of each seed", "published", "at least", "environment steps", "minutes",
-            "machine"]  # fmt: skip
+    head = ["task", "agent", "gate", "score of each seed", "published", "at least", "environment steps", "evaluated",
+            "minutes", "machine"]  # fmt: skip
     return table(head, rows, left=3) + "\n\nSource: `bench/results/reproduce`."
 
 
