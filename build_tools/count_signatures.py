@@ -30,7 +30,7 @@ def git(*arguments: str) -> str:
 
 
 def count(path: str, text: str) -> tuple[str, int]:
-    """What a file has of one kind, in lines."""
+    """The number of lines of one kind in a file."""
     lines = text.count("\n")
     if path.startswith("fastwm/ops/") and path.endswith(".toml"):
         return "declarations", lines

@@ -76,7 +76,7 @@ def train(args: Sequence[str]) -> None:
 
 
 def settings(name: str, args: Sequence[str], group: Alone) -> tuple[str, Any]:
-    """What the command line of `fastwm train` asks for."""
+    """The run that the command line of `fastwm train` asks for."""
     import tyro
 
     from fastwm.agents import agent_spec
@@ -209,7 +209,7 @@ def evaluate(args: Sequence[str]) -> None:
         print(f"  {name}: {score['mean']:.1f} +- {score['std']:.1f} (standard error {score['stderr']:.1f})")
     if options.video:
         paths, total = film(options.logdir, options.seed, options.device, options.trust, options.best)
-        print(f"wrote {', '.join(map(str, paths))}: an episode of return {total:.1f}")
+        print(f"wrote {', '.join(map(str, paths))}: the film shows a return of {total:.1f}")
 
 
 def dream(args: Sequence[str]) -> None:

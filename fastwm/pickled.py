@@ -64,7 +64,7 @@ def _scalar(dtype: Any, data: Any) -> _Array:
 
 
 STANDINS: dict[tuple[str, str], Any] = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype}
-"""What an array's pickle calls, replaced by functions that check every argument."""
+"""Functions that check every argument, in place of those that an array's pickle calls."""
 for _core in ("numpy.core", "numpy._core"):
     STANDINS |= {
         (f"{_core}.multiarray", "_reconstruct"): lambda *_: _Array(),

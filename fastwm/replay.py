@@ -158,7 +158,7 @@ class Replay:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """What is sampled inside changes nothing of what is sampled later."""
+        """Samples drawn inside change nothing of those drawn later."""
         queue, generator = self._queue.copy(), self._generator.get_state()
         try:
             yield

@@ -69,7 +69,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     run += ["--num-envs", "2", "--batch-size", "2", "--batch-length", "8", "--train-ratio", "1", *sizes]
     assert main(run) == 0
     assert main(["eval", str(tmp_path), "--episodes", "1", "--trust", "--video"]) == 0
-    assert "an episode of return 9.0" in capsys.readouterr().out
+    assert "the film shows a return of 9.0" in capsys.readouterr().out
     assert main(["dream", str(tmp_path), "--trust", "--video"]) == 0
     for name in ("episode", "dream-image"):
         assert (tmp_path / "videos" / f"{name}.gif").stat().st_size > 1000

@@ -188,7 +188,7 @@ class Agent(nn.Module, ABC):
         return {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """What `get_extra_state` gave; optimisers that an empty one lacks begin anew."""
+        """Takes what `get_extra_state` gave; optimisers that an empty one lacks begin anew."""
         for name, optimizer in self.optimizers().items() if state else ():
             optimizer.load_state_dict(clone(state[name]))  # torch's optimisers would share the tensors
             for p, kept in optimizer.state.items():

@@ -34,7 +34,7 @@ class Input:
     dtype: torch.dtype = torch.float32
     kind: str = "value"
     classes: int = 0
-    """Of integers: values are below this number."""
+    """Integers are below this number."""
 
     def draw(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """A random value [batch, ...]: noise, or anything that the input may be."""
@@ -145,7 +145,7 @@ class DreamerActs(Step):
 
 
 class RSSMImagines(Step):
-    """What an action leads to by the prior: the next state, and all that is predicted there.
+    """The next state by the prior after an action, and all that is predicted there.
 
     At a temperature other than 1 the latents are drawn from logits divided by it, or with deviations times it.
     """

@@ -34,7 +34,7 @@ class Shard:
     """
 
     at: list[int] = [0, 0]  # noqa: RUF012
-    """Of an actor's rows: the chunk being read, and how many of its rows were taken."""
+    """The chunk of an actor's rows that is being read, and how many of its rows were taken."""
     updates = 0
 
     def __init__(self, number: int, config: TrainConfig[Any], env: VecEnv, agent: Agent):
@@ -228,7 +228,7 @@ def saved_replay(saved: Path, logdir: Path, config: TrainConfig[Any], agent: Age
 
 
 def stream_keys(config: TrainConfig[Any], shards: range) -> list[int]:
-    """Of the noise that the shards' updates draw."""
+    """Keys of the noise that the shards' updates draw."""
     return [shard_seed(config.seed, number, 2) for number in shards]
 
 

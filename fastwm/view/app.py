@@ -107,7 +107,7 @@ CALLS: dict[str, Callable[[Run, dict[str, Any]], Any]] = {
     "episode": lambda run, body: run.episode(whole(body, "seed")),
     "window": lambda run, body: run.window(whole(body, "seed")),
 }
-"""What the page may ask for, by `POST /api/<name>`."""
+"""The calls that the page may make, by `POST /api/<name>`."""
 
 
 def make_app(run: Run, port: int) -> Any:

@@ -1,4 +1,4 @@
-"""What the page shows of a run's folder, as JSON. A stranger's folder runs no code and is not believed."""
+"""A run's folder as the page shows it, in JSON. A stranger's folder runs no code and is not believed."""
 
 import base64
 import io
